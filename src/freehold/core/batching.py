@@ -1,0 +1,98 @@
+"""`custom_vmap`: a pure function of trees that brings its own rule for `torch.func.vmap`.
+
+    @custom_vmap
+    def f(a, b): ...                    # the definition: one client
+
+    @f.def_vmap
+    def _(size, a, b): ...              # the same for `size` of them: each tensor has a leading axis
+
+What `jax.custom_batching.custom_vmap` is for JAX. Without a rule, outside of a vmap, under several, or if something is to be
+differentiated through it, `f` is its definition, so transforms may be nested around it at will. The rule sees every tensor
+stacked (one that is not mapped is expanded, stride 0).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class custom_vmap(Generic[P, R]):
+    """Decorate a definition; `def_vmap` gives it a rule for a whole cohort."""
+
+    def __init__(self, fn: Callable[P, R]) -> None:
+        functools.update_wrapper(self, fn)
+        self.fn = fn
+        self.rule: Callable[..., R] | None = None
+
+    def def_vmap(self, rule: Callable[..., R] | None) -> Callable[..., R] | None:
+        """Set the rule, called as `rule(size, *args, **kwargs)`; None takes it away."""
+        self.rule = rule
+        return rule
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """The rule under exactly one `vmap`, the definition anywhere else."""
+        if self.rule is None or not _in_one_vmap():
+            return self.fn(*args, **kwargs)
+        flat, spec = tree_flatten((args, kwargs))
+        call = _Call(self.fn, self.rule, flat, spec)
+        out = _Primitive.apply(call, *(x for x in flat if isinstance(x, Tensor)))  # type: ignore[no-untyped-call]
+        result: R = tree_unflatten(out, call.out_spec)
+        return result
+
+
+def _in_one_vmap() -> bool:
+    # functorch has no public way to ask which transforms are active.
+    active = torch._C._functorch.get_interpreter_stack() or ()
+    return len(active) == 1 and active[0].key() == torch._C._functorch.TransformType.Vmap
+
+
+class _Call:
+    """One call, as a function of its tensors only."""
+
+    def __init__(self, fn: Callable[..., Any], rule: Callable[..., Any], flat: Sequence[Any], spec: Any) -> None:
+        self.fn, self.rule, self.spec = fn, rule, spec
+        self.still = [None if isinstance(x, Tensor) else x for x in flat]
+        self.slots = [i for i, x in enumerate(flat) if isinstance(x, Tensor)]
+        self.out_spec: Any = None
+
+    def __call__(self, tensors: Sequence[Tensor], size: int | None = None) -> tuple[Tensor, ...]:
+        flat = list(self.still)
+        for slot, tensor in zip(self.slots, tensors, strict=True):
+            flat[slot] = tensor
+        args, kwargs = tree_unflatten(flat, self.spec)
+        out = self.fn(*args, **kwargs) if size is None else self.rule(size, *args, **kwargs)
+        leaves, self.out_spec = tree_flatten(out)
+        return tuple(leaves)
+
+
+class _Primitive(torch.autograd.Function):
+    generate_vmap_rule = False
+
+    @staticmethod
+    def forward(call: _Call, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return call(tensors)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, call: _Call, *tensors: Tensor) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+        size = info.batch_size
+        stacked = [
+            t.expand(size, *t.shape) if dim is None else t.movedim(dim, 0) for t, dim in zip(tensors, in_dims[1:], strict=True)
+        ]
+        if any(t.requires_grad for t in tensors):  # autograd looks on: only the definition can be differentiated
+            out = torch.func.vmap(lambda *ts: call(ts), randomness=info.randomness)(*stacked)
+        else:
+            out = call(stacked, size)
+        return tuple(out), (0,) * len(out)

@@ -1,0 +1,62 @@
+"""Randomness as a function of its arguments: seeds from a digest, uniform and normal numbers from a key and a position.
+
+A counter-based generator (Salmon et al., SC 2011) has no state to carry along, so a step of local training draws the same
+dropout mask alone, in a padded batch, and as one of a thousand clients under `vmap`. The mixing function is splitmix64's
+(Steele, Lea, Flood, OOPSLA 2014). It is made for simulation and dropout, not for secrets.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def digest_seed(*parts: str | int) -> int:
+    """A seed in [0, 2**63) that is the same in every process and on every machine."""
+    text = "|".join(f"{type(part).__name__}:{part}" for part in parts)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
+
+
+def generator(*parts: str | int) -> torch.Generator:
+    """A torch generator that starts from `digest_seed(*parts)`."""
+    return torch.Generator().manual_seed(digest_seed(*parts))
+
+
+def fold(key: Tensor, data: Tensor | int) -> Tensor:
+    """A new key from a key and a number, as `jax.random.fold_in`; int64, any shape that broadcasts."""
+    return _mix(key + _mix(torch.as_tensor(data, dtype=torch.int64, device=key.device) * _GOLDEN + _GOLDEN))
+
+
+def uniform(key: Tensor, shape: Sequence[int], *, dtype: torch.dtype) -> Tensor:
+    """Numbers in [0, 1), of shape `shape`; number i in row-major order depends on `key` [] and i alone."""
+    count = torch.arange(math.prod(shape), device=key.device)
+    bits = _shift(_mix(key + count * _GOLDEN), 11)
+    return (bits.to(torch.float64) * 2.0**-53).to(dtype).clamp(max=1 - torch.finfo(dtype).eps).reshape(tuple(shape))
+
+
+def normal(key: Tensor, shape: Sequence[int], *, dtype: torch.dtype) -> Tensor:
+    """Standard normal numbers of shape `shape` (Box and Muller 1958), as `uniform`."""
+    radius = uniform(fold(key, 1), shape, dtype=torch.float64)
+    angle = uniform(fold(key, 2), shape, dtype=torch.float64)
+    return ((-2 * torch.log1p(-radius)).sqrt() * torch.cos(2 * math.pi * angle)).to(dtype)
+
+
+# splitmix64's constants, as signed 64-bit integers: torch has no unsigned arithmetic, and products wrap around the same.
+_GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
+_FIRST = 0xBF58476D1CE4E5B9 - (1 << 64)
+_SECOND = 0x94D049BB133111EB - (1 << 64)
+
+
+def _shift(z: Tensor, by: int) -> Tensor:
+    """A logical shift to the right; torch's own keeps the sign."""
+    return (z >> by) & ((1 << (64 - by)) - 1)
+
+
+def _mix(z: Tensor) -> Tensor:
+    z = (z ^ _shift(z, 30)) * _FIRST
+    z = (z ^ _shift(z, 27)) * _SECOND
+    return z ^ _shift(z, 31)

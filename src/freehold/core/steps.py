@@ -1,0 +1,86 @@
+"""One client's local steps, by reference to the rows of a table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import register_pytree_node
+
+Batch: TypeAlias = Mapping[str, Tensor]
+"""One step's examples: `x` [B, ...], `y` [B], `real` [B] (False: padding, counts nothing), `live` [] (False: the whole
+step is padding), `key` [] int64 (seeds dropout and noise)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Steps:
+    """The local steps of one client in one round, iterable as batches.
+
+    Clients have unequal data: on the vector engine, rows, batches and steps are padded to those of the largest client in
+    sight, and the masks say what is real. With `trim` (the loop engine) nothing is padded, and a module may do with a batch
+    what it likes.
+    """
+
+    table: Mapping[str, Tensor]
+    """`x` [T, ...] and `y` [T]: perhaps everybody's, on a simulating machine; never copied per client."""
+    rows: Tensor
+    """[N] int64: this client's training rows of the table."""
+    present: Tensor
+    """[N] bool: which of `rows` are not padding."""
+    picks: Tensor
+    """[S, B] int64, into `rows`: what each step reads."""
+    real: Tensor
+    """[S, B] bool: which picks are not padding."""
+    live: Tensor
+    """[S] bool: which steps are not padding. A live step may be empty (Poisson sampling)."""
+    keys: Tensor
+    """[S] int64: a key for each step."""
+    trim: bool = False
+    """Whether batches come without their padding."""
+
+    def __len__(self) -> int:
+        return self.picks.shape[0]
+
+    def __iter__(self) -> Iterator[Batch]:
+        for pick, real, live, key in zip(*(t.unbind(0) for t in (self.picks, self.real, self.live, self.keys)), strict=True):
+            if self.trim:
+                kept = real if bool(real.any()) else slice(1)  # an empty step keeps one masked example: no zero-sized tensors
+                pick, real = pick[kept], real[kept]
+            yield {**self._read(self.rows[pick]), "real": real, "live": live, "key": key}
+
+    def everything(self) -> Batch:
+        """All training rows of the client as one batch [N]."""
+        return {**self._read(self.rows), "real": self.present, "live": self.present.any(), "key": self.keys[0]}
+
+    def ahead(self, by: int) -> Steps:
+        """The same steps, each reading what the one `by` places later reads; the last live ones read the last live one."""
+        last = self.live.sum() - 1
+        at = torch.minimum(torch.arange(len(self), device=self.live.device) + by, last).clamp(min=0)
+        return replace(self, picks=self.picks[at], real=self.real[at], keys=self.keys[at])
+
+    def _read(self, rows: Tensor) -> dict[str, Tensor]:
+        return {name: column[rows] for name, column in self.table.items()}
+
+    def per_client(self) -> tuple[Tensor, ...]:
+        """The tensors that differ between clients: all but the table."""
+        return self.rows, self.present, self.picks, self.real, self.live, self.keys
+
+    def of_client(self, own: tuple[Tensor, ...]) -> Steps:
+        """The steps of the client whose `per_client` these are, over the same table."""
+        return Steps.from_tensors(self.table, own, self.trim)
+
+    @classmethod
+    def from_tensors(cls, table: Mapping[str, Tensor], own: tuple[Tensor, ...], trim: bool) -> Steps:
+        """Put together what `per_client` took apart."""
+        rows, present, picks, real, live, keys = own
+        return cls(table=table, rows=rows, present=present, picks=picks, real=real, live=live, keys=keys, trim=trim)
+
+
+register_pytree_node(
+    Steps,
+    lambda s: ([s.table, *s.per_client()], s.trim),
+    lambda kept, trim: (lambda table, *own: Steps.from_tensors(table, own, trim))(*kept),
+)

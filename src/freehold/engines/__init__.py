@@ -1,0 +1,8 @@
+"""Engines run a cohort: `loop`, one client at a time; `vector`, all clients of a chunk as one batched program."""
+
+from freehold.engines.feed import Feed, Work
+from freehold.engines.loop import LoopEngine
+from freehold.engines.store import PersonalStore
+from freehold.engines.vector import VectorEngine
+
+__all__ = ["Feed", "LoopEngine", "PersonalStore", "VectorEngine", "Work"]

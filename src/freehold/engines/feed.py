@@ -1,0 +1,135 @@
+"""What engines feed clients with: everybody's rows in one table, and each round's local steps drawn from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from freehold.core import Batch, Steps, digest_seed, generator, tree_map
+from freehold.errors import UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """How much a client trains in a round: whole passes over its data (`epochs`), or a number of `steps`."""
+
+    batch_size: int
+    epochs: int | None = None
+    steps: int | None = None
+    continuing: bool = False
+    """Whether a round of `steps` goes on in the client's shuffled data where the last one stopped."""
+    poisson: bool = False
+    """Whether each step draws every example with probability batch_size / n (DP-SGD's accounting needs it)."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or (self.epochs is None) == (self.steps is None) or (self.epochs or self.steps or 0) < 1:
+            raise UsageError(
+                f"batch_size={self.batch_size}, epochs={self.epochs}, steps={self.steps} is no amount of work.",
+                hint="Give a batch size of at least 1, and either epochs or steps, at least 1.",
+            )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Feed:
+    """The data of a simulation: a table, and whose rows are whose."""
+
+    x: Tensor
+    """[T, ...]."""
+    y: Tensor
+    """[T]."""
+    rows: Mapping[str, Mapping[str, Tensor]]
+    """client -> split ("train", "validation", "test") -> rows of the table [N]."""
+    seed: int = 0
+
+    def size(self, client: str, split: str = "train") -> int:
+        """Examples of a client in a split."""
+        return len(self.rows[client][split])
+
+    def batch(self, client: str, split: str) -> Batch:
+        """All examples of a client's split as one batch [N]."""
+        rows = self.rows[client][split]
+        real = torch.ones(len(rows), dtype=torch.bool)
+        return {"x": self.x[rows], "y": self.y[rows], "real": real, "live": real.any(), "key": torch.zeros((), dtype=torch.int64)}
+
+    def steps(self, client: str, index: int, work: Work) -> Steps:
+        """The local steps of one client in round `index`, without padding but in ragged last batches."""
+        rows = self.rows[client]["train"]
+        picks = self._picks(client, index, work, len(rows))
+        width = max(1, max(map(len, picks)))
+        table = torch.zeros(len(picks), width, dtype=torch.int64)
+        real = torch.zeros(len(picks), width, dtype=torch.bool)
+        for s, pick in enumerate(picks):
+            table[s, : len(pick)], real[s, : len(pick)] = pick, True
+        return Steps(
+            table={"x": self.x, "y": self.y},
+            rows=rows,
+            present=torch.ones(len(rows), dtype=torch.bool),
+            picks=table,
+            real=real,
+            live=torch.ones(len(picks), dtype=torch.bool),
+            keys=torch.randint(2**62, (len(picks),), generator=generator("keys", self.seed, index, client)),
+            trim=True,
+        )
+
+    def _picks(self, client: str, index: int, work: Work, size: int) -> list[Tensor]:
+        if work.poisson:
+            count = work.steps or (work.epochs or 0) * max(1, -(-size // work.batch_size))
+            chance = torch.rand(count, size, generator=generator("poisson", self.seed, index, client))
+            return [row.nonzero().flatten() for row in chance < work.batch_size / size]
+        per_pass = -(-size // work.batch_size)
+        if work.epochs is not None:
+            first, last = index * work.epochs * per_pass, (index + 1) * work.epochs * per_pass
+        elif work.continuing:
+            first, last = index * (work.steps or 0), (index + 1) * (work.steps or 0)
+        else:  # every round starts a new shuffle: passes are numbered so that no two rounds share one
+            passes = -(-(work.steps or 0) // per_pass)
+            first = index * passes * per_pass
+            last = first + (work.steps or 0)
+        orders = {p: _order(self.seed, client, p, size) for p in range(first // per_pass, (last - 1) // per_pass + 1)}
+        b = work.batch_size
+        return [orders[t // per_pass][(t % per_pass) * b : (t % per_pass + 1) * b] for t in range(first, last)]
+
+
+def pad(each: Sequence[Steps]) -> Steps:
+    """Several clients' steps as one, with a leading client axis and masks; the table is shared."""
+    wide = {
+        "rows": max(len(s.rows) for s in each),
+        "steps": max(len(s) for s in each),
+        "batch": max(s.picks.shape[1] for s in each),
+    }
+
+    def grown(t: Tensor, *shape: int) -> Tensor:
+        out = t.new_zeros(shape)
+        out[tuple(slice(n) for n in t.shape)] = t
+        return out
+
+    steps, batch = wide["steps"], wide["batch"]
+    return Steps(
+        table=each[0].table,
+        # Padding reads the client's own first row: any other could be another client's.
+        rows=torch.stack([torch.cat([s.rows, s.rows[:1].expand(wide["rows"] - len(s.rows))]) for s in each]),
+        present=torch.stack([grown(s.present, wide["rows"]) for s in each]),
+        picks=torch.stack([grown(s.picks, steps, batch) for s in each]),
+        real=torch.stack([grown(s.real, steps, batch) for s in each]),
+        live=torch.stack([grown(s.live, steps) for s in each]),
+        keys=torch.stack([grown(s.keys, steps) for s in each]),
+    )
+
+
+def pad_batches(each: Sequence[Batch]) -> Batch:
+    """Several clients' batches as one, with a leading client axis; padding is not `real`."""
+    wide = max(len(b["real"]) for b in each)
+
+    def grown(t: Tensor) -> Tensor:
+        return torch.cat([t, t.new_zeros(wide - len(t), *t.shape[1:])]) if t.dim() else t
+
+    return tree_map(lambda *ts: torch.stack([grown(t) for t in ts]), *each)
+
+
+@lru_cache(maxsize=4096)
+def _order(seed: int, client: str, pass_: int, size: int) -> Tensor:
+    return torch.randperm(size, generator=torch.Generator().manual_seed(digest_seed("order", seed, client, pass_)))

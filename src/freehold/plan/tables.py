@@ -1,0 +1,177 @@
+"""The tables of a plan, as frozen structs. Made in Python or read from TOML, one that contradicts itself is a `PlanError`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from freehold.errors import PlanError
+from freehold.plan.checks import (
+    FORMAT,
+    check_digest,
+    check_format,
+    check_least,
+    check_name,
+    check_positive,
+    check_range,
+    check_work,
+)
+from freehold.plan.spec import Contribution
+
+Scalar = str | int | float | bool
+"""What an option or a hyper-parameter may be."""
+
+
+class TaskRef(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The learning problem, by name and version; `digest` pins its code."""
+
+    name: str
+    version: str = "1"
+    digest: str = ""
+    options: dict[str, Scalar] = {}
+
+    def __post_init__(self) -> None:
+        check_name("task.name", self.name)
+        if self.digest:
+            check_digest("task.digest", self.digest)
+
+
+class WrapperRef(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """An `Algorithm -> Algorithm` wrapper, for instance `clip` or `server-momentum`."""
+
+    name: str
+    hyperparameters: dict[str, Scalar] = {}
+
+    def __post_init__(self) -> None:
+        check_name("A wrapper's name", self.name)
+
+
+class AlgorithmRef(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A registered algorithm, with what differs from its default hyper-parameters; wrappers apply in order, innermost first."""
+
+    name: str
+    hyperparameters: dict[str, Scalar] = {}
+    wrappers: tuple[WrapperRef, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_name("An algorithm's name", self.name)
+
+
+class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How long and in which bites the cohort trains: each round either `epochs` over the client's data, or `steps` batches.
+
+    No `weighting`: the algorithm's own.
+    """
+
+    rounds: int
+    batch_size: int
+    epochs: int | None = None
+    steps: int | None = None
+    seed: int = 0
+    weighting: Literal["examples", "uniform"] | None = None
+    continuing: bool = False
+
+    def __post_init__(self) -> None:
+        check_least("training.rounds", self.rounds, 1)
+        check_least("training.batch_size", self.batch_size, 1)
+        check_range("training.seed", self.seed, 0, 2**63 - 1)
+        check_work("training", self.epochs, self.steps)
+
+
+class Work(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """An amount of local work: either `epochs` over the client's data, or `steps` batches."""
+
+    epochs: int | None = None
+    steps: int | None = None
+
+    def __post_init__(self) -> None:
+        check_work("adaptation", self.epochs, self.steps)
+
+
+class RoundPolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Whom a round asks and when it counts. No `cohort`: all that are enrolled; no `quorum`: all that were asked must answer."""
+
+    cohort: int | None = None
+    quorum: int | None = None
+    deadline_s: float = 600.0
+
+    def __post_init__(self) -> None:
+        if self.cohort is not None:
+            check_least("round.cohort", self.cohort, 1)
+        if self.quorum is not None:
+            check_least("round.quorum", self.quorum, 1)
+        if self.cohort is not None and self.quorum is not None and self.quorum > self.cohort:
+            raise PlanError(
+                f"round.quorum is {self.quorum}, but must lie between 1 and round.cohort, {self.cohort}.",
+                hint="Lower round.quorum or raise round.cohort.",
+            )
+        check_positive("round.deadline_s", self.deadline_s)
+
+
+class Privacy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is promised, and for whom.
+
+    `record`: DP-SGD in the trainer, for tasks that the owner trusts. `client`: the guard clips and adds noise. `none`: nothing.
+    """
+
+    unit: Literal["none", "record", "client"] = "none"
+    max_norm: float | None = None
+    noise_multiplier: float | None = None
+    expected_batch: float | None = None
+    delta: float = 1e-5
+
+    def __post_init__(self) -> None:
+        for name in _USED["record"]:
+            value: float | None = getattr(self, name)
+            used = name in _USED[self.unit]
+            if used and value is None:
+                raise PlanError(
+                    f'privacy.unit is "{self.unit}", which needs privacy.{name}, and there is none.',
+                    hint=f'Add {name} to [privacy], or say unit = "none" and promise nothing.',
+                )
+            if value is not None and not used:
+                raise PlanError(
+                    f'privacy.{name} is set, but privacy.unit is "{self.unit}", which does not use it.',
+                    hint=f"Leave {name} out, or choose the unit that it belongs to.",
+                )
+            if value is not None:
+                check_positive(f"privacy.{name}", value)
+        if not 0 < self.delta < 1:
+            raise PlanError(
+                f"privacy.delta is {self.delta}, but must lie between 0 and 1.",
+                hint="Choose it well below 1 / the number of records (or clients) that the promise is about.",
+            )
+
+
+_USED = {
+    "none": (),
+    "record": ("max_norm", "noise_multiplier", "expected_batch"),
+    "client": ("max_norm", "noise_multiplier"),
+}
+"""Which figures the promise of each unit rests on."""
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A whole run. The same plan is tried in the simulator and run on the federation.
+
+    No `adaptation`: as much work as in a round of training.
+    """
+
+    format: int = FORMAT
+    name: str
+    task: TaskRef
+    algorithm: AlgorithmRef
+    training: Training
+    adaptation: Work | None = None
+    round: RoundPolicy = msgspec.field(default_factory=RoundPolicy)
+    privacy: Privacy = msgspec.field(default_factory=Privacy)
+    contribution: Contribution = msgspec.field(default_factory=Contribution)
+    companions: tuple[AlgorithmRef, ...] = ()
+    min_examples: int = 10
+    clients: Literal["silos", "devices"] = "silos"
+
+    def __post_init__(self) -> None:
+        check_format(self.format)
+        check_name("name", self.name)
+        check_least("min_examples", self.min_examples, 1)

@@ -1,0 +1,30 @@
+"""The honest report: who gains, who loses and for whom the data cannot tell, as tables, JSON and HTML.
+
+HTML is in `freehold.report.page` (`page`, `fragment`), the only part that loads matplotlib and jinja2.
+"""
+
+from freehold.report.document import dumps, from_json, to_json
+from freehold.report.intervals import Paired, Verdict
+from freehold.report.result import ClientFacts, Comparison, Row, SeedResult
+from freehold.report.summary import ClientSummary, RowSummary, summarize
+from freehold.report.tables import client_lines, facts_lines, lines
+from freehold.report.wording import finding
+
+__all__ = [
+    "ClientFacts",
+    "ClientSummary",
+    "Comparison",
+    "Paired",
+    "Row",
+    "RowSummary",
+    "SeedResult",
+    "Verdict",
+    "client_lines",
+    "dumps",
+    "facts_lines",
+    "finding",
+    "from_json",
+    "lines",
+    "summarize",
+    "to_json",
+]

@@ -1,0 +1,276 @@
+"""The report as JSON: every figure of every seed, so that the comparison can be rebuilt; docs/reference/report-json.md.
+
+Fields keep the order of that page, clients and rows that of the comparison, other mappings are sorted by key (label
+shares keep the order of the classes). What is not finite is null, never NaN.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import TypeVar
+
+import msgspec
+
+from freehold.errors import Unreadable
+from freehold.report.intervals import Paired
+from freehold.report.result import ClientFacts, Comparison, Problem, Row, SeedResult, Splits
+from freehold.report.summary import RowSummary, seed_mean, summarize
+
+FORMAT = 1
+T = TypeVar("T")
+
+
+def to_json(comparison: Comparison) -> dict[str, object]:
+    """The comparison and its summary as plain dicts, lists, strings and finite numbers."""
+    return {
+        "format": FORMAT,
+        "study": comparison.study,
+        "title": comparison.title,
+        "problem": comparison.problem,
+        "metric": comparison.metric,
+        "higher_is_better": comparison.higher_is_better,
+        "baseline": comparison.baseline,
+        "splits": comparison.splits,
+        "test_share": _number(comparison.test_share),
+        "seeds": list(comparison.seeds),
+        "noun": list(comparison.noun),
+        "rows": [
+            _row(comparison, row, summary)
+            for row, summary in zip(comparison.rows, summarize(comparison), strict=True)
+        ],
+        "clients": [_client(client) for client in comparison.clients],
+        "command": comparison.command,
+        "versions": dict(sorted(comparison.versions.items())),
+        "notes": list(comparison.notes),
+        "warnings": list(comparison.warnings),
+    }
+
+
+def dumps(comparison: Comparison) -> str:
+    """`to_json` as text: the same bytes for the same comparison."""
+    return json.dumps(to_json(comparison), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def from_json(document: Mapping[str, object]) -> Comparison:
+    """The comparison that `to_json` wrote. `Unreadable` if it is of another format or lacks a field.
+
+    Only what was measured is read; summaries are computed afresh.
+    """
+    if document.get("format") != FORMAT:
+        raise Unreadable(
+            f"The report is of format {document.get('format')!r}, but this Freehold reads format {FORMAT}.",
+            hint="Write it again with this version: the command is in its field `command`.",
+        )
+    try:
+        read = msgspec.convert(document, _Document)
+    except msgspec.ValidationError as error:
+        raise Unreadable(
+            f"The report is malformed: {error}.", hint="Fields and types are in docs/reference/report-json.md."
+        ) from error
+    return Comparison(
+        study=read.study,
+        title=read.title,
+        problem=read.problem,
+        metric=read.metric,
+        higher_is_better=read.higher_is_better,
+        clients=tuple(client.facts() for client in read.clients),
+        rows=tuple(row.row() for row in read.rows),
+        baseline=read.baseline,
+        test_share=_float(read.test_share),
+        seeds=read.seeds,
+        splits=read.splits,
+        command=read.command,
+        versions=read.versions,
+        notes=read.notes,
+        warnings=read.warnings,
+        noun=read.noun,
+    )
+
+
+class _Seed(msgspec.Struct, frozen=True, kw_only=True):
+    seed: int
+    per_client: dict[str, dict[str, float | None]]
+    best_round: int
+    best_per_client: dict[str, dict[str, float | None]]
+    paired_se: dict[str, float | None]
+    served: dict[str, str]
+    curve: tuple[tuple[int, float | None], ...]
+
+    def result(self) -> SeedResult:
+        return SeedResult(
+            seed=self.seed,
+            figures={name: _floats(each) for name, each in self.per_client.items()},
+            curve=tuple((round_number, _float(value)) for round_number, value in self.curve),
+            best_round=self.best_round,
+            served=self.served,
+            best_figures={name: _floats(each) for name, each in self.best_per_client.items()},
+            paired_se=_floats(self.paired_se),
+        )
+
+
+class _Row(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+    title: str
+    algorithm: str
+    hyperparameters: dict[str, int | float | str]
+    reference: bool
+    published: float | None
+    published_std: float | None
+    seconds: float | None
+    sent_bytes: int
+    seeds: tuple[_Seed, ...]
+
+    def row(self) -> Row:
+        return Row(
+            name=self.name,
+            title=self.title,
+            algorithm=self.algorithm,
+            hyperparameters=self.hyperparameters,
+            results=tuple(seed.result() for seed in self.seeds),
+            published=self.published,
+            published_std=self.published_std,
+            seconds=_float(self.seconds),
+            sent_bytes=self.sent_bytes,
+            reference=self.reference,
+        )
+
+
+class _Client(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+    examples: int
+    train: int
+    validation: int
+    test: int
+    labels: dict[str, float | None]
+    took_part: bool
+
+    def facts(self) -> ClientFacts:
+        return ClientFacts(
+            name=self.name,
+            examples=self.examples,
+            train=self.train,
+            validation=self.validation,
+            test=self.test,
+            labels=_floats(self.labels),
+            took_part=self.took_part,
+        )
+
+
+class _Document(msgspec.Struct, frozen=True, kw_only=True):
+    study: str
+    title: str
+    problem: Problem
+    metric: str
+    higher_is_better: bool
+    baseline: str
+    splits: Splits
+    test_share: float | None
+    seeds: tuple[int, ...]
+    noun: tuple[str, str]
+    rows: tuple[_Row, ...]
+    clients: tuple[_Client, ...]
+    command: str
+    versions: dict[str, str]
+    notes: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+def _row(comparison: Comparison, row: Row, summary: RowSummary) -> dict[str, object]:
+    return {
+        "name": row.name,
+        "title": row.title,
+        "algorithm": row.algorithm,
+        "hyperparameters": dict(sorted(row.hyperparameters.items())),
+        "reference": row.reference,
+        "mean": _number(summary.mean),
+        "std": _number(summary.std),
+        "weighted_mean": _number(summary.weighted_mean),
+        "worst": _number(summary.worst),
+        "worst_client": summary.worst_client,
+        "worst_by_seed": _number(summary.worst_by_seed),
+        "lowest_decile": _number(summary.lowest_decile),
+        "share_worse_than_local": _number(summary.share_worse),
+        "verdicts": {name: summary.verdicts.get(name, 0) for name in ("gain", "loss", "cannot tell")},
+        **_paired(summary.paired),
+        "figures": {name: _number(value) for name, value in summary.figures.items()},
+        "best_round_mean": _number(summary.best_round_mean),
+        "validation": _number(summary.validation),
+        "newcomers_mean": _number(summary.newcomers_mean),
+        "published": _number(row.published),
+        "published_std": _number(row.published_std),
+        "seconds": _number(row.seconds),
+        "sent_bytes": row.sent_bytes,
+        "per_client": {
+            name: {
+                "mean": _number(client.mean),
+                **_paired(client.paired),
+                **{figure: _number(value) for figure, value in client.figures.items()},
+                "served": dict(sorted(client.served.items())),
+            }
+            for name, client in summary.per_client.items()
+        },
+        "seeds": [_seed(comparison, result) for result in row.results],
+    }
+
+
+def _paired(paired: Paired | None) -> dict[str, object]:
+    if paired is None:
+        return {"difference": None, "interval": None, "verdict": None, "reason": None}
+    known = paired.low is not None and paired.high is not None
+    return {
+        "difference": _number(paired.difference),
+        "interval": [_number(paired.low), _number(paired.high)] if known else None,
+        "verdict": paired.verdict,
+        "reason": paired.reason,
+    }
+
+
+def _seed(comparison: Comparison, result: SeedResult) -> dict[str, object]:
+    return {
+        "seed": result.seed,
+        "mean": _number(seed_mean(comparison, result)),
+        "per_client": _figures(comparison, result.figures),
+        "best_round": result.best_round,
+        "best_per_client": _figures(comparison, result.best_figures),
+        "paired_se": {name: _number(value) for name, value in _in_order(comparison, result.paired_se)},
+        "served": dict(_in_order(comparison, result.served)),
+        "curve": [[round_number, _number(value)] for round_number, value in result.curve],
+    }
+
+
+def _figures(comparison: Comparison, figures: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float | None]]:
+    return {
+        client: {name: _number(value) for name, value in sorted(each.items())}
+        for client, each in _in_order(comparison, figures)
+    }
+
+
+def _in_order(comparison: Comparison, values: Mapping[str, T]) -> list[tuple[str, T]]:
+    position = {client.name: index for index, client in enumerate(comparison.clients)}
+    return sorted(values.items(), key=lambda item: (position.get(item[0], len(position)), item[0]))
+
+
+def _client(client: ClientFacts) -> dict[str, object]:
+    return {
+        "name": client.name,
+        "examples": client.examples,
+        "train": client.train,
+        "validation": client.validation,
+        "test": client.test,
+        "labels": {label: _number(share) for label, share in client.labels.items()},
+        "took_part": client.took_part,
+    }
+
+
+def _number(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _float(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def _floats(values: Mapping[str, float | None]) -> dict[str, float]:
+    return {name: _float(value) for name, value in values.items()}

@@ -1,0 +1,166 @@
+"""The report's tables as plain text cells: what the terminal prints and the page shows, so that they agree.
+
+Every table is a list of equally long rows; the first is the header, and the first cell of each row names it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from freehold.report.result import ClientFacts, Comparison
+from freehold.report.summary import SHARES, ClientSummary, RowSummary, summarize
+from freehold.report.wording import FIGURES, MARKS, NOTHING, against_baseline, change, clean, label, tally, value
+
+NAME_WIDTH = 40  # terminal cells a name may take
+FEWEST_FOR_DECILE = 11  # with fewer clients the lowest decile is the worst client
+SERVED = "node would serve"
+
+
+def lines(comparison: Comparison, summaries: Sequence[RowSummary] = ()) -> list[list[str]]:
+    """The table of rows: the mean, what it is against training alone, the worst client and so on.
+
+    Columns that would be empty in every row are left out. `summaries`: of `summarize`, if there already.
+    """
+    metric = comparison.metric
+    summaries = summaries or summarize(comparison)
+    other = [name for name in (summaries[0].figures if summaries else {}) if name != metric]
+    columns: dict[str, list[str]] = {"": [clean(row.title, NAME_WIDTH) for row in comparison.rows]}
+    columns[f"mean {label(metric)}"] = [value(metric, each.mean) for each in summaries]
+    columns["± over seeds"] = [value(metric, each.std, like=each.mean) for each in summaries]
+    columns[f"better than alone{', points' if metric in SHARES else ''}"] = [
+        against_baseline(metric, each.paired, like=each.mean) for each in summaries
+    ]
+    columns["gain, loss, cannot tell"] = [
+        tally(each) if each.verdicts else NOTHING for each in summaries
+    ]
+    columns["worse off than alone"] = [_worse(each) for each in summaries]
+    columns[f"worst {comparison.noun[0]}"] = [_worst(comparison, each) for each in summaries]
+    if len(comparison.participants) >= FEWEST_FOR_DECILE:
+        columns["lowest decile"] = [value(metric, each.lowest_decile) for each in summaries]
+    columns[f"mean over examples{', %' if metric in SHARES else ''}"] = [
+        value(metric, each.weighted_mean) for each in summaries
+    ]
+    for name in other:
+        columns[label(name)] = [value(name, each.figures[name]) for each in summaries]
+    columns["at the round chosen by validation"] = [value(metric, each.best_round_mean) for each in summaries]
+    columns["newcomers"] = [value(metric, each.newcomers_mean) for each in summaries]
+    columns["published"] = [_published(metric, row.published, row.published_std) for row in comparison.rows]
+    return _transposed({name: cells for name, cells in columns.items() if not name or set(cells) != {NOTHING}})
+
+
+def client_lines(
+    comparison: Comparison,
+    summaries: Sequence[RowSummary] = (),
+    *,
+    clients: Sequence[ClientFacts] | None = None,
+) -> list[list[str]]:
+    """One line per client (those that took part, unless `clients` are given): alone, each row with its verdict, and what
+    the node would serve."""
+    metric = comparison.metric
+    summaries = summaries or summarize(comparison)
+    chosen = comparison.participants if clients is None else clients
+    columns = {comparison.noun[0]: [clean(client.name, NAME_WIDTH) for client in chosen]}
+    columns["test examples"] = [str(client.test) for client in chosen]
+    for row, summary in zip(comparison.rows, summaries, strict=True):
+        cells = [_cell(metric, summary.per_client[client.name]) for client in chosen]
+        columns[_unused(clean(row.title, NAME_WIDTH), columns)] = cells
+    for row, summary in zip(comparison.rows, summaries, strict=True):
+        if any(summary.per_client[client.name].served for client in chosen):
+            title = f"{SERVED} ({clean(row.title, NAME_WIDTH)})"
+            columns[_unused(title, columns)] = [_served(summary.per_client[client.name].served) for client in chosen]
+    return _transposed(columns)
+
+
+def facts_lines(comparison: Comparison, *, clients: Sequence[ClientFacts] | None = None) -> list[list[str]]:
+    """One line per client: how many examples, and the largest classes."""
+    chosen = comparison.clients if clients is None else clients
+    columns = {
+        comparison.noun[0]: [clean(client.name, NAME_WIDTH) for client in chosen],
+        "examples": [str(client.examples) for client in chosen],
+        "train": [str(client.train) for client in chosen],
+        "validation": [str(client.validation) for client in chosen],
+        "test": [str(client.test) for client in chosen],
+    }
+    if any(client.labels for client in chosen):
+        columns["labels"] = [label_shares(client.labels) for client in chosen]
+    return _transposed(columns)
+
+
+def label_shares(labels: Mapping[str, float]) -> str:
+    """'ill 94 %, healthy 6 %'; the three largest of more than four classes, and how many more there are."""
+    held = sorted((item for item in labels.items() if item[1] > 0), key=lambda item: -item[1])
+    shown = held if len(held) <= 4 else held[:3]
+    parts = [f"{clean(name, 24)} {percent(share)}" for name, share in shown]
+    if len(held) > len(shown):
+        parts.append(f"{len(held) - len(shown)} more")
+    return ", ".join(parts) or NOTHING
+
+
+def percent(share: float) -> str:
+    """A share in whole percent; what is not quite nothing or all never reads 0 % or 100 %."""
+    whole = round(100 * share)
+    if whole == 0 and share > 0:
+        return "< 1 %"
+    if whole == 100 and share < 1:
+        return "> 99 %"
+    return f"{whole} %"
+
+
+def _worse(summary: RowSummary) -> str:
+    compared = sum(summary.verdicts.values())
+    return NOTHING if summary.worse_than_baseline is None else f"{summary.worse_than_baseline} of {compared}"
+
+
+def _worst(comparison: Comparison, summary: RowSummary) -> str:
+    if summary.worst is None or summary.worst_client is None:
+        return NOTHING
+    return f"{value(comparison.metric, summary.worst)} ({clean(summary.worst_client, 20)})"
+
+
+def _published(metric: str, mean: float | None, std: float | None) -> str:
+    return value(metric, mean) if std is None else f"{value(metric, mean)} ± {value(metric, std, like=mean)}"
+
+
+def _cell(metric: str, client: ClientSummary) -> str:
+    paired = client.paired
+    if paired is None or paired.difference is None:
+        return value(metric, client.mean)
+    return f"{value(metric, client.mean)} ({change(metric, paired.difference, like=client.mean)}) {MARKS[paired.verdict]}"
+
+
+def _served(served: Mapping[str, int]) -> str:
+    ordered = sorted(served.items(), key=lambda item: (-item[1], item[0]))
+    if len(ordered) == 1:
+        return ordered[0][0]
+    return ", ".join(f"{name} {count}×" for name, count in ordered) or NOTHING
+
+
+def _unused(name: str, taken: Mapping[str, object]) -> str:
+    return name if name not in taken else _unused(f"{name} ", taken)
+
+
+def _transposed(columns: Mapping[str, Sequence[str]]) -> list[list[str]]:
+    return [list(columns), *(list(cells) for cells in zip(*columns.values(), strict=True))]
+
+
+HEADER_HELP: Mapping[str, str] = {
+    "mean": "Mean over those that took part, each counting the same, after the last round; then over seeds.",
+    "±": "Standard deviation, over seeds, of that mean.",
+    "better": "Mean paired difference to training alone, with its 95 % interval; positive is better.",
+    "gain,": "How many gain (▲), lose (▼), and for how many the data cannot tell (○).",
+    "worse": "How many have a lower mean than alone, whether or not that is certain.",
+    "worst": "The one with the worst mean over seeds.",
+    "lowest": "The value that the worst tenth does not exceed.",
+    "at": "The mean at the round that the validation data chose.",
+    "newcomers": "Mean over those that never took part.",
+    "published": "The published mean that this row reproduces.",
+}
+
+
+def explain(header: str) -> str:
+    """What a column of `lines` means, or ""."""
+    if header.startswith("mean over examples"):
+        return "The same mean with each one counting by its test examples."
+    if any(header == label(figure) for figure in FIGURES):
+        return "Mean over those that took part and over seeds."
+    return HEADER_HELP.get(header.split(" ")[0], "")

@@ -1,0 +1,412 @@
+"""What the page and the notebook show, ready for the templates: words, tables of words, and pictures."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from freehold.report import figures
+from freehold.report.intervals import FEWEST_SEEDS
+from freehold.report.result import ClientFacts, Comparison, Row
+from freehold.report.summary import SHARES, RowSummary, summarize
+from freehold.report.tables import SERVED, client_lines, explain, facts_lines, label_shares, lines, percent
+from freehold.report.wording import (
+    DOMINANT,
+    FIGURES,
+    MARKS,
+    NOTHING,
+    against_baseline,
+    change,
+    clean,
+    counted,
+    finding,
+    headline,
+    setting,
+    tally,
+    value,
+)
+
+MANY = 40  # above this many clients, pictures and tables no longer name each one
+_EXTREMES = 10
+_SHADES = 4
+_DRAWN = 7  # learning curves with a color of their own
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """One row's picture of who gains and who loses."""
+
+    title: str
+    tally: str
+    mean: str
+    picture: str
+    extremes: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Legend:
+    """One learning curve's name and how it is drawn."""
+
+    title: str
+    color: str
+    dashes: str
+    width: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curves:
+    """The picture of learning curves, its legend and a note."""
+
+    picture: str
+    legend: tuple[Legend, ...]
+    note: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One class in a bar of label shares."""
+
+    width: str
+    shade: int
+    title: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataLine:
+    """One line of the table of data sizes, with the parts of its bar."""
+
+    cells: tuple[str, ...]
+    parts: tuple[Part, ...] = ()
+
+
+class View:
+    """Everything the templates name `report.…`, computed from one comparison when it is first asked for."""
+
+    def __init__(self, comparison: Comparison) -> None:
+        self._comparison = comparison
+        self._summaries = summarize(comparison)
+        self._by_name: Mapping[str, RowSummary] = {summary.name: summary for summary in self._summaries}
+        self._lead = headline(comparison, self._summaries)
+        self.many = len(comparison.participants) > MANY
+        self.title = clean(comparison.title) or clean(comparison.study)
+        self.subtitle = " · ".join(
+            (
+                counted(len(comparison.participants), comparison.noun),
+                setting(comparison),
+                f"{FIGURES.get(comparison.metric, clean(comparison.metric))} on test data",
+            )
+        )
+        self.finding = finding(comparison, self._summaries)
+        self.warnings = [clean(warning) for warning in comparison.warnings]
+        self.rows = lines(comparison, self._summaries)
+        self.lead = comparison.rows.index(self._lead) if self._lead else -1
+        self.helps = {header: explain(header) for header in self.rows[0]}
+        self.panels, self.clipped = self._draw_gains()
+
+    @property
+    def row_notes(self) -> list[str]:
+        notes = []
+        if len(self._comparison.participants) <= 10:
+            notes.append(f"With so few {self._comparison.noun[1]} the lowest decile is the worst one.")
+        references = [clean(row.title) for row in self._comparison.rows if row.reference]
+        if references:
+            notes.append(f"{', '.join(references)}: for reference only, it needs all data in one place.")
+        if any(summary.paired is not None and summary.paired.low is not None for summary in self._summaries):
+            notes.append(
+                f"The interval of a mean is about these {self._comparison.noun[1]} with other data of theirs, "
+                f"not about other {self._comparison.noun[1]}."
+            )
+        return notes
+
+    @property
+    def _extreme_clients(self) -> tuple[ClientFacts, ...]:
+        """All clients; of very many, those with the lowest and the highest difference in the leading row."""
+        participants = self._comparison.participants
+        if not self.many or self._lead is None:
+            return participants[:MANY]
+        per_client = self._by_name[self._lead.name].per_client
+        paired = {client.name: per_client[client.name].paired for client in participants}
+        known = {name: each.difference for name, each in paired.items() if each is not None and each.difference is not None}
+        ordered = sorted((client for client in participants if client.name in known), key=lambda each: known[each.name])
+        return (*ordered[:_EXTREMES], *ordered[-_EXTREMES:]) if len(ordered) > 2 * _EXTREMES else tuple(ordered)
+
+    @property
+    def clients(self) -> list[list[str]]:
+        return client_lines(self._comparison, self._summaries, clients=self._extreme_clients)
+
+    @property
+    def clients_title(self) -> str:
+        if self.many and self._lead is not None:
+            return f"The {_EXTREMES} lowest and the {_EXTREMES} highest, by {clean(self._lead.title, 60)} against alone"
+        return f"Each {self._comparison.noun[0]}"
+
+    @property
+    def clients_note(self) -> str:
+        metric = self._comparison.metric
+        unit = "points" if metric in SHARES else f"units of {FIGURES.get(metric, clean(metric))}, positive is better"
+        note = f"Mean {FIGURES.get(metric, clean(metric))} over seeds{', in %' if metric in SHARES else ''}"
+        note += f"; in brackets the difference to training alone, in {unit}."
+        if any(SERVED in header for header in self.clients[0]):
+            note += (
+                " What the node would serve is chosen on its own validation data; "
+                "it leaves local only for a gain of more than one standard error."
+            )
+        return note if not self.many else f"{note} All {len(self._comparison.participants)} are in the JSON report."
+
+    @property
+    def served_columns(self) -> tuple[int, ...]:
+        return tuple(index for index, header in enumerate(self.clients[0]) if header.startswith(SERVED))
+
+    @property
+    def dominated(self) -> list[str]:
+        """Warnings where one class makes accuracy say little."""
+        found = [
+            (client, *max(client.labels.items(), key=lambda item: item[1]))
+            for client in self._comparison.clients
+            if client.labels and max(client.labels.values()) >= DOMINANT
+        ]
+        if len(found) > 5:
+            names = ", ".join(clean(client.name, 28) for client, _, _ in found[:5])
+            return [
+                f"In {len(found)} of {counted(len(self._comparison.clients), self._comparison.noun)} ({names}, …) one class has "
+                f"{percent(DOMINANT)} of the examples or more. Accuracy says little there: look at balanced accuracy and log-loss."
+            ]
+        return [
+            f"{clean(client.name, 60)}: {percent(share)} are “{clean(label, 60)}”. Always answering “{clean(label, 60)}” would be "
+            "right as often, so accuracy says little here: look at balanced accuracy and log-loss."
+            for client, label, share in found
+        ]
+
+    @property
+    def data_note(self) -> str:
+        sizes = [client.examples for client in self._comparison.clients]
+        if not sizes:
+            return "There are no clients."
+        text = f"{sum(sizes):,} examples of {counted(len(sizes), self._comparison.noun)}".replace(",", "\u202f")
+        if len(sizes) > 1:
+            text += f"; the smallest has {min(sizes)}, the median {statistics.median(sizes):.0f}, the largest {max(sizes)}"
+        when = " Sizes are those of the first seed." if len(self._comparison.seeds) > 1 else ""
+        return f"{text}.{when}{f' Below are the {_EXTREMES} smallest.' if len(sizes) > MANY else ''}"
+
+    @property
+    def has_labels(self) -> bool:
+        return any(client.labels for client in self._shown_facts)
+
+    @property
+    def label_key(self) -> list[Part]:
+        """What the shades of the bars mean, if there are few classes."""
+        names = list(dict.fromkeys(label for client in self._shown_facts for label in client.labels))
+        if len(names) > _SHADES:
+            return []
+        return [Part(width="", shade=place + 1, title=clean(name, 40)) for place, name in enumerate(names)]
+
+    @property
+    def data(self) -> list[DataLine]:
+        header, *body = facts_lines(self._comparison, clients=self._shown_facts)
+        shown = zip(body, self._shown_facts, strict=True)
+        return [
+            DataLine(cells=tuple(header)),
+            *(DataLine(cells=tuple(cells), parts=_parts(client.labels)) for cells, client in shown),
+        ]
+
+    @property
+    def _shown_facts(self) -> Sequence[ClientFacts]:
+        clients = self._comparison.clients
+        return clients if len(clients) <= MANY else sorted(clients, key=lambda client: client.examples)[:_EXTREMES]
+
+    @property
+    def newcomers(self) -> list[list[str]]:
+        clients = self._comparison.newcomers[:MANY]
+        return client_lines(self._comparison, self._summaries, clients=clients) if clients else []
+
+    @property
+    def newcomers_note(self) -> str:
+        count = len(self._comparison.newcomers)
+        text = f"{counted(count, self._comparison.noun)} held out of every round and of every mean above"
+        text += ": what a newcomer would get."
+        return text if count <= MANY else f"{text} The first {MANY} are shown, all are in the JSON report."
+
+    @property
+    def curves(self) -> Curves | None:
+        comparison = self._comparison
+        drawn = [(row, averaged) for row in comparison.rows if (averaged := _average_curve(row)).points]
+        if not drawn:
+            return None
+        lead = self._lead.name if self._lead else ""
+        first = sorted(drawn, key=lambda item: (item[0].name != comparison.baseline, item[0].name != lead))
+        series = {row.name: place for place, (row, _) in enumerate(first[:_DRAWN])}
+        scale = 100 if comparison.metric in SHARES else 1
+        curves = [
+            figures.Curve(
+                points=tuple((at, scale * y) for at, y in curve.points),
+                low=tuple(scale * y for y in curve.low) if row.name in (lead, comparison.baseline) else (),
+                high=tuple(scale * y for y in curve.high) if row.name in (lead, comparison.baseline) else (),
+                series=series.get(row.name),
+            )
+            for row, curve in drawn
+        ]
+        name = FIGURES.get(comparison.metric, clean(comparison.metric))
+        legend = [_legend(clean(row.title, 60), series[row.name]) for row, _ in first[:_DRAWN]]
+        if len(drawn) > _DRAWN:
+            legend.append(Legend(title=f"{len(drawn) - _DRAWN} more", color="--fh-grid", dashes="none", width=1))
+        several = len(comparison.seeds) > 1
+        return Curves(
+            picture=figures.curves(
+                curves,
+                written=_plain,
+                xlabel="round",
+                ylabel=f"{name}{', %' if scale == 100 else ''}, validation data",
+                label=f"Learning curves: {name} on validation data by round, one line for each of {len(drawn)} rows.",
+            ),
+            legend=tuple(legend),
+            note=f"Mean over {comparison.noun[1]}, on validation data{', then over seeds' if several else ''}."
+            + (" Shaded: from the lowest to the highest seed." if any(curve.low for curve in curves) else ""),
+        )
+
+    @property
+    def reading(self) -> str:
+        noun = self._comparison.noun[0]
+        if self._comparison.splits == "fixed":
+            how = (
+                "which covers chance in training and in the test examples; all seeds share one split, "
+                "so it speaks of models trained on these very training sets"
+            )
+        else:
+            how = "of Nadeau and Bengio, which allows for splits of the same data overlapping"
+        few = f" With fewer than {FEWEST_SEEDS} seeds there is no interval." if len(self._comparison.seeds) < FEWEST_SEEDS else ""
+        return (
+            f"Every number is from test examples that training did not see, after the last round, and every difference is to "
+            f"training alone at the same {noun} with the same seed. A gain (▲) or a loss (▼) has its whole 95 % interval on one "
+            f"side of zero, an interval {how}. “Cannot tell” (○) does not mean that there is no difference, but that data of this "
+            f"size could show it by chance: more examples or more seeds may decide.{few}"
+        )
+
+    @property
+    def command(self) -> str:
+        return "\n".join(clean(line) for line in self._comparison.command.splitlines())
+
+    @property
+    def seeds(self) -> str:
+        word = "Seed" if len(self._comparison.seeds) == 1 else "Seeds"
+        return f"{word} {', '.join(str(seed) for seed in self._comparison.seeds)}."
+
+    @property
+    def settings(self) -> list[list[str]]:
+        body = [
+            [
+                clean(row.title, 60),
+                clean(row.algorithm),
+                ", ".join(f"{clean(name)} = {clean(str(each))}" for name, each in sorted(row.hyperparameters.items())) or NOTHING,
+                f"{row.seconds:.1f} s" if row.seconds else NOTHING,
+                _size(row.sent_bytes) if row.sent_bytes else NOTHING,
+            ]
+            for row in self._comparison.rows
+        ]
+        return [["row", "algorithm", "hyper-parameters", "time, all seeds", f"sent by one {self._comparison.noun[0]}"], *body]
+
+    @property
+    def notes(self) -> list[str]:
+        return [clean(note) for note in self._comparison.notes]
+
+    @property
+    def versions(self) -> str:
+        listed = [f"{clean(name)} {clean(version)}" for name, version in sorted(self._comparison.versions.items())]
+        return " · ".join(listed)
+
+    def _draw_gains(self) -> tuple[list[Panel], bool]:
+        comparison = self._comparison
+        drawn = [(row, points) for row in comparison.rows if (points := self._points(row))]
+        every = [point for _, points in drawn for point in points]
+        limits = figures.limits_of(every)
+        clipped = any(
+            end is not None and not limits[0] <= end <= limits[1] for point in every for end in (point.low, point.high)
+        )
+        return [self._panel(row, points, limits, number) for number, (row, points) in enumerate(drawn)], clipped
+
+    def _points(self, row: Row) -> list[figures.Gain]:
+        scale = 100 if self._comparison.metric in SHARES else 1
+        points = []
+        for client in self._comparison.participants:
+            paired = self._by_name[row.name].per_client[client.name].paired
+            if paired is not None and paired.difference is not None:
+                low, high = (None if end is None else scale * end for end in (paired.low, paired.high))
+                points.append(
+                    figures.Gain(
+                        name=client.name,
+                        written=change(self._comparison.metric, paired.difference, like=self._by_name[row.name].mean),
+                        difference=scale * paired.difference,
+                        low=low,
+                        high=high,
+                        verdict=paired.verdict,
+                    )
+                )
+        return points
+
+    def _panel(self, row: Row, points: Sequence[figures.Gain], limits: tuple[float, float], number: int) -> Panel:
+        summary = self._by_name[row.name]
+        unit = "points" if self._comparison.metric in SHARES else FIGURES.get(self._comparison.metric, "")
+        counts = {name: summary.verdicts.get(name, 0) for name in MARKS}
+        label = (
+            f"{clean(row.title, 60)} against training alone: {counts['gain']} gain, {counts['loss']} lose, "
+            f"for {counts['cannot tell']} the data cannot tell."
+        )
+        draw = figures.strip if self.many else figures.gains
+        paired = summary.paired
+        return Panel(
+            title=clean(row.title, 80),
+            tally=tally(summary),
+            mean=against_baseline(self._comparison.metric, paired, like=summary.mean) if paired is not None else "",
+            picture=draw(points, limits=limits, unit=unit, key=f"row{number}", label=label),
+            extremes=_extremes(points) if self.many else (),
+        )
+
+
+def _extremes(points: Sequence[figures.Gain]) -> tuple[str, ...]:
+    ordered = sorted(points, key=lambda point: (point.difference, point.name))
+    ends = (("Lowest", ordered[:3]), ("Highest", ordered[-3:][::-1]))
+    return tuple(
+        f"{word}: " + ", ".join(f"{clean(point.name, 24)} {point.written} {MARKS[point.verdict]}" for point in group)
+        for word, group in ends
+    )
+
+
+def _average_curve(row: Row) -> figures.Curve:
+    """The mean over seeds at each round, and the lowest and the highest seed; rounds without a finite value are left out."""
+    by_round: dict[int, list[float]] = {}
+    for result in row.results:
+        for at, y in result.curve:
+            if abs(y) < float("inf"):
+                by_round.setdefault(at, []).append(y)
+    rounds = sorted(by_round)
+    several = len(row.results) > 1
+    return figures.Curve(
+        points=tuple((at, statistics.fmean(by_round[at])) for at in rounds),
+        low=tuple(min(by_round[at]) for at in rounds) if several else (),
+        high=tuple(max(by_round[at]) for at in rounds) if several else (),
+    )
+
+
+def _legend(title: str, series: int) -> Legend:
+    dashes = figures.DASHES[series % len(figures.DASHES)]
+    lengths = "none" if isinstance(dashes, str) else " ".join(f"{2 * length:g}" for length in dashes[1])
+    return Legend(title=title, color=f"--fh-series-{series % len(figures.SERIES) + 1}", dashes=lengths, width=2)
+
+
+def _parts(labels: Mapping[str, float]) -> tuple[Part, ...]:
+    return tuple(
+        Part(width=f"{100 * share:.2f}", shade=place % _SHADES + 1, title=label_shares({name: share}))
+        for place, (name, share) in enumerate(labels.items())
+        if share > 0
+    )
+
+
+def _plain(number: float) -> str:
+    return f"{number:g}".replace("-", "−")
+
+
+def _size(count: int) -> str:
+    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count} B"

@@ -1,0 +1,209 @@
+"""Numbers, names and findings in words, the same on the terminal, in HTML and in a notebook."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+
+from freehold.report.intervals import FEWEST_SEEDS, Paired, Verdict
+from freehold.report.result import ClientFacts, Comparison, Row
+from freehold.report.summary import SHARES, RowSummary
+
+MARKS: dict[Verdict, str] = {"gain": "▲", "loss": "▼", "cannot tell": "○"}
+NOTHING = "–"
+DOMINANT = 0.85  # a class with this share or more makes accuracy say little
+FIGURES = {
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "log_loss": "log-loss",
+    "r2": "R²",
+    "rmse": "RMSE",
+    "mae": "MAE",
+}
+_NAMED = 5  # clients listed by name in a sentence
+_UNSAFE = {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}
+_JOINERS = "\u200c\u200d"  # invisible too, but part of how Persian, Hindi and emoji are written
+
+
+def clean(name: str, width: int = 0) -> str:
+    """`name` without invisible, control and direction characters, cut to `width` terminal cells if that is given."""
+    text = "".join(
+        "\ufffd" if unicodedata.category(character) in _UNSAFE and character not in _JOINERS else character
+        for character in name
+    )
+    if width <= 0 or sum(map(_cells, text)) <= width:
+        return text
+    kept, used = [], 1
+    for character in text:
+        used += _cells(character)
+        if used > width:
+            break
+        kept.append(character)
+    return "".join(kept).rstrip() + "…"
+
+
+def label(figure: str) -> str:
+    """A figure's name with its unit: 'accuracy, %'."""
+    return f"{FIGURES.get(figure, clean(figure))}{', %' if figure in SHARES else ''}"
+
+
+def value(figure: str, number: float | None, *, like: float | None = None) -> str:
+    """A figure without its unit: shares in percent, others with about three digits (as many as `like` has, if given)."""
+    if number is None:
+        return NOTHING
+    if figure in SHARES:
+        return _minus(f"{100 * number:.1f}")
+    return _minus(f"{number:,.{_digits(number if like is None else like)}f}".replace(",", "\u202f"))
+
+
+def change(figure: str, number: float | None, *, like: float | None = None) -> str:
+    """A difference with its sign: points for shares, else with as many digits as `like`."""
+    text = value(figure, number, like=like)
+    return f"+{text}" if number is not None and number > 0 and any(digit in text for digit in "123456789") else text
+
+
+def signed(number: float) -> str:
+    """A tick of an axis, with its sign."""
+    text = f"{number:+g}".replace("-", "−")
+    return "0" if number == 0 else text
+
+
+def against_baseline(figure: str, paired: Paired | None, *, like: float | None = None) -> str:
+    """'+3.8 (+1.0 to +6.6) ▲', or the difference and ○ if there is no interval."""
+    if paired is None or paired.difference is None:
+        return NOTHING
+    interval = ""
+    if paired.low is not None and paired.high is not None:
+        interval = f" ({change(figure, paired.low, like=like)} to {change(figure, paired.high, like=like)})"
+    return f"{change(figure, paired.difference, like=like)}{interval} {MARKS[paired.verdict]}"
+
+
+def counted(number: int, noun: tuple[str, str]) -> str:
+    """'1 hospital', '4 hospitals'."""
+    return f"{number} {noun[0] if number == 1 else noun[1]}"
+
+
+def setting(comparison: Comparison) -> str:
+    """'10 seeds, each with its own split'."""
+    seeds = counted(len(comparison.seeds), ("seed", "seeds"))
+    if len(comparison.seeds) == 1:
+        return seeds
+    return f"{seeds}, {'each with its own split' if comparison.splits == 'repeated' else 'all with the same test sets'}"
+
+
+def headline(comparison: Comparison, summaries: Sequence[RowSummary]) -> Row | None:
+    """The row to lead with: the best on validation data (on test data if no row has any) of those a federation could
+    run, the baseline left out; None if there is no such row."""
+    rows = {row.name: row for row in comparison.rows if not row.reference and row.name != comparison.baseline}
+    sign = 1 if comparison.higher_is_better else -1
+    candidates = [summary for summary in summaries if summary.name in rows and summary.mean is not None]
+    by_validation = [(summary.validation, summary.name) for summary in candidates if summary.validation is not None]
+    by_test = [(summary.mean, summary.name) for summary in candidates if summary.mean is not None]
+    ranked = by_validation or by_test
+    return rows[max(ranked, key=lambda item: sign * item[0])[1]] if ranked else None
+
+
+def finding(comparison: Comparison, summaries: Sequence[RowSummary]) -> tuple[str, ...]:
+    """What the numbers say, in a few sentences, the most important first."""
+    row = headline(comparison, summaries)
+    by_name = {summary.name: summary for summary in summaries}
+    if row is None:
+        return ("Nothing was compared: there is no row besides training alone.",)
+    if comparison.baseline not in by_name:
+        return (
+            "Training alone is not among the rows, so nobody can say who gains and who loses. "
+            f"Add the row {clean(comparison.baseline)!r}.",
+        )
+    summary = by_name[row.name]
+    sentences = [_who(comparison, row, summary), _mean(comparison, row, summary, by_name[comparison.baseline])]
+    losers = [
+        f"{', '.join(clean(client.name, 28) for client in lost)} with {clean(other.title)}"
+        for other in comparison.rows
+        if other.name != row.name and not other.reference
+        if 0 < len(lost := _group(comparison, by_name[other.name], "loss")) <= _NAMED
+    ]
+    if 0 < len(losers) <= _NAMED:
+        sentences.append(f"Losing against training alone: {'; '.join(losers)}.")
+    by_chance = 0.05 * len(comparison.participants)
+    if by_chance >= 2:
+        sentences.append(
+            f"Among {counted(len(comparison.participants), comparison.noun)}, chance alone can make "
+            f"about {by_chance:.0f} look like a gain or a loss."
+        )
+    return tuple(sentences)
+
+
+def tally(summary: RowSummary) -> str:
+    """'▲ 2 ▼ 0 ○ 2'."""
+    return " ".join(f"{mark} {summary.verdicts.get(name, 0)}" for name, mark in MARKS.items())
+
+
+def _who(comparison: Comparison, row: Row, summary: RowSummary) -> str:
+    groups = {name: _group(comparison, summary, name) for name in MARKS}
+    total = sum(len(group) for group in groups.values())
+    if total == 0:
+        return f"{clean(row.title)} and training alone were never measured on the same {comparison.noun[0]} and seed."
+    of_all = counted(total, comparison.noun)
+    title = clean(row.title)
+    if len(groups["cannot tell"]) == total:
+        why = ""
+        if len(comparison.seeds) < FEWEST_SEEDS:
+            why = f" With {setting(comparison)} there is no telling effect from chance: ten seeds are a good start."
+        whom = f"this {of_all[2:]}" if total == 1 else f"any of {of_all}"
+        return f"The data cannot tell for {whom} whether {title} is better or worse than training alone.{why}"
+    gain, loss, unclear = groups["gain"], groups["loss"], groups["cannot tell"]
+    gains = f"{len(gain) or 'None'} of {of_all} {'gains' if len(gain) < 2 else 'gain'} with {title}{_names(gain)}"
+    parts = [gains, f"{len(loss) or 'none'} {'loses' if len(loss) < 2 else 'lose'}{_names(loss)}"]
+    if unclear:
+        parts.append(f"for {len(unclear)}{_names(unclear)} the data cannot tell")
+    return f"{', '.join(parts[:-1])}{',' if len(parts) > 2 else ''} and {parts[-1]}, each compared with training alone."
+
+
+def _mean(comparison: Comparison, row: Row, summary: RowSummary, alone: RowSummary) -> str:
+    like = summary.mean
+    metric, unit = comparison.metric, " %" if comparison.metric in SHARES else ""
+    text = (
+        f"Mean {FIGURES.get(metric, clean(metric))} over {comparison.noun[1]}: {value(metric, summary.mean)}{unit} "
+        f"against {value(metric, alone.mean)}{unit} alone"
+    )
+    paired = summary.paired
+    if paired is not None and paired.low is not None and paired.high is not None and paired.difference is not None:
+        points = " points" if metric in SHARES else ""
+        says = {"gain": "a gain", "loss": "a loss", "cannot tell": "the data cannot tell"}[paired.verdict]
+        better = "better" if paired.difference >= 0 else "worse"
+        text += (
+            f", {value(metric, abs(paired.difference), like=like)}{points} {better} "
+            f"(95 % interval {change(metric, paired.low, like=like)} to {change(metric, paired.high, like=like)}): {says}"
+        )
+    chosen = "validation data" if summary.validation is not None else "the test data, which flatters it"
+    return f"{text}. {clean(row.title)} leads here because it did best on {chosen}."
+
+
+def _group(comparison: Comparison, summary: RowSummary, verdict: str) -> list[ClientFacts]:
+    found = []
+    for client in comparison.participants:
+        paired = summary.per_client[client.name].paired
+        if paired is not None and paired.difference is not None and paired.verdict == verdict:
+            found.append(client)
+    return found
+
+
+def _names(clients: Sequence[ClientFacts]) -> str:
+    if not 0 < len(clients) <= _NAMED:
+        return ""
+    return f" ({', '.join(clean(client.name, 28) for client in clients)})"
+
+
+def _digits(number: float) -> int:
+    size = abs(number)
+    return 0 if size >= 1000 else 1 if size >= 100 else 2 if size >= 10 else 3
+
+
+def _cells(character: str) -> int:
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
+
+
+def _minus(text: str) -> str:
+    if not any(digit in text for digit in "123456789"):
+        text = text.removeprefix("-")
+    return text.replace("-", "−")

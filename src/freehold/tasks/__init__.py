@@ -1,0 +1,6 @@
+"""The use cases: what a plan names as its task."""
+
+from freehold.tasks.definition import TaskDefinition, rates, task_definition, task_names
+from freehold.tasks.tables import build, classifier, regressor, tabular
+
+__all__ = ["TaskDefinition", "build", "classifier", "rates", "regressor", "tabular", "task_definition", "task_names"]

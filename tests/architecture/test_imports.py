@@ -1,0 +1,105 @@
+"""The may-import table, as data; what is not listed is forbidden. ARCHITECTURE.md shows the same table to people."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.architecture.imports import GOLDEN, ROOT, imports, modules, package_of, third_parties
+
+EVERYWHERE = frozenset({"errors", "plan", "events"})
+
+MAY_IMPORT: dict[str, frozenset[str]] = {
+    # In this order: a package only imports what stands above it.
+    "errors": frozenset(),
+    "events": frozenset(),
+    "plan": frozenset({"errors"}),
+    "core": frozenset({"errors"}),
+    "algorithms": EVERYWHERE | {"core"},
+    "models": EVERYWHERE | {"core"},
+    "data": EVERYWHERE | {"core"},
+    "tasks": EVERYWHERE | {"core", "data", "models"},
+    "engines": EVERYWHERE | {"core", "algorithms", "data"},
+    "report": EVERYWHERE,
+    "tracking": EVERYWHERE | {"report"},
+    "study": EVERYWHERE | {"core", "algorithms", "models", "data", "tasks", "engines", "report", "tracking"},
+    "freehold": EVERYWHERE | {"core", "data", "report", "study"},
+    "cli": EVERYWHERE | {"freehold", "core", "algorithms", "models", "data", "tasks", "engines", "report", "tracking", "study"},
+}
+
+THIRD_PARTIES: dict[str, frozenset[str]] = {
+    "errors": frozenset(),
+    "events": frozenset({"msgspec"}),
+    "plan": frozenset({"msgspec", "tomli_w"}),
+    "core": frozenset({"torch"}),
+    "algorithms": frozenset({"torch"}),
+    "models": frozenset({"torch"}),
+    "data": frozenset({"msgspec", "numpy", "pandas", "polars", "scipy", "sklearn", "tomli_w", "torch"}),
+    "tasks": frozenset({"numpy", "polars", "torch"}),
+    "engines": frozenset({"torch"}),
+    "report": frozenset({"jinja2", "matplotlib", "msgspec", "numpy", "scipy"}),
+    "tracking": frozenset({"mlflow", "tensorboard", "torch"}),  # torch.utils.tensorboard
+    "study": frozenset({"msgspec", "numpy", "polars", "safetensors", "torch"}),
+    "freehold": frozenset(),
+    "cli": frozenset({"rich", "typer"}),
+}
+
+HEAVY = ("torch", "numpy", "polars", "matplotlib", "scipy", "sklearn", "pandas", "jinja2")
+
+
+def test_each_package_imports_only_what_the_table_allows() -> None:
+    wrong = [
+        f"{item.place}: {item.package} may not import {item.target}"
+        for item in imports()
+        if item.inside and item.inside != item.package and item.inside not in MAY_IMPORT[item.package]
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_each_third_party_module_is_imported_only_where_the_table_allows() -> None:
+    wrong = [
+        f"{item.place}: {item.package} may not import {item.target}"
+        for item in imports()
+        if item.third_party and item.third_party not in THIRD_PARTIES[item.package]
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_table_has_every_package_and_no_cycle() -> None:
+    assert {package_of(path) for path in modules()} <= MAY_IMPORT.keys() == THIRD_PARTIES.keys()
+    order = list(MAY_IMPORT)
+    for package, allowed in MAY_IMPORT.items():
+        assert all(order.index(other) < order.index(package) for other in allowed), package
+
+
+def test_there_is_no_drawer_for_the_rest() -> None:
+    drawers = {"utils", "util", "common", "helpers", "helper", "base", "misc", "manager"}
+    assert not [path for path in modules() if drawers & {part.removesuffix(".py") for part in path.parts}]
+
+
+def test_the_dependencies_are_those_that_were_reviewed() -> None:
+    assert third_parties() == GOLDEN.read_text(encoding="utf-8"), (
+        "If the change is meant: make regold, and say why in the commit."
+    )
+
+
+@pytest.mark.parametrize("module", ["freehold", "freehold.cli", "freehold.plan", "freehold.events"])
+def test_what_every_command_loads_is_light(module: str) -> None:
+    code = f"import sys, {module}; print(*(name for name in {HEAVY!r} if name in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert not done.stdout.split()
+
+
+def test_help_takes_less_than_four_tenths_of_a_second_of_cpu() -> None:
+    code = (
+        "import resource, subprocess, sys\n"
+        "command = [sys.executable, '-c', 'from freehold.cli import main; main()', '--help']\n"
+        "subprocess.run(command, stdout=subprocess.DEVNULL, check=True)\n"
+        "used = resource.getrusage(resource.RUSAGE_CHILDREN); print(used.ru_utime + used.ru_stime)"
+    )
+    runs = [
+        float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout) for _ in range(3)
+    ]
+    assert min(runs) < 0.4
