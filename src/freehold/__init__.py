@@ -1,0 +1,24 @@
+"""Freehold: personalized federated learning for Linux.
+
+    import freehold
+    freehold.compare(frame, client="hospital", target="ill")
+
+`compare` and `simulate` are loaded when they are first used, so that importing the package costs nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from freehold.study import compare, simulate
+
+__all__ = ["compare", "simulate"]
+
+
+def __getattr__(name: str) -> object:
+    if name in __all__:
+        from freehold import study
+
+        return getattr(study, name)
+    raise AttributeError(f"module 'freehold' has no attribute {name!r}")

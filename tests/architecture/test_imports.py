@@ -23,7 +23,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "tasks": EVERYWHERE | {"core", "data", "models"},
     "engines": EVERYWHERE | {"core", "algorithms", "data"},
     "report": EVERYWHERE,
-    "tracking": EVERYWHERE | {"report"},
+    "tracking": EVERYWHERE,
     "study": EVERYWHERE | {"core", "algorithms", "models", "data", "tasks", "engines", "report", "tracking"},
     "freehold": EVERYWHERE | {"core", "data", "report", "study"},
     "cli": EVERYWHERE | {"freehold", "core", "algorithms", "models", "data", "tasks", "engines", "report", "tracking", "study"},
@@ -40,7 +40,7 @@ THIRD_PARTIES: dict[str, frozenset[str]] = {
     "tasks": frozenset({"numpy", "polars", "torch"}),
     "engines": frozenset({"torch"}),
     "report": frozenset({"jinja2", "matplotlib", "msgspec", "numpy", "scipy"}),
-    "tracking": frozenset({"mlflow", "tensorboard", "torch"}),  # torch.utils.tensorboard
+    "tracking": frozenset({"mlflow", "tensorboard"}),
     "study": frozenset({"msgspec", "numpy", "polars", "safetensors", "torch"}),
     "freehold": frozenset(),
     "cli": frozenset({"rich", "typer"}),

@@ -68,7 +68,8 @@ def built(name: str, problem: str) -> Algorithm | None:
 def test_the_engines_agree(problem: str, name: str) -> None:
     algorithm = built(name, problem)
     if algorithm is not None:
-        check(algorithm, problem, Work(batch_size=4, epochs=1), chunks=[3])
+        rounds = 2 if problem in ("mixed", "words") else 1
+        check(algorithm, problem, Work(batch_size=4, epochs=1), chunks=[3], rounds=rounds)
 
 
 @over_all
@@ -77,10 +78,9 @@ def test_the_engines_agree_over_four_rounds_of_single_steps(name: str) -> None:
     check(algorithm, "plain", Work(batch_size=5, steps=1, continuing=True), chunks=[2], rounds=4, cohort=2)
 
 
-@pytest.mark.parametrize("name", ["ditto", "fedproto", "ifca", "scaffold", "select"])
-@pytest.mark.parametrize("chunk", [1, 2, 64])
-def test_the_size_of_a_chunk_does_not_matter(chunk: int, name: str) -> None:
-    check(build(name, task_of("mixed")), "mixed", Work(batch_size=4, epochs=1), chunks=[chunk], clients=8, cohort=5)
+@pytest.mark.parametrize("name", ["ditto", "fedproto", "scaffold"])
+def test_the_size_of_a_chunk_does_not_matter(name: str) -> None:
+    check(build(name, task_of("mixed")), "mixed", Work(batch_size=4, epochs=1), chunks=[1, 2, 64], clients=7, cohort=5)
 
 
 @pytest.mark.parametrize("problem", PROBLEMS)

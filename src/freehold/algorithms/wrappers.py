@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Mapping
 from dataclasses import replace
 
-from freehold.core import Algorithm, ClientResult, Fraction, Rate, Round, Steps, Tree, norm, scale
+from freehold.core import Algorithm, ClientResult, Fraction, Rate, Round, Steps, Tree, Value, checked, declared, norm, scale
 from freehold.errors import UnknownName, near_miss
 
 
@@ -70,8 +70,9 @@ WRAPPERS: dict[str, Callable[..., Algorithm]] = {"clip": with_clip, "server-mome
 """Wrappers by the name that a plan uses."""
 
 
-def wrapped(algorithm: Algorithm, name: str, **settings: float) -> Algorithm:
+def wrapped(algorithm: Algorithm, name: str, **settings: Value) -> Algorithm:
     """An algorithm in the wrapper of that name; raises UnknownName with the near miss."""
     if name not in WRAPPERS:
         raise UnknownName(f"There is no wrapper named {name!r}.", hint=near_miss(name, WRAPPERS))
-    return WRAPPERS[name](algorithm, **settings)
+    wrapper = WRAPPERS[name]
+    return wrapper(algorithm, **checked(name, declared(wrapper), settings))

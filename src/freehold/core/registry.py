@@ -114,17 +114,7 @@ class AlgorithmEntry:
 
     def build(self, task: Task, **hyperparameters: Value) -> Algorithm:
         """The algorithm for a task; hyper-parameters are checked, and those not given have their defaults."""
-        for name in hyperparameters:
-            if name not in self.hyperparameters:
-                hint = near_miss(name, self.hyperparameters) if self.hyperparameters else "It has none."
-                raise HyperparameterError(f"{self.name} has no hyper-parameter {name!r}.", hint=hint)
-        checked = {name: self.hyperparameters[name].check(self.name, value) for name, value in hyperparameters.items()}
-        for name, known in self.hyperparameters.items():
-            if known.required and name not in checked:
-                raise HyperparameterError(
-                    f"{self.name} needs the hyper-parameter {name!r}.", hint=f"Set {name}, a {known.kind.__name__}."
-                )
-        return self.factory(task, **checked)
+        return self.factory(task, **checked(self.name, self.hyperparameters, hyperparameters))
 
 
 @functools.cache
@@ -155,11 +145,28 @@ def algorithm_entry(name: str) -> AlgorithmEntry:
 
 def entry_of(name: str, factory: Callable[..., Algorithm], *, package: str = "") -> AlgorithmEntry:
     """The entry of a factory that is not installed: an algorithm from a notebook."""
+    return AlgorithmEntry(name=name, factory=factory, hyperparameters=declared(factory), package=package)
+
+
+def declared(factory: Callable[..., Algorithm]) -> Mapping[str, Hyperparameter]:
+    """The hyper-parameters of a factory or wrapper: its keyword-only arguments, with the ranges in their annotations."""
     hints = typing.get_type_hints(factory, include_extras=True)
-    known = {
-        p.name: _declared(p, hints[p.name]) for p in inspect.signature(factory).parameters.values() if p.kind is p.KEYWORD_ONLY
-    }
-    return AlgorithmEntry(name=name, factory=factory, hyperparameters=known, package=package)
+    parameters = inspect.signature(factory).parameters.values()
+    return {p.name: _declared(p, hints[p.name]) for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
+def checked(name: str, known: Mapping[str, Hyperparameter], given: Mapping[str, Value]) -> dict[str, Value]:
+    """`given` as `known` wants it; raises HyperparameterError for one unknown, out of range, of another type or missing."""
+    for key in given:
+        if key not in known:
+            hint = near_miss(key, known) if known else "It has none."
+            raise HyperparameterError(f"{name} has no hyper-parameter {key!r}.", hint=hint)
+    for key, declaration in known.items():
+        if declaration.required and key not in given:
+            raise HyperparameterError(
+                f"{name} needs the hyper-parameter {key!r}.", hint=f"Set {key}, a {declaration.kind.__name__}."
+            )
+    return {key: known[key].check(name, value) for key, value in given.items()}
 
 
 def _declared(parameter: inspect.Parameter, hint: Any) -> Hyperparameter:

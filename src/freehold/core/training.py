@@ -33,6 +33,8 @@ class RoundReport(NamedTuple):
     round: Round
     server: Tree
     metrics: Metrics
+    mean: Tree
+    """The mean contribution: names, shapes and dtypes of what each client sent."""
 
 
 def draw_cohort(clients: Sequence[str], size: int, *, seed: int, index: int) -> list[str]:
@@ -68,7 +70,8 @@ def train(
         try:
             tally = engine.collect(round_, algorithm.broadcast(server), asked)
             heard = replace(round_, cohort=tally.clients)
-            after = algorithm.server_update(heard, server, tally.mean())
+            mean = tally.mean()
+            after = algorithm.server_update(heard, server, mean)
             if not is_finite(after):
                 raise Diverged(
                     f"Round {index}: the server state of {algorithm.name} is no longer finite.",
@@ -79,4 +82,4 @@ def train(
             raise
         engine.settle(counted=True)
         server = after
-        yield RoundReport(heard, server, scale(tally.metrics, 1 / tally.weight))
+        yield RoundReport(heard, server, scale(tally.metrics, 1 / tally.weight), mean)

@@ -1,4 +1,4 @@
-"""Small models for tables: linear and multilayer perceptron. Any other `nn.Module` works as well; these are for the shipped tasks."""
+"""Small models for tables: linear and multilayer perceptron. Any other `nn.Module` works too."""
 
 from freehold.models.dense import linear, mlp
 

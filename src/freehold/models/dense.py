@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import nn
 
@@ -16,6 +18,6 @@ def mlp(features: int, outputs: int, *, hidden: tuple[int, ...], seed: int) -> n
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         widths = (features, *hidden)
-        body = [part for a, b in zip(widths, widths[1:], strict=False) for part in (nn.Linear(a, b), nn.ReLU())]
+        body = [part for a, b in pairwise(widths) for part in (nn.Linear(a, b), nn.ReLU())]
         squeeze = [] if outputs else [nn.Flatten(0)]
         return nn.Sequential(*body, nn.Linear(widths[-1], outputs or 1), *squeeze)

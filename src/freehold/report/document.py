@@ -36,10 +36,7 @@ def to_json(comparison: Comparison) -> dict[str, object]:
         "test_share": _number(comparison.test_share),
         "seeds": list(comparison.seeds),
         "noun": list(comparison.noun),
-        "rows": [
-            _row(comparison, row, summary)
-            for row, summary in zip(comparison.rows, summarize(comparison), strict=True)
-        ],
+        "rows": [_row(comparison, row, summary) for row, summary in zip(comparison.rows, summarize(comparison), strict=True)],
         "clients": [_client(client) for client in comparison.clients],
         "command": comparison.command,
         "versions": dict(sorted(comparison.versions.items())),
@@ -242,8 +239,7 @@ def _seed(comparison: Comparison, result: SeedResult) -> dict[str, object]:
 
 def _figures(comparison: Comparison, figures: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float | None]]:
     return {
-        client: {name: _number(value) for name, value in sorted(each.items())}
-        for client, each in _in_order(comparison, figures)
+        client: {name: _number(value) for name, value in sorted(each.items())} for client, each in _in_order(comparison, figures)
     }
 
 

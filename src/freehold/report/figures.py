@@ -10,7 +10,8 @@ import html
 import io
 import logging
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 _logger = logging.getLogger("matplotlib")
@@ -36,15 +37,6 @@ _VARIABLES = {
 }  # fmt: skip
 _COLORS: dict[Verdict, str] = {"gain": GAIN, "loss": LOSS, "cannot tell": UNSURE}
 _MARKERS: dict[Verdict, str] = {"gain": "^", "loss": "v", "cannot tell": "o"}
-_SETTINGS = {
-    "svg.fonttype": "none",
-    "text.parse_math": False,
-    "path.simplify": True,
-    "axes.unicode_minus": False,
-    "font.size": 11,
-    "font.family": ["DejaVu Sans"],  # matplotlib's own
-}
-_STEPS = [1, 2, 2.5, 5, 10]
 _NOISE = tuple(
     (re.compile(pattern, re.DOTALL), instead)
     for pattern, instead in (
@@ -82,6 +74,18 @@ class Curve:
     series: int | None = None
 
 
+@contextmanager
+def _own_style(key: str) -> Iterator[None]:
+    """Matplotlib's defaults, whatever the user has set for figures of their own; `key` keeps the ids of several pictures
+    on one page apart."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rc("svg", fonttype="none", hashsalt=key)
+        matplotlib.rc("text", parse_math=False)
+        matplotlib.rc("font", size=11, family=["DejaVu Sans"])  # matplotlib's own
+        yield
+
+
 @dataclass
 class _Sheet:
     """A figure of `width` x `height` CSS pixels and the texts its tokens stand for."""
@@ -99,9 +103,7 @@ class _Sheet:
     def axes(self, left: float, top: float, right: float, bottom: float) -> Axes:
         """Axes with these margins, in pixels, and nothing but a grid-colored frame at the bottom."""
         box = (left, bottom, self.width - left - right, self.height - top - bottom)
-        axes = self.figure.add_axes(
-            (box[0] / self.width, box[1] / self.height, box[2] / self.width, box[3] / self.height)
-        )
+        axes = self.figure.add_axes((box[0] / self.width, box[1] / self.height, box[2] / self.width, box[3] / self.height))
         axes.patch.set_visible(False)
         for spine in axes.spines.values():
             spine.set_visible(False)
@@ -118,11 +120,10 @@ class _Sheet:
         axis.set_major_locator(FixedLocator(list(positions)))
         axis.set_major_formatter(FixedFormatter([self.token(text) for text in texts]))
 
-    def svg(self, key: str, description: str) -> str:
-        """The finished picture; `key` keeps the ids of several pictures on one page apart."""
+    def svg(self, description: str) -> str:
+        """The finished picture."""
         written = io.StringIO()
-        with matplotlib.rc_context({**_SETTINGS, "svg.hashsalt": key}):
-            self.figure.savefig(written, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+        self.figure.savefig(written, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
         text = written.getvalue()
         text = text[text.index("<defs>") :]
         for noise, instead in _NOISE:
@@ -134,11 +135,9 @@ class _Sheet:
         return f'{opening} viewBox="0 0 {self.width:g} {self.height:g}">\n{text}'
 
 
-def gains(
-    points: Sequence[Gain], *, limits: tuple[float, float], unit: str, key: str, label: str
-) -> str:
-    """A dot and its interval for each client by name, and the zero line of training alone. """
-    with matplotlib.rc_context(_SETTINGS):
+def gains(points: Sequence[Gain], *, limits: tuple[float, float], unit: str, key: str, description: str) -> str:
+    """A dot and its interval for each client by name, and the zero line of training alone."""
+    with _own_style(key):
         sheet = _Sheet(width=400, height=64 + 25 * len(points))
         axes = sheet.axes(left=128, top=8, right=56, bottom=48)
         axes.set_ylim(len(points) - 0.5, -0.5)
@@ -150,22 +149,21 @@ def gains(
             _whisker(axes, place, point, limits)
             at = min(max(point.difference, limits[0]), limits[1])
             _dots(axes, [at], [place], point.verdict, 7)
+            text = sheet.token(f"{point.written} {MARKS[point.verdict]}")
             axes.annotate(
-                sheet.token(f"{point.written} {MARKS[point.verdict]}"), (1, place), xycoords=axes.get_yaxis_transform(),
-                xytext=(50, 0), textcoords="offset points", ha="right", va="center", color=_COLORS[point.verdict], annotation_clip=False,
+                text, (1, place), xycoords=axes.get_yaxis_transform(), xytext=(50, 0), textcoords="offset points",
+                ha="right", va="center", color=_COLORS[point.verdict],
             )  # fmt: skip
         _axis_words(sheet, axes, unit)
-        return sheet.svg(key, label)
+        return sheet.svg(description)
 
 
-def strip(
-    points: Sequence[Gain], *, limits: tuple[float, float], unit: str, key: str, label: str
-) -> str:
+def strip(points: Sequence[Gain], *, limits: tuple[float, float], unit: str, key: str, description: str) -> str:
     """Many clients without names: losses, cannot tell and gains, each group in ascending order, one line a client."""
     order: tuple[Verdict, ...] = ("loss", "cannot tell", "gain")
     groups = {name: sorted((p for p in points if p.verdict == name), key=lambda p: p.difference) for name in order}
     gap = max(len(points) * 0.02, 0.6)
-    with matplotlib.rc_context(_SETTINGS):
+    with _own_style(key):
         sheet = _Sheet(width=400, height=250)
         axes = sheet.axes(left=44, top=22, right=8, bottom=30)
         _scale(sheet, axes, limits, "y")
@@ -180,56 +178,53 @@ def strip(
                 [x for x, _ in known],
                 [max(p.low, limits[0]) for _, p in known if p.low is not None],
                 [min(p.high, limits[1]) for _, p in known if p.high is not None],
-                color=_COLORS[name], linewidth=thin, alpha=0.45,
+                color=_COLORS[name], linewidth=thin, alpha=0.45 if len(points) <= 200 else 0.25,
             )  # fmt: skip
             heights = [min(max(p.difference, limits[0]), limits[1]) for p in group]
             _dots(axes, places, heights, name, min(max(500 / len(points), 1.6), 5))
+            text, middle = sheet.token(f"{MARKS[name]} {len(group)}"), (places[0] + places[-1]) / 2
             axes.annotate(
-                sheet.token(f"{MARKS[name]} {len(group)}"), ((places[0] + places[-1]) / 2, 1), xycoords=axes.get_xaxis_transform(),
-                xytext=(0, 5), textcoords="offset points", ha="center", va="bottom", color=_COLORS[name], annotation_clip=False,
+                text, (middle, 1), xycoords=axes.get_xaxis_transform(), xytext=(0, 5), textcoords="offset points",
+                ha="center", va="bottom", color=_COLORS[name], annotation_clip=False,
             )  # fmt: skip
             start = places[-1] + 1 + max(gap, 0.1 * len(points) - len(group) / 2 if len(group) < 0.1 * len(points) else 0)
         axes.set_xlim(-gap, max(start, 1))
         axes.axhline(0, color=INK, linewidth=1.2)
         axes.set_xticks([])
         axes.set_xlabel(sheet.token(f"each line one of {len(points)}; up is better than alone, {unit}"), color=MUTED, labelpad=8)
-        return sheet.svg(key, label)
+        return sheet.svg(description)
 
 
-def curves(lines: Sequence[Curve], *, written: Callable[[float], str], xlabel: str, ylabel: str, label: str) -> str:
+def curves(lines: Sequence[Curve], *, xlabel: str, ylabel: str, description: str) -> str:
     """Learning curves; the legend is the page's."""
-    with matplotlib.rc_context(_SETTINGS):
+    with _own_style("curves"):
         sheet = _Sheet(width=460, height=270)
         axes = sheet.axes(left=48, top=26, right=12, bottom=40)
         for line in sorted(lines, key=lambda each: (each.series is not None, -(each.series or 0))):
-            rounds, values = [point[0] for point in line.points], [point[1] for point in line.points]
+            at, values = [point[0] for point in line.points], [point[1] for point in line.points]
             if line.series is None:
-                axes.plot(rounds, values, color=GRID, linewidth=1, solid_capstyle="round")
+                axes.plot(at, values, color=GRID, linewidth=1, solid_capstyle="round")
                 continue
             color, dashes = SERIES[line.series % len(SERIES)], DASHES[line.series % len(DASHES)]
             if line.low and line.high:
-                axes.fill_between(rounds, line.low, line.high, color=color, alpha=0.13, linewidth=0)
-            axes.plot(
-                rounds, values, color=color, linestyle=dashes, linewidth=2, marker="o" if len(rounds) == 1 else "", markersize=6
-            )
-        ticks = [tick for tick in MaxNLocator(5, steps=_STEPS).tick_values(*axes.get_ylim()) if axes.get_ylim()[0] <= tick <= axes.get_ylim()[1]]
-        sheet.ticks(axes, "y", ticks, [written(tick) for tick in ticks])
-        low, high = axes.get_xlim()
-        steps = [tick for tick in MaxNLocator(7, steps=_STEPS, integer=True).tick_values(low, high) if low <= tick <= high]
-        sheet.ticks(axes, "x", steps, [f"{tick:.0f}" for tick in steps])
+                axes.fill_between(at, line.low, line.high, color=color, alpha=0.13, linewidth=0)
+            axes.plot(at, values, color=color, linestyle=dashes, linewidth=2, marker="o" if len(at) == 1 else "", markersize=6)
+        heights, rounds = _round_numbers(axes.get_ylim(), 6), _round_numbers(axes.get_xlim(), 7, integer=True)
+        sheet.ticks(axes, "y", heights, [signed(tick).removeprefix("+") for tick in heights])
+        sheet.ticks(axes, "x", rounds, [f"{tick:.0f}" for tick in rounds])
         axes.grid(axis="y", color=GRID, linewidth=0.8)
         axes.set_axisbelow(True)
         axes.set_xlabel(sheet.token(xlabel), color=MUTED, labelpad=6)
         axes.annotate(
             sheet.token(ylabel), (0, 1), xycoords="axes fraction", xytext=(-44, 10), textcoords="offset points", color=MUTED
         )
-        return sheet.svg("curves", label)
+        return sheet.svg(description)
 
 
 def limits_of(points: Sequence[Gain]) -> tuple[float, float]:
-    """Limits shared by several pictures: all dots, zero, and intervals up to twice as long as nine in ten of them."""
+    """Limits shared by several pictures: all dots, zero, and intervals up to three times as long as nine in ten of them."""
     ends = sorted(abs(end) for point in points for end in (point.low, point.high) if end is not None)
-    reach = 2 * ends[min(int(0.9 * len(ends)), len(ends) - 1)] if ends else 0.0
+    reach = 3 * ends[min(int(0.9 * len(ends)), len(ends) - 1)] if ends else 0.0
     seen = [point.difference for point in points]
     seen += [max(min(end, reach), -reach) for point in points for end in (point.low, point.high) if end is not None]
     low, high = min([0.0, *seen]), max([0.0, *seen])
@@ -238,11 +233,17 @@ def limits_of(points: Sequence[Gain]) -> tuple[float, float]:
 
 
 def _scale(sheet: _Sheet, axes: Axes, limits: tuple[float, float], which: str) -> None:
-    ticks = [tick for tick in MaxNLocator(5, steps=_STEPS).tick_values(*limits) if limits[0] <= tick <= limits[1]]
+    ticks = _round_numbers(limits, 6)
     sheet.ticks(axes, which, ticks, [signed(tick) for tick in ticks])
     (axes.set_xlim if which == "x" else axes.set_ylim)(*limits)
     axes.grid(axis="x" if which == "x" else "y", color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
+
+
+def _round_numbers(limits: tuple[float, float], most: int, *, integer: bool = False) -> list[float]:
+    low, high = limits
+    found = MaxNLocator(most, steps=[1, 2, 2.5, 5, 10], integer=integer).tick_values(low, high)
+    return [float(tick) for tick in found if low <= tick <= high]
 
 
 def _whisker(axes: Axes, place: int, point: Gain, limits: tuple[float, float]) -> None:
@@ -260,7 +261,7 @@ def _dots(axes: Axes, x: Sequence[float], y: Sequence[float], verdict: Verdict, 
     color = _COLORS[verdict]
     axes.plot(
         x, y, linestyle="", marker=_MARKERS[verdict], markersize=size, zorder=3, color=color, clip_on=False,
-        markerfacecolor=PAPER if verdict == "cannot tell" else color, markeredgewidth=min(size / 5, 1.5),
+        markerfacecolor=PAPER if verdict == "cannot tell" and size > 3 else color, markeredgewidth=min(size / 5, 1.5),
     )  # fmt: skip
 
 

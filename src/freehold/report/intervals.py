@@ -47,7 +47,7 @@ class Paired:
 
 
 def verdict(low: float | None, high: float | None) -> Verdict:
-    """"gain" if the whole interval is above zero, "loss" if it is below, else (or without one) "cannot tell"."""
+    """ "gain" if the whole interval is above zero, "loss" if it is below, else (or without one) "cannot tell"."""
     if low is not None and low > 0:
         return "gain"
     if high is not None and high < 0:
@@ -90,9 +90,7 @@ def fixed_split(differences: Sequence[float], *, variance: float | None, example
     return _interval(values, training + variance, freedom)
 
 
-def example_variance(
-    first: float, second: float, *, per_example: float | None, examples: float, binary: bool
-) -> float | None:
+def example_variance(first: float, second: float, *, per_example: float | None, examples: float, binary: bool) -> float | None:
     """The variance of a mean paired difference over `examples` examples, or None if it cannot be known.
 
     `per_example`: the variance of one example's paired difference, if it was measured. If not, and the metric is a share

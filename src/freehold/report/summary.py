@@ -80,9 +80,7 @@ def _summarize(comparison: Comparison, row: Row, baseline: Row | None) -> RowSum
     metric, sign = comparison.metric, 1 if comparison.higher_is_better else -1
     names = figure_names(comparison)
     per_client = {client.name: _client(comparison, row, baseline, client, names) for client in comparison.clients}
-    means = {
-        client.name: value for client in comparison.participants if (value := per_client[client.name].mean) is not None
-    }
+    means = {client.name: value for client in comparison.participants if (value := per_client[client.name].mean) is not None}
     ordered = sorted(means, key=lambda name: sign * means[name])
     compared = [per_client[client.name].paired for client in comparison.participants]
     differences = [paired.difference for paired in compared if paired is not None and paired.difference is not None]
@@ -117,9 +115,7 @@ def figure_names(comparison: Comparison) -> tuple[str, ...]:
     return (comparison.metric, *sorted(found - {comparison.metric}))
 
 
-def _client(
-    comparison: Comparison, row: Row, baseline: Row | None, client: ClientFacts, names: Sequence[str]
-) -> ClientSummary:
+def _client(comparison: Comparison, row: Row, baseline: Row | None, client: ClientFacts, names: Sequence[str]) -> ClientSummary:
     figures = {name: mean(_value(result, client.name, name) for result in row.results) for name in names}
     return ClientSummary(
         mean=figures[comparison.metric],
@@ -159,9 +155,7 @@ def _paired_mean(comparison: Comparison, row: Row, baseline: Row) -> Paired:
     total = sum(known) / len(clients) ** 2 if known else None
     if comparison.splits == "fixed":
         complete = len(known) == len(clients)
-        return fixed_split(
-            differences, variance=total if complete else None, examples=sum(client.test for client in clients)
-        )
+        return fixed_split(differences, variance=total if complete else None, examples=sum(client.test for client in clients))
     ratio = sum(_ratio(comparison, client) for client in clients) / max(len(clients), 1)
     return repeated_splits(differences, ratio=ratio, least_variance=total or 0.0)
 
@@ -179,9 +173,7 @@ def _example_variance(comparison: Comparison, row: Row, baseline: Row, client: C
     tested = float(client.test)
     if comparison.splits == "repeated":
         tested = examples_tested(examples=client.examples, test=client.test, splits=max(len(pairs), FEWEST_SEEDS))
-    return example_variance(
-        first, second, per_example=measured, examples=tested, binary=comparison.metric == "accuracy"
-    )
+    return example_variance(first, second, per_example=measured, examples=tested, binary=comparison.metric == "accuracy")
 
 
 def _same_seed(row: Row, baseline: Row) -> list[tuple[SeedResult, SeedResult]]:

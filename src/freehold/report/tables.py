@@ -30,16 +30,12 @@ def lines(comparison: Comparison, summaries: Sequence[RowSummary] = ()) -> list[
     columns[f"better than alone{', points' if metric in SHARES else ''}"] = [
         against_baseline(metric, each.paired, like=each.mean) for each in summaries
     ]
-    columns["gain, loss, cannot tell"] = [
-        tally(each) if each.verdicts else NOTHING for each in summaries
-    ]
+    columns["gain, loss, cannot tell"] = [tally(each) if each.verdicts else NOTHING for each in summaries]
     columns["worse off than alone"] = [_worse(each) for each in summaries]
     columns[f"worst {comparison.noun[0]}"] = [_worst(comparison, each) for each in summaries]
     if len(comparison.participants) >= FEWEST_FOR_DECILE:
         columns["lowest decile"] = [value(metric, each.lowest_decile) for each in summaries]
-    columns[f"mean over examples{', %' if metric in SHARES else ''}"] = [
-        value(metric, each.weighted_mean) for each in summaries
-    ]
+    columns[f"mean over examples{', %' if metric in SHARES else ''}"] = [value(metric, each.weighted_mean) for each in summaries]
     for name in other:
         columns[label(name)] = [value(name, each.figures[name]) for each in summaries]
     columns["at the round chosen by validation"] = [value(metric, each.best_round_mean) for each in summaries]

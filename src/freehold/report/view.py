@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from freehold.report import figures
 from freehold.report.intervals import FEWEST_SEEDS
+from freehold.report.learning import Curves, learning_curves
 from freehold.report.result import ClientFacts, Comparison, Row
 from freehold.report.summary import SHARES, RowSummary, summarize
 from freehold.report.tables import SERVED, client_lines, explain, facts_lines, label_shares, lines, percent
@@ -24,13 +25,12 @@ from freehold.report.wording import (
     headline,
     setting,
     tally,
-    value,
 )
 
 MANY = 40  # above this many clients, pictures and tables no longer name each one
 _EXTREMES = 10
 _SHADES = 4
-_DRAWN = 7  # learning curves with a color of their own
+_LOOK_AT = "Accuracy says little there: look at balanced accuracy and log-loss."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,25 +42,6 @@ class Panel:
     mean: str
     picture: str
     extremes: tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Legend:
-    """One learning curve's name and how it is drawn."""
-
-    title: str
-    color: str
-    dashes: str
-    width: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Curves:
-    """The picture of learning curves, its legend and a note."""
-
-    picture: str
-    legend: tuple[Legend, ...]
-    note: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +87,7 @@ class View:
 
     @property
     def row_notes(self) -> list[str]:
+        """What to know to read the table of rows."""
         notes = []
         if len(self._comparison.participants) <= 10:
             notes.append(f"With so few {self._comparison.noun[1]} the lowest decile is the worst one.")
@@ -133,16 +115,19 @@ class View:
 
     @property
     def clients(self) -> list[list[str]]:
+        """The table of clients: a header, then each client's figures by row."""
         return client_lines(self._comparison, self._summaries, clients=self._extreme_clients)
 
     @property
     def clients_title(self) -> str:
+        """The heading of the table of clients."""
         if self.many and self._lead is not None:
             return f"The {_EXTREMES} lowest and the {_EXTREMES} highest, by {clean(self._lead.title, 60)} against alone"
         return f"Each {self._comparison.noun[0]}"
 
     @property
     def clients_note(self) -> str:
+        """What the cells of the table of clients mean."""
         metric = self._comparison.metric
         unit = "points" if metric in SHARES else f"units of {FIGURES.get(metric, clean(metric))}, positive is better"
         note = f"Mean {FIGURES.get(metric, clean(metric))} over seeds{', in %' if metric in SHARES else ''}"
@@ -156,6 +141,7 @@ class View:
 
     @property
     def served_columns(self) -> tuple[int, ...]:
+        """The columns of the table of clients that say what the node would serve."""
         return tuple(index for index, header in enumerate(self.clients[0]) if header.startswith(SERVED))
 
     @property
@@ -170,16 +156,16 @@ class View:
             names = ", ".join(clean(client.name, 28) for client, _, _ in found[:5])
             return [
                 f"In {len(found)} of {counted(len(self._comparison.clients), self._comparison.noun)} ({names}, …) one class has "
-                f"{percent(DOMINANT)} of the examples or more. Accuracy says little there: look at balanced accuracy and log-loss."
+                f"{percent(DOMINANT)} of the examples or more. {_LOOK_AT}"
             ]
         return [
-            f"{clean(client.name, 60)}: {percent(share)} are “{clean(label, 60)}”. Always answering “{clean(label, 60)}” would be "
-            "right as often, so accuracy says little here: look at balanced accuracy and log-loss."
+            f"{clean(client.name, 60)}: {percent(share)} are “{clean(label, 60)}”; saying so always is right as often. {_LOOK_AT}"
             for client, label, share in found
         ]
 
     @property
     def data_note(self) -> str:
+        """How many examples there are, and how they are spread."""
         sizes = [client.examples for client in self._comparison.clients]
         if not sizes:
             return "There are no clients."
@@ -191,6 +177,7 @@ class View:
 
     @property
     def has_labels(self) -> bool:
+        """Whether there are label shares to draw."""
         return any(client.labels for client in self._shown_facts)
 
     @property
@@ -203,6 +190,7 @@ class View:
 
     @property
     def data(self) -> list[DataLine]:
+        """The table of data sizes: a header, then each client with its bar."""
         header, *body = facts_lines(self._comparison, clients=self._shown_facts)
         shown = zip(body, self._shown_facts, strict=True)
         return [
@@ -217,11 +205,13 @@ class View:
 
     @property
     def newcomers(self) -> list[list[str]]:
+        """The table of clients that never took part; empty without them."""
         clients = self._comparison.newcomers[:MANY]
         return client_lines(self._comparison, self._summaries, clients=clients) if clients else []
 
     @property
     def newcomers_note(self) -> str:
+        """What newcomers are."""
         count = len(self._comparison.newcomers)
         text = f"{counted(count, self._comparison.noun)} held out of every round and of every mean above"
         text += ": what a newcomer would get."
@@ -229,43 +219,12 @@ class View:
 
     @property
     def curves(self) -> Curves | None:
-        comparison = self._comparison
-        drawn = [(row, averaged) for row in comparison.rows if (averaged := _average_curve(row)).points]
-        if not drawn:
-            return None
-        lead = self._lead.name if self._lead else ""
-        first = sorted(drawn, key=lambda item: (item[0].name != comparison.baseline, item[0].name != lead))
-        series = {row.name: place for place, (row, _) in enumerate(first[:_DRAWN])}
-        scale = 100 if comparison.metric in SHARES else 1
-        curves = [
-            figures.Curve(
-                points=tuple((at, scale * y) for at, y in curve.points),
-                low=tuple(scale * y for y in curve.low) if row.name in (lead, comparison.baseline) else (),
-                high=tuple(scale * y for y in curve.high) if row.name in (lead, comparison.baseline) else (),
-                series=series.get(row.name),
-            )
-            for row, curve in drawn
-        ]
-        name = FIGURES.get(comparison.metric, clean(comparison.metric))
-        legend = [_legend(clean(row.title, 60), series[row.name]) for row, _ in first[:_DRAWN]]
-        if len(drawn) > _DRAWN:
-            legend.append(Legend(title=f"{len(drawn) - _DRAWN} more", color="--fh-grid", dashes="none", width=1))
-        several = len(comparison.seeds) > 1
-        return Curves(
-            picture=figures.curves(
-                curves,
-                written=_plain,
-                xlabel="round",
-                ylabel=f"{name}{', %' if scale == 100 else ''}, validation data",
-                label=f"Learning curves: {name} on validation data by round, one line for each of {len(drawn)} rows.",
-            ),
-            legend=tuple(legend),
-            note=f"Mean over {comparison.noun[1]}, on validation data{', then over seeds' if several else ''}."
-            + (" Shaded: from the lowest to the highest seed." if any(curve.low for curve in curves) else ""),
-        )
+        """The learning curves; None if no row was evaluated during training."""
+        return learning_curves(self._comparison, lead=self._lead)
 
     @property
     def reading(self) -> str:
+        """How to read the figures, the marks and the intervals."""
         noun = self._comparison.noun[0]
         if self._comparison.splits == "fixed":
             how = (
@@ -278,21 +237,24 @@ class View:
         return (
             f"Every number is from test examples that training did not see, after the last round, and every difference is to "
             f"training alone at the same {noun} with the same seed. A gain (▲) or a loss (▼) has its whole 95 % interval on one "
-            f"side of zero, an interval {how}. “Cannot tell” (○) does not mean that there is no difference, but that data of this "
-            f"size could show it by chance: more examples or more seeds may decide.{few}"
+            f"side of zero, an interval {how}. “Cannot tell” (○) does not mean that there is no difference, but that data of "
+            f"this size could show it by chance: more examples or more seeds may decide.{few}"
         )
 
     @property
     def command(self) -> str:
+        """The command that makes this report again."""
         return "\n".join(clean(line) for line in self._comparison.command.splitlines())
 
     @property
     def seeds(self) -> str:
+        """The seeds, in words."""
         word = "Seed" if len(self._comparison.seeds) == 1 else "Seeds"
         return f"{word} {', '.join(str(seed) for seed in self._comparison.seeds)}."
 
     @property
     def settings(self) -> list[list[str]]:
+        """The table of settings: a header, then each row's."""
         body = [
             [
                 clean(row.title, 60),
@@ -307,10 +269,12 @@ class View:
 
     @property
     def notes(self) -> list[str]:
+        """What was decided while reading the data, in plain words."""
         return [clean(note) for note in self._comparison.notes]
 
     @property
     def versions(self) -> str:
+        """The versions that the figures were made with."""
         listed = [f"{clean(name)} {clean(version)}" for name, version in sorted(self._comparison.versions.items())]
         return " · ".join(listed)
 
@@ -319,9 +283,7 @@ class View:
         drawn = [(row, points) for row in comparison.rows if (points := self._points(row))]
         every = [point for _, points in drawn for point in points]
         limits = figures.limits_of(every)
-        clipped = any(
-            end is not None and not limits[0] <= end <= limits[1] for point in every for end in (point.low, point.high)
-        )
+        clipped = any(end is not None and not limits[0] <= end <= limits[1] for point in every for end in (point.low, point.high))
         return [self._panel(row, points, limits, number) for number, (row, points) in enumerate(drawn)], clipped
 
     def _points(self, row: Row) -> list[figures.Gain]:
@@ -357,7 +319,7 @@ class View:
             title=clean(row.title, 80),
             tally=tally(summary),
             mean=against_baseline(self._comparison.metric, paired, like=summary.mean) if paired is not None else "",
-            picture=draw(points, limits=limits, unit=unit, key=f"row{number}", label=label),
+            picture=draw(points, limits=limits, unit=unit, key=f"row{number}", description=label),
             extremes=_extremes(points) if self.many else (),
         )
 
@@ -371,38 +333,12 @@ def _extremes(points: Sequence[figures.Gain]) -> tuple[str, ...]:
     )
 
 
-def _average_curve(row: Row) -> figures.Curve:
-    """The mean over seeds at each round, and the lowest and the highest seed; rounds without a finite value are left out."""
-    by_round: dict[int, list[float]] = {}
-    for result in row.results:
-        for at, y in result.curve:
-            if abs(y) < float("inf"):
-                by_round.setdefault(at, []).append(y)
-    rounds = sorted(by_round)
-    several = len(row.results) > 1
-    return figures.Curve(
-        points=tuple((at, statistics.fmean(by_round[at])) for at in rounds),
-        low=tuple(min(by_round[at]) for at in rounds) if several else (),
-        high=tuple(max(by_round[at]) for at in rounds) if several else (),
-    )
-
-
-def _legend(title: str, series: int) -> Legend:
-    dashes = figures.DASHES[series % len(figures.DASHES)]
-    lengths = "none" if isinstance(dashes, str) else " ".join(f"{2 * length:g}" for length in dashes[1])
-    return Legend(title=title, color=f"--fh-series-{series % len(figures.SERIES) + 1}", dashes=lengths, width=2)
-
-
 def _parts(labels: Mapping[str, float]) -> tuple[Part, ...]:
     return tuple(
         Part(width=f"{100 * share:.2f}", shade=place % _SHADES + 1, title=label_shares({name: share}))
         for place, (name, share) in enumerate(labels.items())
         if share > 0
     )
-
-
-def _plain(number: float) -> str:
-    return f"{number:g}".replace("-", "−")
 
 
 def _size(count: int) -> str:

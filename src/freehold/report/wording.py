@@ -28,8 +28,7 @@ _JOINERS = "\u200c\u200d"  # invisible too, but part of how Persian, Hindi and e
 def clean(name: str, width: int = 0) -> str:
     """`name` without invisible, control and direction characters, cut to `width` terminal cells if that is given."""
     text = "".join(
-        "\ufffd" if unicodedata.category(character) in _UNSAFE and character not in _JOINERS else character
-        for character in name
+        "\ufffd" if unicodedata.category(character) in _UNSAFE and character not in _JOINERS else character for character in name
     )
     if width <= 0 or sum(map(_cells, text)) <= width:
         return text
@@ -128,7 +127,7 @@ def finding(comparison: Comparison, summaries: Sequence[RowSummary]) -> tuple[st
     if by_chance >= 2:
         sentences.append(
             f"Among {counted(len(comparison.participants), comparison.noun)}, chance alone can make "
-            f"about {by_chance:.0f} look like a gain or a loss."
+            f"up to about {by_chance:.0f} look like a gain or a loss."
         )
     return tuple(sentences)
 

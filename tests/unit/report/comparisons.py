@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from freehold.report import ClientFacts, Comparison, Row, SeedResult
 
@@ -38,10 +39,9 @@ def facts(name: str, examples: int, labels: Mapping[str, float], *, took_part: b
 def hospitals(*, seeds: int = 10, names: Sequence[str] = tuple(HOSPITALS), rows: Mapping[str, str] = TITLES) -> Comparison:
     rng = np.random.default_rng(7)
     clients = tuple(
-        facts(name, size, {"healthy": 1 - ill, "ill": ill})
-        for name, (size, ill) in zip(names, HOSPITALS.values(), strict=True)
+        facts(name, size, {"healthy": 1 - ill, "ill": ill}) for name, (size, ill) in zip(names, HOSPITALS.values(), strict=True)
     )
-    alone = {seed: {name: _right(rng, 0.76, client.test) for name, client in zip(names, clients, strict=True)} for seed in range(seeds)}
+    alone = {seed: {client.name: _right(rng, 0.76, client.test) for client in clients} for seed in range(seeds)}
     built = []
     for row, title in rows.items():
         results = []
@@ -72,8 +72,9 @@ def hospitals(*, seeds: int = 10, names: Sequence[str] = tuple(HOSPITALS), rows:
             )  # fmt: skip
         built.append(
             Row(
-                name=row, title=title, algorithm=row.split("-")[0], hyperparameters={"lr": 0.1, "lam": 1.0} if row == "ditto" else {"lr": 0.1},
-                results=tuple(results), published=0.685 if row == "fedavg" else None, published_std=0.028 if row == "fedavg" else None,
+                name=row, title=title, algorithm=row.split("-")[0], results=tuple(results),
+                hyperparameters={"lr": 0.1, "lam": 1.0} if row == "ditto" else {"lr": 0.1},
+                published=0.685 if row == "fedavg" else None, published_std=0.028 if row == "fedavg" else None,
                 seconds=3.2, sent_bytes=0 if row == "local" else 48_000,
             )
         )  # fmt: skip
@@ -114,8 +115,8 @@ def stations(*, seeds: int = 5) -> Comparison:
         rows.append(Row(name=row, title=title, algorithm=row, results=tuple(results)))
     return Comparison(
         study="air", title="PM2.5 at six stations", problem="regression", metric="rmse", higher_is_better=False, clients=clients,
-        rows=tuple(rows), test_share=25 / 60, seeds=tuple(range(seeds)), splits="repeated", command="freehold compare air --seeds 5",
-        versions=VERSIONS, noun=("station", "stations"),
+        rows=tuple(rows), test_share=25 / 60, seeds=tuple(range(seeds)), splits="repeated",
+        command=f"freehold compare air --seeds {seeds}", versions=VERSIONS, noun=("station", "stations"),
     )  # fmt: skip
 
 
@@ -131,7 +132,11 @@ def phones(count: int = 100, *, newcomers: int = 6, seeds: int = 5) -> Compariso
         for place in range(count + newcomers)
     )  # fmt: skip
     skill = np.clip(rng.beta(8, 2, len(clients)), 0.3, 0.97)
-    lifts = {"local": np.zeros(len(clients)), "fedavg": rng.normal(-0.05, 0.15, len(clients)), "ditto": rng.normal(0.07, 0.07, len(clients))}
+    lifts = {
+        "local": np.zeros(len(clients)),
+        "fedavg": rng.normal(-0.05, 0.15, len(clients)),
+        "ditto": rng.normal(0.07, 0.07, len(clients)),
+    }
     rows = []
     for row, lift in lifts.items():
         results = []
@@ -153,5 +158,5 @@ def phones(count: int = 100, *, newcomers: int = 6, seeds: int = 5) -> Compariso
     )  # fmt: skip
 
 
-def _right(rng: np.random.Generator, share: float, examples: int) -> np.ndarray:
+def _right(rng: np.random.Generator, share: float, examples: int) -> npt.NDArray[np.float64]:
     return (rng.random(examples) < share).astype(float)

@@ -1,0 +1,60 @@
+"""Files that a command writes: refused before the work if they cannot be written, and replaced as a whole after it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from freehold.errors import UsageError
+
+STDOUT = Path("-")
+
+
+def check_writable(*paths: Path | None) -> None:
+    """Raise UsageError, before anything is computed, for a destination that cannot be written or stands twice."""
+    named = [path for path in paths if path is not None]
+    for path in named:
+        if path == STDOUT:
+            continue
+        folder = Path(os.path.realpath(path)).parent
+        if path.is_dir():
+            raise UsageError(f"{path} is a folder, but a file is to be written.", hint=f"Say {path / 'NAME'}.")
+        if not folder.is_dir():
+            raise UsageError(f"{path} cannot be written: there is no folder {folder}.", hint="Make it first, or write elsewhere.")
+        if not os.access(path if _special(path) else folder, os.W_OK):
+            raise UsageError(f"{path} cannot be written: you may not write to {folder}.", hint="Write to a folder of yours.")
+    places = [os.path.realpath(path) for path in named]
+    if len(set(places)) < len(places):
+        raise UsageError("Two results would be written to the same file.", hint="Give each a name of its own.")
+
+
+def write(path: Path, text: str) -> None:
+    """Write `text`, UTF-8: all of it or nothing. "-" is standard output."""
+    if path == STDOUT:
+        sys.stdout.write(text)
+        return
+    try:
+        if _special(path):
+            path.write_text(text, encoding="utf-8")
+        else:
+            _replace(Path(os.path.realpath(path)), text)
+    except OSError as error:
+        raise UsageError(f"{path} could not be written: {error.strerror}.", hint="Free some space, or write elsewhere.") from None
+
+
+def _special(path: Path) -> bool:
+    """A pipe, a terminal, /dev/null: nothing to replace."""
+    return path.exists() and not path.is_file()
+
+
+def _replace(path: Path, text: str) -> None:
+    new = path.with_name(f".{path.name}.{os.getpid()}.new")
+    try:
+        with new.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(path)
+    finally:
+        new.unlink(missing_ok=True)

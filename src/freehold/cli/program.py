@@ -1,0 +1,88 @@
+"""The program: its commands, and what becomes of an error: a line with its number, a hint, an exit code, no traceback."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from freehold.cli.algorithms import algorithms
+from freehold.cli.compare import compare
+from freehold.cli.console import interrupted, report_error
+from freehold.cli.data import data
+from freehold.cli.demo import demo
+from freehold.cli.invocation import remember
+from freehold.cli.simulate import simulate
+from freehold.errors import FreeholdError
+
+
+class Commands(TyperGroup):
+    """The commands, with errors told as people want to read them."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Keep what was typed: reports say the command that repeats them."""
+        remember(args)
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; an error of Freehold's becomes its exit code."""
+        try:
+            return super().invoke(ctx)
+        except FreeholdError as error:
+            report_error(error)
+            raise typer.Exit(error.exit_code) from None
+        except KeyboardInterrupt as stop:
+            interrupted(stop)
+            raise typer.Exit(130) from None
+
+
+app = typer.Typer(
+    name="freehold",
+    cls=Commands,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["--help", "-h"]},
+    help="Personalized federated learning: each client ends with a model of its own, and its data never leaves.",
+    epilog="Exit codes: 0 good, 1 found something wrong, 2 wrong use or unusable data, 130 interrupted.",
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"freehold {version('freehold')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _start(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    pass
+
+
+app.command()(demo)
+app.command()(compare)
+app.command()(simulate)
+app.command()(algorithms)
+app.add_typer(data, name="data")
+
+
+def main() -> None:
+    """Run the command line."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal that has no ▲ shows ?, and the rest
+    try:
+        try:
+            app(prog_name="freehold")
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read the output has read enough; nothing is left to flush at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)

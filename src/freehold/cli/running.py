@@ -1,0 +1,108 @@
+"""A study from the command line: settings from the environment, progress, trackers, and results at the end."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from freehold.cli.options import ResultOptions, RunOptions
+from freehold.cli.output import STDOUT, check_writable, write
+from freehold.cli.progress import progress
+from freehold.errors import UsageError
+from freehold.events import Event, Listener
+
+if TYPE_CHECKING:
+    from freehold.report import Comparison
+    from freehold.study import Settings
+
+
+def run(
+    study: Callable[[Settings], Comparison],
+    options: RunOptions,
+    results: ResultOptions,
+    *,
+    newcomers: int = 0,
+    also: Path | None = None,
+) -> None:
+    """Run `study` and tell what it found: files first, each written whole, then tables on the terminal.
+
+    `also` is one more file that the caller will write. Destinations that cannot be written are refused before the work.
+    """
+    check_writable(results.json, results.report, also)
+    with _settings(options, newcomers) as settings:
+        comparison = study(settings)
+    _tell(comparison, results)
+
+
+@contextmanager
+def _settings(options: RunOptions, newcomers: int) -> Iterator[Settings]:
+    """The settings, with everybody who listens; trackers are closed at the end."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is loaded: many small models, one per process
+    from freehold.study import Settings
+
+    with ExitStack() as stack:
+        listeners = [*_trackers(options, stack), stack.enter_context(progress())]
+        yield Settings(
+            engine=options.engine.value,
+            jobs=options.jobs or len(os.sched_getaffinity(0)),
+            checkpoint=_checkpoint(options.checkpoint),
+            resume=options.resume,
+            newcomers=newcomers,
+            listener=_all(listeners),
+        )
+
+
+def _trackers(options: RunOptions, stack: ExitStack) -> list[Listener]:
+    if not options.log:
+        return []
+    from freehold import tracking
+
+    return [stack.enter_context(tracking.listener(where)) for where in options.log]
+
+
+def _all(listeners: list[Listener]) -> Listener:
+    def listen(event: Event) -> None:
+        for each in listeners:
+            each(event)
+
+    return listen
+
+
+def _checkpoint(folder: Path | None) -> Path | None:
+    """The folder of checkpoints; None where there is no place for them and none was asked for."""
+    chosen = folder or _state() / "freehold" / "checkpoints"
+    there = next(path for path in (chosen.absolute(), *chosen.absolute().parents) if path.exists())
+    if there.is_dir() and os.access(there, os.W_OK):
+        return chosen
+    if folder is None:
+        return None
+    raise UsageError(f"No checkpoint can be written to {folder}.", hint="Give --checkpoint a folder of yours.")
+
+
+def _state() -> Path:
+    """XDG Base Directory Specification: a relative path there is ignored."""
+    given = Path(os.environ.get("XDG_STATE_HOME", ""))
+    return given if given.is_absolute() else Path.home() / ".local" / "state"
+
+
+def _tell(comparison: Comparison, results: ResultOptions) -> None:
+    from freehold.report import dumps
+
+    if results.report is not None:
+        from freehold.report.page import page
+
+        write(results.report, page(comparison))
+    if results.json is not None:
+        write(results.json, dumps(comparison))
+    if STDOUT in (results.json, results.report):
+        return
+    from freehold.cli.show import show
+
+    show(comparison)
+    for path in (results.json, results.report):
+        if path is not None:
+            sys.stdout.write(f"Written: {path}\n")

@@ -1,0 +1,116 @@
+"""`freehold simulate`: one algorithm, or one plan, beside training alone and FedAvg."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from freehold.cli.invocation import command
+from freehold.cli.options import (
+    DATA,
+    RESULT,
+    STUDY,
+    PartitionOptions,
+    ResultOptions,
+    RunOptions,
+    TableOptions,
+    TrainingOptions,
+    grouped,
+    settings_of,
+)
+from freehold.cli.output import write
+from freehold.cli.running import run
+from freehold.cli.source import load
+from freehold.errors import UsageError
+
+if TYPE_CHECKING:
+    from freehold.data import Population
+    from freehold.plan import Plan
+    from freehold.report import Comparison
+    from freehold.study import Settings
+
+
+@grouped
+def simulate(
+    source: Annotated[str, typer.Argument(metavar="NAME|PLAN.toml|FILE", help="A task, a plan, or a file or folder of data.")],
+    table: TableOptions,
+    parts: PartitionOptions,
+    training: TrainingOptions,
+    options: RunOptions,
+    results: ResultOptions,
+    algorithm: Annotated[
+        str | None, typer.Option("--algorithm", metavar="NAME", help="Which; ditto if not given.", rich_help_panel=STUDY)
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option("--data", metavar="FILE", help="The data of a plan whose task has none.", rich_help_panel=DATA)
+    ] = None,
+    write_plan: Annotated[
+        Path | None, typer.Option("--write-plan", metavar="FILE.toml", help="Write the plan.", rich_help_panel=RESULT)
+    ] = None,
+) -> None:
+    """Simulate one algorithm, or a plan as the federation would run it, beside training alone and FedAvg."""
+    from_plan = source.endswith(".toml")
+    if from_plan:
+        _refuse_beside_a_plan(parts, training, algorithm)
+    elif data is not None:
+        raise UsageError("--data belongs to a plan.", hint="Name the data itself: freehold simulate FILE")
+    plans: list[Plan] = []
+
+    def study(settings: Settings) -> Comparison:
+        from freehold import study
+        from freehold.plan import load_plan
+
+        if from_plan:
+            plan = load_plan(source)
+            found = None if data is None else load(data, table)
+        else:
+            found = load(source, table)
+            plan = _plan(found, algorithm or "ditto", parts, training)
+        plans.append(plan)
+        # A plan has its one seed; a study of one's own repeats its splits.
+        seeds = training.seeds or (None if from_plan else 5)
+        return study.simulate(plan, None if isinstance(found, str) else found, seeds=seeds, settings=settings, command=command())
+
+    run(study, options, results, newcomers=training.newcomers, also=write_plan)
+    if write_plan is not None:
+        from freehold.plan import dumps
+
+        write(write_plan, dumps(plans[0]))
+
+
+def _plan(found: str | Population, algorithm: str, parts: PartitionOptions, training: TrainingOptions) -> Plan:
+    from freehold import study
+
+    return study.make_plan(
+        found,
+        algorithm,
+        clients=parts.clients,
+        partition=parts.partition,
+        rounds=training.rounds,
+        epochs=training.epochs,
+        batch_size=training.batch_size,
+        lr=training.lr,
+        hyperparameters=settings_of(training.set) or None,
+        min_examples=parts.min_examples,
+        devices=parts.devices,
+    )
+
+
+def _refuse_beside_a_plan(parts: PartitionOptions, training: TrainingOptions, algorithm: str | None) -> None:
+    given = {
+        "--algorithm": algorithm,
+        "--clients": parts.clients,
+        "--partition": parts.partition,
+        "--min-examples": parts.min_examples,
+        "--devices": parts.devices,
+        "--rounds": training.rounds,
+        "--epochs": training.epochs,
+        "--batch-size": training.batch_size,
+        "--lr": training.lr,
+        "--set": training.set,
+    }
+    named = [flag for flag, value in given.items() if value]
+    if named:
+        raise UsageError(f"{named[0]} is the plan's to say.", hint=f"Change the plan, and leave out {', '.join(named)}.")

@@ -1,0 +1,90 @@
+"""The learning curves of a comparison: the picture, its legend and a note."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+
+from freehold.report import figures
+from freehold.report.result import Comparison, Row
+from freehold.report.summary import SHARES
+from freehold.report.wording import FIGURES, clean, label
+
+_DRAWN = 7  # curves with a color of their own
+
+
+@dataclass(frozen=True, kw_only=True)
+class Legend:
+    """One learning curve's name and how it is drawn."""
+
+    title: str
+    color: str
+    dashes: str
+    width: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curves:
+    """The picture of learning curves, its legend and a note."""
+
+    picture: str
+    legend: tuple[Legend, ...]
+    note: str
+
+
+def learning_curves(comparison: Comparison, *, lead: Row | None) -> Curves | None:
+    """One line for each row that was evaluated during training; the baseline and `lead` show the range over seeds."""
+    drawn = [(row, averaged) for row in comparison.rows if (averaged := _average_curve(row)).points]
+    if not drawn:
+        return None
+    leading = lead.name if lead else ""
+    first = sorted(drawn, key=lambda item: (item[0].name != comparison.baseline, item[0].name != leading))
+    series = {row.name: place for place, (row, _) in enumerate(first[:_DRAWN])}
+    scale = 100 if comparison.metric in SHARES else 1
+    curves = [
+        figures.Curve(
+            points=tuple((at, scale * y) for at, y in curve.points),
+            low=tuple(scale * y for y in curve.low) if row.name in (leading, comparison.baseline) else (),
+            high=tuple(scale * y for y in curve.high) if row.name in (leading, comparison.baseline) else (),
+            series=series.get(row.name),
+        )
+        for row, curve in drawn
+    ]
+    name = FIGURES.get(comparison.metric, clean(comparison.metric))
+    legend = [_legend(clean(row.title, 60), series[row.name]) for row, _ in first[:_DRAWN]]
+    if len(drawn) > _DRAWN:
+        legend.append(Legend(title=f"{len(drawn) - _DRAWN} more", color="--fh-grid", dashes="none", width=1))
+    several = len(comparison.seeds) > 1
+    return Curves(
+        picture=figures.curves(
+            curves,
+            xlabel="round",
+            ylabel=f"{label(comparison.metric)}, validation data",
+            description=f"Learning curves: {name} on validation data by round, one line for each of {len(drawn)} rows.",
+        ),
+        legend=tuple(legend),
+        note=f"Mean over {comparison.noun[1]}, on validation data{', then over seeds' if several else ''}."
+        + (" Shaded: from the lowest to the highest seed." if any(curve.low for curve in curves) else ""),
+    )
+
+
+def _average_curve(row: Row) -> figures.Curve:
+    """The mean over seeds at each round, and the lowest and the highest seed; rounds without a finite value are left out."""
+    by_round: dict[int, list[float]] = {}
+    for result in row.results:
+        for at, y in result.curve:
+            if abs(y) < float("inf"):
+                by_round.setdefault(at, []).append(y)
+    rounds = sorted(by_round)
+    several = len(row.results) > 1
+    return figures.Curve(
+        points=tuple((at, statistics.fmean(by_round[at])) for at in rounds),
+        low=tuple(min(by_round[at]) for at in rounds) if several else (),
+        high=tuple(max(by_round[at]) for at in rounds) if several else (),
+    )
+
+
+def _legend(title: str, series: int) -> Legend:
+    dashes = figures.DASHES[series % len(figures.DASHES)]
+    lengths = "none" if isinstance(dashes, str) else " ".join(f"{2 * length:g}" for length in dashes[1])
+    return Legend(title=title, color=f"--fh-series-{series % len(figures.SERIES) + 1}", dashes=lengths, width=2)

@@ -1,0 +1,28 @@
+"""Studies: a task, data, algorithms and seeds put together, run on an engine, and told honestly."""
+
+from freehold.study.api import Data, compare, make_plan, read, simulate
+from freehold.study.cell import Interrupted
+from freehold.study.compare import run_comparison
+from freehold.study.settings import EngineName, Settings, Trial
+from freehold.study.source import FlambySplit, RepeatedSplits, Source
+from freehold.study.trials import flamby_trials, plan_for, trials_for, trials_of
+
+__all__ = [
+    "Data",
+    "EngineName",
+    "FlambySplit",
+    "Interrupted",
+    "RepeatedSplits",
+    "Settings",
+    "Source",
+    "Trial",
+    "compare",
+    "flamby_trials",
+    "make_plan",
+    "plan_for",
+    "read",
+    "run_comparison",
+    "simulate",
+    "trials_for",
+    "trials_of",
+]

@@ -1,0 +1,297 @@
+"""Studies from Python: `compare` every algorithm on one's data, `simulate` a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import polars as pl
+
+from freehold.data import Population, Problem, Schema, from_csv, from_files, from_frame, from_parquet, load_schema, partition
+from freehold.data.frames import PandasFrame
+from freehold.errors import UsageError
+from freehold.plan import Plan, Scalar, Training, load_plan
+from freehold.report import Comparison
+from freehold.study.compare import run_comparison
+from freehold.study.settings import Settings, Trial
+from freehold.study.source import FlambySplit, RepeatedSplits
+from freehold.study.spec import with_spec
+from freehold.study.trials import Settings as Hyperparameters
+from freehold.study.trials import flamby_trials, plan_for, trials_for, trials_of
+from freehold.tasks import TaskDefinition, rates, task_definition
+from freehold.tasks.flamby import SEEDS as FLAMBY_SEEDS
+
+Data = str | Path | pl.DataFrame | PandasFrame | Population
+
+
+def read(
+    data: Data,
+    *,
+    client: str | None = None,
+    target: str | None = None,
+    drop: Sequence[str] = (),
+    categorical: Sequence[str] = (),
+    impute: Sequence[str] = (),
+    problem: Problem | None = None,
+    schema: Schema | str | Path | None = None,
+    split: str | None = None,
+    group: str | None = None,
+    time: str | None = None,
+    test: str | Path | None = None,
+) -> tuple[TaskDefinition, Population]:
+    """The task and the population of a task's name, a CSV or Parquet file, a folder with one file per client, or a frame."""
+    if isinstance(data, Population):
+        return _tabular(data), data
+    known = load_schema(schema) if isinstance(schema, str | Path) else schema
+    if isinstance(data, str) and not _is_path(data):
+        definition = task_definition(data)
+        return definition, definition.population()
+    if isinstance(data, str | Path):
+        path = Path(data)
+        if path.is_dir():
+            found = from_files(
+                path, target=target, drop=drop, categorical=categorical, impute=impute, schema=known, problem=problem,
+                split=split, group=group, time=time,
+            )  # fmt: skip
+        else:
+            source = from_parquet if path.suffix in (".parquet", ".pq") else from_csv
+            found = source(
+                path, client=client, target=target, drop=drop, categorical=categorical, impute=impute, schema=known,
+                problem=problem, split=split, group=group, time=time, test=test,
+            )  # fmt: skip
+    else:
+        found = from_frame(
+            data, client=client, target=target, drop=drop, categorical=categorical, impute=impute, schema=known, problem=problem,
+            split=split, group=group, time=time,
+        )  # fmt: skip
+    return _tabular(found), found
+
+
+def compare(
+    data: Data,
+    *,
+    client: str | None = None,
+    target: str | None = None,
+    drop: Sequence[str] = (),
+    categorical: Sequence[str] = (),
+    impute: Sequence[str] = (),
+    problem: Problem | None = None,
+    schema: Schema | str | Path | None = None,
+    split: str | None = None,
+    group: str | None = None,
+    time: str | None = None,
+    test: str | Path | None = None,
+    algorithms: Sequence[str] | None = None,
+    seeds: int | Sequence[int] | None = None,
+    protocol: str | None = None,
+    clients: int | None = None,
+    partition: str | None = None,
+    rounds: int | None = None,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    lr: float | None = None,
+    hyperparameters: Hyperparameters | None = None,
+    min_examples: int | None = None,
+    devices: bool = False,
+    settings: Settings | None = None,
+    command: str = "freehold.compare(...)",
+) -> Comparison:
+    """Run algorithms side by side, with training alone as the baseline; the result shows itself in a notebook.
+
+    `data` is a task's name ("heart", "digits"), a file or folder, a DataFrame or a Population. `algorithms`: all installed
+    ones by default. `seeds`: how many splits, or which; 5 by default. `protocol`: "flamby" for the published table of heart.
+    `clients` and `partition` ("dirichlet:0.1") make clients of data that has none. `hyperparameters`: {"ditto": {"lam": 2}};
+    "*" is for all. Raises a FreeholdError that says what to do.
+    """
+    settings = settings or Settings()
+    if protocol is not None:
+        if protocol != "flamby" or data != "heart":
+            raise UsageError(
+                f"There is no protocol {protocol!r} for {data}.", hint="The published one is: heart, protocol flamby."
+            )
+        changed = (algorithms, clients, partition, rounds, epochs, batch_size, lr, hyperparameters)
+        if any(value is not None for value in changed):
+            raise UsageError("The flamby protocol is fixed, and its settings are published.", hint="Leave out what changes it.")
+        return _flamby(_seeds(seeds, FLAMBY_SEEDS), settings, command)
+    definition, population = read(
+        data, client=client, target=target, drop=drop, categorical=categorical, impute=impute, problem=problem, schema=schema,
+        split=split, group=group, time=time, test=test,
+    )  # fmt: skip
+    definition = _adjusted(definition, population, lr, min_examples, devices)
+    options = _options(clients, partition)
+    population = _partitioned(population, definition, options)
+    trials = trials_for(
+        definition,
+        algorithms,
+        hyperparameters=hyperparameters,
+        training=_training(definition.training, rounds, epochs, batch_size),
+        options=options,
+    )
+    return _run(definition, population, trials, _seeds(seeds, range(5)), settings, command, strict=algorithms is not None)
+
+
+def simulate(
+    plan: Plan | str | Path,
+    data: Data | None = None,
+    *,
+    client: str | None = None,
+    target: str | None = None,
+    drop: Sequence[str] = (),
+    categorical: Sequence[str] = (),
+    impute: Sequence[str] = (),
+    problem: Problem | None = None,
+    schema: Schema | str | Path | None = None,
+    seeds: int | Sequence[int] | None = None,
+    settings: Settings | None = None,
+    command: str = "freehold.simulate(...)",
+) -> Comparison:
+    """Run a plan, or the file of one, as the federation would: its companions and its algorithm.
+
+    `data`: where the task has none of its own. `seeds`: the plan's own by default.
+    """
+    plan = plan if isinstance(plan, Plan) else load_plan(plan)
+    definition = task_definition(plan.task.name)
+    if data is None:
+        population = definition.population()
+    else:
+        _, population = read(
+            data, client=client, target=target, drop=drop, categorical=categorical, impute=impute, problem=problem, schema=schema
+        )
+    definition = _adjusted(definition, population, None, plan.min_examples, plan.clients == "devices")
+    population = _partitioned(population, definition, plan.task.options)
+    asked = _seeds(seeds, (plan.training.seed,))
+    return _run(definition, population, trials_of(plan), asked, settings or Settings(), command, strict=True)
+
+
+def make_plan(
+    data: Data,
+    algorithm: str,
+    *,
+    client: str | None = None,
+    target: str | None = None,
+    drop: Sequence[str] = (),
+    categorical: Sequence[str] = (),
+    impute: Sequence[str] = (),
+    problem: Problem | None = None,
+    schema: Schema | str | Path | None = None,
+    clients: int | None = None,
+    partition: str | None = None,
+    rounds: int | None = None,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    lr: float | None = None,
+    hyperparameters: Hyperparameters | None = None,
+    min_examples: int | None = None,
+    devices: bool = False,
+    seed: int = 0,
+) -> Plan:
+    """The plan of an algorithm on a task or on one's data, with its contribution spec: what may leave a node, and no more."""
+    definition, population = read(
+        data, client=client, target=target, drop=drop, categorical=categorical, impute=impute, problem=problem, schema=schema
+    )
+    definition = _adjusted(definition, population, lr, min_examples, devices)
+    options = _options(clients, partition)
+    population = _partitioned(population, definition, options)
+    training = msgspec.structs.replace(_training(definition.training, rounds, epochs, batch_size), seed=seed)
+    companions = [name for name in ("local", "fedavg") if name != algorithm]
+    plan = plan_for(
+        definition, algorithm, hyperparameters=hyperparameters, training=training, options=options, companions=companions
+    )
+    return with_spec(plan, definition, _source(definition, population).prepared(seed))
+
+
+def _flamby(seeds: Sequence[int], settings: Settings, command: str) -> Comparison:
+    definition = task_definition("heart-flamby")
+    trials = flamby_trials(definition)
+    return run_comparison(
+        definition, FlambySplit(), trials, seeds=seeds, settings=settings, command=command, baseline="Local", strict=True
+    )
+
+
+def _run(
+    definition: TaskDefinition,
+    population: Population,
+    trials: Sequence[Trial],
+    seeds: Sequence[int],
+    settings: Settings,
+    command: str,
+    strict: bool,
+) -> Comparison:
+    source = _source(definition, population)
+    return run_comparison(
+        definition, source, trials, seeds=seeds, settings=settings, command=command, notes=population.notes, strict=strict
+    )
+
+
+def _source(definition: TaskDefinition, population: Population) -> RepeatedSplits:
+    return RepeatedSplits(
+        population=population,
+        rule=definition.split,
+        statistics=definition.statistics,
+        min_examples=definition.min_examples,
+        kind=definition.clients,
+    )
+
+
+def _tabular(population: Population) -> TaskDefinition:
+    definition = task_definition("tabular")
+    return replace(definition, title=population.name, metric="accuracy" if population.classes else "r2")
+
+
+def _adjusted(
+    definition: TaskDefinition, population: Population, lr: float | None, min_examples: int | None, devices: bool
+) -> TaskDefinition:
+    return replace(
+        definition,
+        metric="accuracy" if population.classes else "r2",
+        hyperparameters=definition.hyperparameters if lr is None else rates(lr),
+        min_examples=definition.min_examples if min_examples is None else min_examples,
+        clients="devices" if devices else definition.clients,
+    )
+
+
+def _options(clients: int | None, partition: str | None) -> dict[str, Scalar]:
+    if (clients is None) != (partition is None):
+        raise UsageError("clients and partition belong together.", hint="For instance --clients 20 --partition dirichlet:0.1.")
+    return {} if clients is None or partition is None else {"clients": clients, "partition": partition}
+
+
+def _partitioned(population: Population, definition: TaskDefinition, options: dict[str, Scalar]) -> Population:
+    if "partition" in options:
+        return partition(
+            population,
+            str(options["partition"]),
+            clients=int(options["clients"]),
+            seed=0,
+            min_examples=definition.min_examples,
+        )
+    if len(population.clients) < 2:
+        raise UsageError(
+            f"{population.name} has one client, so there is nobody to learn with.",
+            hint="Make clients of it: --clients 20 --partition dirichlet:0.1.",
+        )
+    return population
+
+
+def _training(training: Training, rounds: int | None, epochs: int | None, batch_size: int | None) -> Training:
+    changed = {"rounds": rounds, "batch_size": batch_size, "epochs": epochs}
+    given = {k: v for k, v in changed.items() if v is not None}
+    if "epochs" in given:
+        given["steps"] = None  # type: ignore[assignment]
+    return msgspec.structs.replace(training, **given)
+
+
+def _seeds(seeds: int | Sequence[int] | None, default: Sequence[int]) -> tuple[int, ...]:
+    if seeds is None:
+        return tuple(default)
+    if not isinstance(seeds, int):
+        return tuple(seeds)
+    if seeds < 1:
+        raise UsageError(f"{seeds} seeds were asked for.", hint="Ask for at least one.")
+    return tuple(default)[:seeds] if default is FLAMBY_SEEDS and seeds <= len(default) else tuple(range(seeds))
+
+
+def _is_path(text: str) -> bool:
+    return "/" in text or "." in text or Path(text).exists()

@@ -1,0 +1,237 @@
+"""A cell: one row of a comparison with one seed, from the initial model to the figures of each client."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import torch
+
+from freehold.algorithms import wrapped
+from freehold.core import Algorithm, Privacy, Task, Tree, algorithm_entry, flatten, leaves, private, train
+from freehold.data import Prepared
+from freehold.engines import Feed, LoopEngine, VectorEngine, Work
+from freehold.errors import PlanError
+from freehold.plan import AlgorithmRef, Plan, check_contribution
+from freehold.study.checkpoint import Checkpoint, Running, filled
+from freehold.study.measure import Measured, measure
+from freehold.study.settings import EngineName, Trial
+from freehold.study.source import POOLED
+from freehold.tasks import TaskDefinition
+
+POINTS = 8
+"""How many times a run is measured, evenly spread over its rounds, the last one included."""
+
+SAVE_EVERY_S = 20.0
+"""Seconds between two checkpoints of a running cell."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """The study was told to stop, and left its state in `checkpoint` (None: it was told not to)."""
+
+    def __init__(self, checkpoint: str | None = None) -> None:
+        super().__init__("interrupted")
+        self.checkpoint = checkpoint
+
+
+class CellResult(msgspec.Struct, frozen=True, kw_only=True):
+    """What a cell measured; JSON keeps it to the bit."""
+
+    figures: dict[str, dict[str, float]]
+    """client -> figures on its test examples after the last round."""
+    best_figures: dict[str, dict[str, float]]
+    """The same after the round that was best on validation."""
+    best_round: int
+    curve: list[tuple[int, float]]
+    """(round, mean over the clients that took part of the metric on validation)."""
+    losses: dict[str, list[float]]
+    """client -> loss of each validation example after the last round."""
+    right: dict[str, list[float]]
+    """client -> whether each test example was right after the last round; empty for regression."""
+    sent_bytes: int
+    """What one client sends when it is asked in every round."""
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """What is to be run."""
+
+    index: int
+    """Of the row."""
+    trial: Trial
+    seed: int
+
+    @property
+    def label(self) -> str:
+        """The name of its files."""
+        return f"row-{self.index}-seed-{self.seed}"
+
+
+@dataclass(kw_only=True)
+class _History:
+    """What was measured so far, as JSON knows it."""
+
+    points: list[dict[str, Any]] = field(default_factory=list)
+    sent_bytes: int = 0
+
+
+def build_algorithm(task: Task, reference: AlgorithmRef) -> Algorithm:
+    """The algorithm of a plan, in its wrappers."""
+    algorithm = algorithm_entry(reference.name).build(task, **reference.hyperparameters)
+    for wrapper in reference.wrappers:
+        algorithm = wrapped(algorithm, wrapper.name, **wrapper.hyperparameters)
+    return algorithm
+
+
+def build_task(definition: TaskDefinition, prepared: Prepared, plan: Plan, seed: int) -> Task:
+    """The learning problem of a plan, under its privacy."""
+    task = definition.build(prepared, seed)
+    promised = plan.privacy
+    if promised.unit == "client":
+        raise PlanError(
+            'privacy.unit = "client" is what a node\'s guard does, and there is no guard in a simulation.',
+            hint='Simulate with unit = "none" or "record".',
+        )
+    if promised.max_norm is None or promised.noise_multiplier is None or promised.expected_batch is None:
+        return task
+    return private(
+        task,
+        Privacy(max_norm=promised.max_norm, noise_multiplier=promised.noise_multiplier, expected_batch=promised.expected_batch),
+    )
+
+
+def run_cell(
+    cell: Cell,
+    definition: TaskDefinition,
+    prepared: Prepared,
+    *,
+    engine: EngineName,
+    newcomers: Sequence[str],
+    checkpoint: Checkpoint | None,
+    resume: bool,
+    stop: Callable[[], bool],
+    closed: Callable[[int], None],
+) -> CellResult:
+    """Train and measure. `stop` is asked after each round, `closed` is told its number.
+
+    Raises Interrupted where `stop` says so, the state being saved; and what algorithms and engines raise.
+    """
+    begun = time.monotonic()
+    plan = cell.trial.plan
+    task = build_task(definition, prepared, plan, cell.seed)
+    algorithm = build_algorithm(task, plan.algorithm)
+    feed = Feed(x=prepared.x, y=prepared.y, rows=prepared.rows, seed=cell.seed)
+    # Who trains alone does so whether it takes part or not.
+    apart = () if algorithm.name == "local" else newcomers
+    clients = [POOLED] if cell.trial.pooled else [c for c in prepared.clients if c not in apart]
+    runner = engine_of(engine, algorithm, feed, plan)
+
+    history, server, start = _History(), None, 0
+    found = checkpoint.load_running(cell.label) if checkpoint and resume else None
+    if found:
+        shared = algorithm.broadcast(algorithm.init())
+        server, start = filled(algorithm.init(), found.server), found.rounds_done
+        runner.store.restore({c: filled(algorithm.enroll(shared), found.personal.get(c, {})) for c in found.personal})
+        history = _History(points=list(found.history["points"]), sent_bytes=found.history["sent_bytes"])
+
+    def save(done: int, server: Tree) -> None:
+        if checkpoint:
+            states = {c: flatten(p) for c, p in runner.store.committed().items()}
+            told = {"points": history.points, "sent_bytes": history.sent_bytes}
+            checkpoint.save_running(cell.label, Running(rounds_done=done, server=flatten(server), personal=states, history=told))
+
+    rounds = plan.training.rounds
+    has_validation = any(len(rows["validation"]) for rows in prepared.rows.values())
+    measured_at = {rounds} | ({round(rounds * i / POINTS) for i in range(1, POINTS)} if has_validation else set())
+    saved = time.monotonic()
+    last: Mapping[str, Mapping[str, Measured]] = {}
+    training = train(
+        algorithm, runner, clients, rounds=rounds, cohort=plan.round.cohort, seed=cell.seed, server=server, start=start
+    )
+    for report in training:
+        done = report.round.index + 1
+        sent = flatten(report.mean)
+        if plan.contribution.tensors:
+            check_contribution(
+                plan.contribution, {k: (tuple(t.shape), str(t.dtype).removeprefix("torch.")) for k, t in sent.items()}
+            )
+        history.sent_bytes += sum(t.numel() * t.element_size() for t in leaves(report.mean))
+        if done in measured_at:
+            last = _measure_all(algorithm, runner, report.server, prepared, pooled=cell.trial.pooled)
+            history.points.append(
+                _point(done, last, definition.metric, taking_part=[c for c in prepared.clients if c not in newcomers])
+            )
+        closed(done)
+        if done < rounds and (stop() or time.monotonic() - saved > SAVE_EVERY_S):
+            save(done, report.server)
+            saved = time.monotonic()
+            if stop():
+                raise Interrupted(str(checkpoint.folder) if checkpoint else None)
+    best = max(history.points, key=lambda p: p["mean"] if p["mean"] == p["mean"] else float("-inf"))
+    result = CellResult(
+        figures={c: dict(m["test"].figures) for c, m in last.items()},
+        best_figures=best["test"],
+        best_round=best["round"] if has_validation else -1,
+        curve=[(p["round"], p["mean"]) for p in history.points] if has_validation else [],
+        losses={c: list(m["validation"].losses) for c, m in last.items()},
+        right={c: list(m["test"].right) for c, m in last.items()},
+        sent_bytes=history.sent_bytes,
+        seconds=time.monotonic() - begun,
+    )
+    if checkpoint:
+        checkpoint.save_done(cell.label, msgspec.to_builtins(result))
+    return result
+
+
+def engine_of(name: EngineName, algorithm: Algorithm, feed: Feed, plan: Plan) -> LoopEngine:
+    """The engine of that name, with the work that the plan says."""
+    training = plan.training
+    poisson = plan.privacy.unit == "record"
+    work = Work(
+        batch_size=training.batch_size,
+        epochs=training.epochs,
+        steps=training.steps,
+        continuing=training.continuing,
+        poisson=poisson,
+    )
+    more = plan.adaptation
+    adaptation = Work(batch_size=training.batch_size, epochs=more.epochs, steps=more.steps, poisson=poisson) if more else None
+    kind = VectorEngine if name == "vector" else LoopEngine
+    return kind(algorithm, feed, work, adaptation=adaptation, weighting=training.weighting)
+
+
+def _measure_all(
+    algorithm: Algorithm, runner: LoopEngine, server: Tree, prepared: Prepared, *, pooled: bool
+) -> dict[str, dict[str, Measured]]:
+    shared = algorithm.broadcast(server)
+    splits = ("validation", "test")
+    if pooled:
+        personal = runner.adapted(shared, POOLED)
+        outputs: Mapping[str, Mapping[str, torch.Tensor]] = {
+            c: {s: algorithm.outputs(shared, personal, prepared.x[prepared.rows[c][s]]) for s in splits} for c in prepared.clients
+        }
+    else:
+        outputs = runner.predict(shared, prepared.clients, splits)
+    return {
+        c: {
+            s: measure(
+                algorithm.task, outputs[c][s], prepared.y[prepared.rows[c][s]], prepared.target_scale.get(c, (0.0, 1.0))[1]
+            )
+            for s in splits
+        }
+        for c in prepared.clients
+    }
+
+
+def _point(done: int, measured: Mapping[str, Mapping[str, Measured]], metric: str, taking_part: Sequence[str]) -> dict[str, Any]:
+    values = [measured[c]["validation"].figures[metric] for c in taking_part]
+    known = [v for v in values if v == v]
+    return {
+        "round": done,
+        "mean": sum(known) / len(known) if known else float("nan"),
+        "test": {c: dict(m["test"].figures) for c, m in measured.items()},
+    }

@@ -1,0 +1,140 @@
+"""What an interrupted study leaves: finished cells as JSON, running ones as safetensors; each file replaced as a whole."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from freehold.core import Tree
+from freehold.errors import CheckpointError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Running:
+    """The state of a cell between two rounds."""
+
+    rounds_done: int
+    server: Mapping[str, torch.Tensor]
+    """Flattened."""
+    personal: Mapping[str, Mapping[str, torch.Tensor]]
+    """client -> flattened personal state."""
+    history: Mapping[str, Any]
+    """What was measured so far."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """The folder of one study; its name is a digest of all that decides the result."""
+
+    folder: Path
+
+    @classmethod
+    def of(cls, base: Path, identity: Mapping[str, Any]) -> Checkpoint:
+        """The checkpoint of the study with this identity."""
+        text = json.dumps(identity, sort_keys=True)
+        return cls(folder=base / hashlib.sha256(text.encode()).hexdigest()[:16])
+
+    def exists(self) -> bool:
+        """Whether an interrupted run left anything."""
+        return self.folder.is_dir() and any(self.folder.iterdir())
+
+    def remove(self) -> None:
+        """Forget it: the study is done, or starts anew."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def save_done(self, cell: str, result: Mapping[str, Any]) -> None:
+        """A finished cell; its running state is no longer needed."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        _replace(self.folder / f"{cell}.json", json.dumps(result).encode())
+        (self.folder / f"{cell}.safetensors").unlink(missing_ok=True)
+
+    def load_done(self, cell: str) -> dict[str, Any] | None:
+        """The result of a finished cell, or None."""
+        path = self.folder / f"{cell}.json"
+        if not path.exists():
+            return None
+        try:
+            found: dict[str, Any] = json.loads(path.read_bytes())
+        except ValueError:
+            raise _damaged(path) from None
+        return found
+
+    def save_running(self, cell: str, running: Running) -> None:
+        """A cell between two rounds."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        clients = list(running.personal)
+        tensors = {f"server/{k}": v.contiguous().clone() for k, v in running.server.items()}
+        for i, client in enumerate(clients):
+            tensors |= {f"personal/{i}/{k}": v.contiguous().clone() for k, v in running.personal[client].items()}
+        about = {"rounds_done": running.rounds_done, "clients": clients, "history": running.history}
+        path = self.folder / f"{cell}.safetensors"
+        new = path.with_suffix(".new")
+        save_file(tensors, new, metadata={"about": json.dumps(about)})
+        _settle(new, path)
+
+    def load_running(self, cell: str) -> Running | None:
+        """The state of an interrupted cell, or None."""
+        path = self.folder / f"{cell}.safetensors"
+        if not path.exists():
+            return None
+        try:
+            with safe_open(path, framework="pt") as file:
+                about = json.loads(file.metadata()["about"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError):
+            raise _damaged(path) from None
+        personal: dict[str, dict[str, torch.Tensor]] = {client: {} for client in about["clients"]}
+        for name, tensor in tensors.items():
+            kind, _, rest = name.partition("/")
+            if kind == "personal":
+                index, _, inner = rest.partition("/")
+                personal[about["clients"][int(index)]][inner] = tensor
+        return Running(
+            rounds_done=about["rounds_done"],
+            server={k.removeprefix("server/"): v for k, v in tensors.items() if k.startswith("server/")},
+            personal=personal,
+            history=about["history"],
+        )
+
+
+def filled(template: Tree, flat: Mapping[str, torch.Tensor]) -> Tree:
+    """The tree that `flat` was made of; `template` gives the branches that hold no tensor."""
+    out: dict[str, Any] = _branches(template)
+    for path, tensor in flat.items():
+        *parents, name = path.split("/")
+        node = out
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = tensor
+    return out
+
+
+def _branches(tree: Tree) -> dict[str, Any]:
+    return {name: _branches(child) if isinstance(child, Mapping) else child for name, child in tree.items()}
+
+
+def _replace(path: Path, content: bytes) -> None:
+    new = path.with_suffix(".new")
+    with new.open("wb") as file:
+        file.write(content)
+    _settle(new, path)
+
+
+def _settle(new: Path, path: Path) -> None:
+    with new.open("rb") as file:
+        os.fsync(file.fileno())
+    new.replace(path)
+
+
+def _damaged(path: Path) -> CheckpointError:
+    return CheckpointError(f"The checkpoint {path} is damaged.", hint="Run the command without --resume to start anew.")

@@ -1,0 +1,42 @@
+"""How a study is run: nothing in here changes its result."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from freehold.events import Listener, silent
+from freehold.plan import Plan
+
+EngineName: TypeAlias = Literal["vector", "loop"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One row of a comparison: a plan, run once per seed."""
+
+    name: str
+    title: str
+    plan: Plan
+    pooled: bool = False
+    """Train on everybody's data in one place: a reference that no federation could run."""
+    published: float | None = None
+    """Mean over clients in the published table."""
+    published_std: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Where and how to compute."""
+
+    engine: EngineName = "vector"
+    jobs: int = 1
+    """Processes; each runs whole cells (one row with one seed) on one thread."""
+    checkpoint: Path | None = None
+    """Folder under which an interrupted study leaves its state; None: it leaves nothing."""
+    resume: bool = False
+    """Go on from the checkpoint of the same study."""
+    newcomers: int = 0
+    """Clients that never take part, evaluated all the same: the last ones, in the order of the population."""
+    listener: Listener = silent

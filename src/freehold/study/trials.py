@@ -1,0 +1,120 @@
+"""From a task and the names of algorithms to plans: one row each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from freehold.core import Task, algorithm_entry, algorithm_names
+from freehold.errors import NotPrivate, TaskError
+from freehold.plan import AlgorithmRef, Plan, Scalar, TaskRef, Training
+from freehold.study.cell import build_algorithm
+from freehold.study.settings import Trial
+from freehold.tasks import TaskDefinition
+from freehold.tasks.flamby import PUBLISHED
+
+USUAL = ("local", "fedavg", "fedavg-finetuned", "fedavg-intercept", "ditto")
+"""The rows that every comparison has, first."""
+
+TITLES = {
+    "local": "Alone",
+    "fedavg": "FedAvg",
+    "fedavg-finetuned": "FedAvg + finetuning",
+    "fedavg-intercept": "FedAvg + local intercept",
+    "ditto": "Ditto",
+}
+
+Settings = Mapping[str, Mapping[str, Scalar]]
+
+
+def title_of(algorithm: str) -> str:
+    """What a report calls an algorithm."""
+    return TITLES.get(algorithm, algorithm)
+
+
+def plan_for(
+    definition: TaskDefinition,
+    algorithm: str,
+    *,
+    hyperparameters: Settings | None = None,
+    training: Training | None = None,
+    options: Mapping[str, Scalar] | None = None,
+    companions: Sequence[str] = (),
+) -> Plan:
+    """The plan of an algorithm on a task: the task's settings, changed by `hyperparameters` (algorithm -> name -> value)."""
+    return Plan(
+        name=f"{definition.name}-{algorithm}",
+        task=TaskRef(name=definition.name, version=definition.version, options=dict(options or {})),
+        algorithm=_reference(definition, algorithm, hyperparameters or {}),
+        training=training or definition.training,
+        adaptation=definition.adaptation,
+        companions=tuple(_reference(definition, name, hyperparameters or {}) for name in companions),
+        min_examples=definition.min_examples,
+        clients=definition.clients,
+    )
+
+
+def trials_for(
+    definition: TaskDefinition,
+    algorithms: Sequence[str] | None = None,
+    *,
+    hyperparameters: Settings | None = None,
+    training: Training | None = None,
+    options: Mapping[str, Scalar] | None = None,
+) -> tuple[Trial, ...]:
+    """A row per algorithm, the usual ones first; all installed ones by default."""
+    names = algorithms if algorithms is not None else algorithm_names()
+    ordered = [*(n for n in USUAL if n in names), *(n for n in names if n not in USUAL)]
+    return tuple(
+        Trial(
+            name=n,
+            title=title_of(n),
+            plan=plan_for(definition, n, hyperparameters=hyperparameters, training=training, options=options),
+        )
+        for n in ordered
+    )
+
+
+def trials_of(plan: Plan) -> tuple[Trial, ...]:
+    """The rows of a plan: its companions, then its algorithm."""
+    rows = [*plan.companions, plan.algorithm]
+    return tuple(
+        Trial(name=r.name, title=title_of(r.name), plan=msgspec.structs.replace(plan, algorithm=r, companions=()))
+        for r in {r.name: r for r in rows}.values()
+    )
+
+
+def flamby_trials(definition: TaskDefinition) -> tuple[Trial, ...]:
+    """The rows of the published tables."""
+    return tuple(
+        Trial(
+            name=name,
+            title=name,
+            plan=plan_for(definition, algorithm, hyperparameters={algorithm: hyper}, training=training),
+            pooled=name == "Pooled",
+            published=mean,
+            published_std=std if std == std else None,
+        )
+        for name, (algorithm, hyper, training, mean, std) in PUBLISHED.items()
+    )
+
+
+def fitting(trials: Sequence[Trial], task: Task) -> tuple[tuple[Trial, ...], tuple[str, ...]]:
+    """The rows that this task allows, and why the others are left out; wrong hyper-parameters raise here, before any work."""
+    kept, notes = [], []
+    for trial in trials:
+        try:
+            build_algorithm(task, trial.plan.algorithm)
+        except (TaskError, NotPrivate) as error:
+            notes.append(f"{trial.name} is left out: {error.message}")
+        else:
+            kept.append(trial)
+    return tuple(kept), tuple(notes)
+
+
+def _reference(definition: TaskDefinition, algorithm: str, changed: Settings) -> AlgorithmRef:
+    known = algorithm_entry(algorithm).hyperparameters
+    common = {k: v for k, v in changed.get("*", {}).items() if k in known}
+    own = {**definition.settings(algorithm, known), **common, **changed.get(algorithm, {})}
+    return AlgorithmRef(name=algorithm, hyperparameters=own)
