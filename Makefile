@@ -50,3 +50,4 @@ format: setup ## format the code with ruff
 regold: setup ## write the golden files anew; read their diff before you commit it
 	@$(BIN)/python tests/architecture/imports.py
 	@$(BIN)/python tests/architecture/algorithm_docs.py
+	@$(BIN)/python tests/architecture/cli_docs.py

@@ -62,7 +62,13 @@ def mixed() -> Task:
     """BatchNorm and dropout; every algorithm of ours works on it."""
     return _task(
         lambda: nn.Sequential(
-            nn.Linear(WIDTH, 8, bias=False), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 5), nn.Tanh(), nn.Linear(5, CLASSES)
+            nn.Linear(WIDTH, 8, bias=False),
+            nn.BatchNorm1d(8),
+            nn.ReLU(),
+            nn.Dropout(0.3),
+            nn.Linear(8, 5),
+            nn.Tanh(),
+            nn.Linear(5, CLASSES),
         )
     )
 
@@ -94,7 +100,9 @@ def linear() -> Task:
 PROBLEMS: Mapping[str, Callable[[], Task]] = {f.__name__: f for f in (plain, mixed, conv, words, recurrent, linear)}
 
 
-def _task(module: Callable[[], nn.Module], loss: Callable[[Tensor, Tensor], Tensor] | None = None, *, classes: int = CLASSES) -> Task:
+def _task(
+    module: Callable[[], nn.Module], loss: Callable[[Tensor, Tensor], Tensor] | None = None, *, classes: int = CLASSES
+) -> Task:
     with torch.random.fork_rng():
         torch.manual_seed(7)
         return task_from(module().double(), loss or nn.CrossEntropyLoss(), classes=classes)
@@ -113,7 +121,11 @@ def feed_for(problem: str = "plain", *, clients: int = len(CLIENTS), seed: int =
     z = torch.randn(start, WIDTH, generator=rng, dtype=torch.float64)
     concept = torch.cat([torch.full((sum(map(len, r.values())),), i % 3) for i, r in enumerate(rows.values())])
     label = ((z @ torch.randn(WIDTH, CLASSES, generator=rng, dtype=torch.float64)).argmax(1) + concept) % CLASSES
-    x = {"conv": torch.einsum("ti,tj->tij", z, z)[:, None], "words": z.round().clamp(-3, 3).long() + 3, "recurrent": z.reshape(-1, 3, 2)}
+    x = {
+        "conv": torch.einsum("ti,tj->tij", z, z)[:, None],
+        "words": z.round().clamp(-3, 3).long() + 3,
+        "recurrent": z.reshape(-1, 3, 2),
+    }
     y = {"recurrent": z.sin().sum(1) + concept, "linear": (label > 0).long()}
     return Feed(x=x.get(problem, z), y=y.get(problem, label), rows=rows, seed=seed)
 
@@ -135,7 +147,9 @@ def shapes(tree: Tree) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
 def same(a: Tree, b: Tree) -> bool:
     """Whether two trees are equal bit for bit; NaN equals NaN."""
     first, second = flatten(a), flatten(b)
-    return shapes(a) == shapes(b) and all(bool((x.eq(y) | (x.ne(x) & y.ne(y))).all()) for x, y in ((first[k], second[k]) for k in first))
+    return shapes(a) == shapes(b) and all(
+        bool((x.eq(y) | (x.ne(x) & y.ne(y))).all()) for x, y in ((first[k], second[k]) for k in first)
+    )
 
 
 def copied(tree: Tree) -> Tree:

@@ -15,6 +15,7 @@ import pytest
 from freehold import errors
 from freehold.plan import Plan, digest, dumps, parse
 from freehold.plan.strict import present
+from tests.architecture.cli_docs import PAGE, render
 from tests.architecture.imports import ROOT
 
 DOCS = ROOT / "docs"
@@ -227,3 +228,7 @@ def test_a_decision_record_has_context_decision_and_consequences(page: Path) -> 
     assert list(sections(page))[1:] == ["Context", "Decision", "Consequences"]
     assert "WILL " in sections(page)["Decision"]
     assert "will NOT " in sections(page)["Decision"]
+
+
+def test_the_command_line_page_is_what_help_says() -> None:
+    assert PAGE.read_text(encoding="utf-8") == render(), "make regold"

@@ -40,10 +40,14 @@ def outcome(algorithm: Algorithm, engine: LoopEngine, *, clients: Sequence[str],
     *_, last = train(algorithm, engine, clients, rounds=rounds, cohort=cohort, seed=2)
     shared = algorithm.broadcast(last.server)
     committed = engine.store.committed()
-    return Outcome(last.server, last.metrics, {c: committed[c] for c in sorted(committed)}, dict(engine.evaluate(shared, clients, "test")))
+    return Outcome(
+        last.server, last.metrics, {c: committed[c] for c in sorted(committed)}, dict(engine.evaluate(shared, clients, "test"))
+    )
 
 
-def check(algorithm: Algorithm, problem: str, work: Work, *, chunks: Sequence[int], rounds: int = 2, clients: int = 5, cohort: int = 3) -> None:
+def check(
+    algorithm: Algorithm, problem: str, work: Work, *, chunks: Sequence[int], rounds: int = 2, clients: int = 5, cohort: int = 3
+) -> None:
     """Both engines, on a part of the clients in each round; some never take part, and are served all the same."""
     feed = feed_for(problem)
     asked = {"clients": CLIENTS[:clients], "rounds": rounds, "cohort": cohort}
@@ -85,7 +89,11 @@ def test_the_size_of_a_chunk_does_not_matter(name: str) -> None:
 
 @pytest.mark.parametrize("problem", PROBLEMS)
 def test_refusals_are_those_that_are_meant(problem: str) -> None:
-    ours = [n for n in (*algorithm_names(), "select", *WRAPPERS) if n not in algorithm_names() or algorithm_entry(n).package == "freehold"]
+    ours = [
+        n
+        for n in (*algorithm_names(), "select", *WRAPPERS)
+        if n not in algorithm_names() or algorithm_entry(n).package == "freehold"
+    ]
     assert {n for n in ours if built(n, problem) is None} == REFUSED[problem]
 
 
@@ -117,7 +125,10 @@ def test_the_engines_agree_with_weights_that_override_the_algorithms(name: str) 
     algorithm, feed = build(name, task_of("mixed")), feed_for("mixed")
     work = Work(batch_size=4, steps=2)
     for weighting in ("examples", "uniform"):
-        loop, vector = (e(algorithm, feed, work, weighting=weighting, adaptation=Work(batch_size=3, steps=1)) for e in (LoopEngine, VectorEngine))
+        loop, vector = (
+            e(algorithm, feed, work, weighting=weighting, adaptation=Work(batch_size=3, steps=1))
+            for e in (LoopEngine, VectorEngine)
+        )
         found = [outcome(algorithm, e, clients=CLIENTS[:3], rounds=1, cohort=3) for e in (loop, vector)]
         for a, b in zip(*found, strict=True):
             assert distance(a, b) < TOLERANCE

@@ -65,5 +65,7 @@ def test_a_node_needs_nothing_but_what_is_broadcast_and_its_own_state(name: str)
     """An algorithm built anew, as on a node, does the same as the one that ran: nothing hides in a closure."""
     now = case(name)
     again = build(name, task_of("mixed"))
-    one, two = (a.client_update(now.round, now.shared, now.personal[COHORT[0]], steps(COHORT[0], 2)) for a in (now.algorithm, again))
+    one, two = (
+        a.client_update(now.round, now.shared, now.personal[COHORT[0]], steps(COHORT[0], 2)) for a in (now.algorithm, again)
+    )
     assert same(one.contribution, two.contribution) and same(one.personal, two.personal)

@@ -12,7 +12,21 @@ from torch.func import vmap
 from torch.utils import _pytree as pytree
 
 from freehold.algorithms import select
-from freehold.core import Algorithm, Batch, Objective, Privacy, Round, State, Steps, Tree, algorithm_entry, algorithm_names, descend, flatten, gradient, private
+from freehold.core import (
+    Algorithm,
+    Batch,
+    Objective,
+    Privacy,
+    Round,
+    State,
+    Tree,
+    algorithm_entry,
+    algorithm_names,
+    descend,
+    flatten,
+    gradient,
+    private,
+)
 from tests.laws.cases import NAMES, build, build_private, over_all, steps, task_of
 from tests.problems import CLIENTS, feed_for, same
 

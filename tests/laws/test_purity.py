@@ -61,5 +61,10 @@ def test_adapting_and_predicting_are_pure(name: str) -> None:
 
     check(adapt, now.shared, now.personal[client], validation(client))
     adapted = adapt(now.shared, now.personal[client], validation(client))
-    check(lambda shared, personal, data: {"outputs": now.algorithm.outputs(shared, personal, data["x"])}, now.shared, adapted, {"x": x})
+    check(
+        lambda shared, personal, data: {"outputs": now.algorithm.outputs(shared, personal, data["x"])},
+        now.shared,
+        adapted,
+        {"x": x},
+    )
     check(now.algorithm.personalize, now.shared, adapted)

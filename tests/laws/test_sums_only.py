@@ -34,7 +34,10 @@ def test_cancelling_masks_change_nothing(name: str) -> None:
         tree_map(lambda t: torch.randint(-1000, 1001, t.shape, generator=rng).to(t.dtype), clear[0].total) for _ in COHORT[1:]
     ]
     masks.append(scale(reduce(add_trees, masks), -1.0))
-    hidden = [Tally(total=add_trees(t.total, m), weight=t.weight, clients=1, metrics=t.metrics) for t, m in zip(clear, masks, strict=True)]
+    hidden = [
+        Tally(total=add_trees(t.total, m), weight=t.weight, clients=1, metrics=t.metrics)
+        for t, m in zip(clear, masks, strict=True)
+    ]
     assert distance(updated(now, reduce(add, hidden)), updated(now, reduce(add, clear))) < TOLERANCE
 
 

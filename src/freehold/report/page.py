@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from typing import NamedTuple
 
 import jinja2
@@ -31,6 +32,7 @@ def fragment(comparison: Comparison) -> str:
     return _environment().get_template("fragment.html.j2").render(report=View(comparison))
 
 
+@cache
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("freehold.report"),

@@ -87,6 +87,11 @@ class Comparison:
     noun: tuple[str, str] = ("client", "clients")
 
     def __post_init__(self) -> None:
+        if not all(word.isprintable() and word for word in self.noun):
+            raise UsageError(
+                f"A client is called {self.noun!r}, but both words must be of letters that can be seen.",
+                hint="Give the singular and the plural, such as ('hospital', 'hospitals').",
+            )
         for what, names in (("client", [client.name for client in self.clients]), ("row", [row.name for row in self.rows])):
             if len(set(names)) < len(names):
                 twice = next(name for name in names if names.count(name) > 1)

@@ -60,10 +60,14 @@ def client_lines(
     for row, summary in zip(comparison.rows, summaries, strict=True):
         cells = [_cell(metric, summary.per_client[client.name]) for client in chosen]
         columns[_unused(clean(row.title, NAME_WIDTH), columns)] = cells
-    for row, summary in zip(comparison.rows, summaries, strict=True):
-        if any(summary.per_client[client.name].served for client in chosen):
-            title = f"{SERVED} ({clean(row.title, NAME_WIDTH)})"
-            columns[_unused(title, columns)] = [_served(summary.per_client[client.name].served) for client in chosen]
+    serving = [
+        (row, summary)
+        for row, summary in zip(comparison.rows, summaries, strict=True)
+        if any(summary.per_client[client.name].served for client in chosen)
+    ]
+    for row, summary in serving:
+        title = SERVED if len(serving) == 1 else f"{SERVED} ({clean(row.title, NAME_WIDTH)})"
+        columns[_unused(title, columns)] = [_served(summary.per_client[client.name].served) for client in chosen]
     return _transposed(columns)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from freehold.report import figures
 from freehold.report.intervals import FEWEST_SEEDS
@@ -101,7 +102,7 @@ class View:
             )
         return notes
 
-    @property
+    @cached_property
     def _extreme_clients(self) -> tuple[ClientFacts, ...]:
         """All clients; of very many, those with the lowest and the highest difference in the leading row."""
         participants = self._comparison.participants
@@ -113,7 +114,7 @@ class View:
         ordered = sorted((client for client in participants if client.name in known), key=lambda each: known[each.name])
         return (*ordered[:_EXTREMES], *ordered[-_EXTREMES:]) if len(ordered) > 2 * _EXTREMES else tuple(ordered)
 
-    @property
+    @cached_property
     def clients(self) -> list[list[str]]:
         """The table of clients: a header, then each client's figures by row."""
         return client_lines(self._comparison, self._summaries, clients=self._extreme_clients)
@@ -188,7 +189,7 @@ class View:
             return []
         return [Part(width="", shade=place + 1, title=clean(name, 40)) for place, name in enumerate(names)]
 
-    @property
+    @cached_property
     def data(self) -> list[DataLine]:
         """The table of data sizes: a header, then each client with its bar."""
         header, *body = facts_lines(self._comparison, clients=self._shown_facts)
@@ -198,7 +199,7 @@ class View:
             *(DataLine(cells=tuple(cells), parts=_parts(client.labels)) for cells, client in shown),
         ]
 
-    @property
+    @cached_property
     def _shown_facts(self) -> Sequence[ClientFacts]:
         clients = self._comparison.clients
         return clients if len(clients) <= MANY else sorted(clients, key=lambda client: client.examples)[:_EXTREMES]
@@ -217,7 +218,7 @@ class View:
         text += ": what a newcomer would get."
         return text if count <= MANY else f"{text} The first {MANY} are shown, all are in the JSON report."
 
-    @property
+    @cached_property
     def curves(self) -> Curves | None:
         """The learning curves; None if no row was evaluated during training."""
         return learning_curves(self._comparison, lead=self._lead)

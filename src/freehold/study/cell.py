@@ -171,8 +171,15 @@ def run_cell(
             saved = time.monotonic()
             if stop():
                 raise Interrupted(str(checkpoint.folder) if checkpoint else None)
+    result = _result(history, last, has_validation=has_validation, seconds=time.monotonic() - begun)
+    if checkpoint:
+        checkpoint.save_done(cell.label, msgspec.to_builtins(result))
+    return result
+
+
+def _result(history: _History, last: Mapping[str, Mapping[str, Measured]], *, has_validation: bool, seconds: float) -> CellResult:
     best = max(history.points, key=lambda p: p["mean"] if p["mean"] == p["mean"] else float("-inf"))
-    result = CellResult(
+    return CellResult(
         figures={c: dict(m["test"].figures) for c, m in last.items()},
         best_figures=best["test"],
         best_round=best["round"] if has_validation else -1,
@@ -180,11 +187,8 @@ def run_cell(
         losses={c: list(m["validation"].losses) for c, m in last.items()},
         right={c: list(m["test"].right) for c, m in last.items()},
         sent_bytes=history.sent_bytes,
-        seconds=time.monotonic() - begun,
+        seconds=seconds,
     )
-    if checkpoint:
-        checkpoint.save_done(cell.label, msgspec.to_builtins(result))
-    return result
 
 
 def engine_of(name: EngineName, algorithm: Algorithm, feed: Feed, plan: Plan) -> LoopEngine:

@@ -61,8 +61,13 @@ def comparison(request: pytest.FixtureRequest) -> Comparison:
 
 
 @pytest.fixture(scope="module")
-def outline(comparison: Comparison) -> Outline:
-    return Outline(page(comparison))
+def text(comparison: Comparison) -> str:
+    return page(comparison)
+
+
+@pytest.fixture(scope="module")
+def outline(text: str) -> Outline:
+    return Outline(text)
 
 
 def test_the_page_needs_nothing_from_elsewhere_and_runs_nothing(outline: Outline) -> None:
@@ -76,10 +81,9 @@ def test_the_page_needs_nothing_from_elsewhere_and_runs_nothing(outline: Outline
     assert any((attributes.get("content") or "").startswith("default-src 'none'") for _, attributes in outline.tags)
 
 
-def test_ids_are_unique_and_every_reference_has_its_target(comparison: Comparison, outline: Outline) -> None:
+def test_ids_are_unique_and_every_reference_has_its_target(text: str, outline: Outline) -> None:
     ids = [attributes["id"] for _, attributes in outline.tags if "id" in attributes]
     assert len(set(ids)) == len(ids)
-    text = page(comparison)
     referred = set(re.findall(r"url\(#([^)]+)\)", text)) | set(re.findall(r'xlink:href="#([^"]+)"', text))
     assert referred | set(re.findall(r'aria-labelledby="([^"]+)"', text)) <= set(ids)
 
@@ -94,10 +98,10 @@ def test_the_page_can_be_read_without_seeing_it(outline: Outline) -> None:
     assert len([tag for tag, _ in outline.tags if tag == "h1"]) == 1
 
 
-def test_no_color_is_fixed_so_that_dark_and_light_both_work(comparison: Comparison) -> None:
-    for picture in re.findall(r"<svg class.*?</svg>", page(comparison), flags=re.DOTALL):
+def test_no_color_is_fixed_so_that_dark_and_light_both_work(text: str) -> None:
+    for picture in re.findall(r"<svg class.*?</svg>", text, flags=re.DOTALL):
         assert not re.findall(r"(?:fill|stroke)[:=]\s*\"?#\w+", picture)
-    assert "prefers-color-scheme: dark" in page(comparison)
+    assert "prefers-color-scheme: dark" in text
 
 
 def test_the_page_shows_the_terminals_table(comparison: Comparison, outline: Outline) -> None:
@@ -106,9 +110,8 @@ def test_the_page_shows_the_terminals_table(comparison: Comparison, outline: Out
         assert all(cell.replace(" ", "") in words for cell in line)
 
 
-def test_the_same_comparison_gives_the_same_bytes(comparison: Comparison) -> None:
-    assert page(comparison) == page(comparison)
-    assert fragment(comparison) == fragment(comparison)
+def test_the_same_comparison_gives_the_same_bytes(comparison: Comparison, text: str) -> None:
+    assert page(comparison) == text
 
 
 def test_another_process_and_other_settings_give_the_same_bytes() -> None:
@@ -162,13 +165,14 @@ def test_names_are_shown_and_never_obeyed(names: tuple[str, ...], draw: object) 
     rows = {"local": names[0], "fedavg": names[1], "ditto": names[2], "intercept": names[3]}
     comparison = dataclasses.replace(
         hospitals(names=names, rows=rows), title=names[0], study=names[1], command=names[2], notes=names, warnings=names,
-        versions={names[0]: names[1]}, noun=(names[1], names[2]),
+        versions={names[0]: names[1]}, noun=(names[0], names[1]),
     )  # fmt: skip
     text = page(comparison) if draw is page else fragment(comparison)
     outline = Outline(text)
     assert not {tag for tag, _ in outline.tags} & {"script", "img"}
     assert not any(name.startswith("on") for _, attributes in outline.tags for name in attributes)
-    assert "\x00" not in text and "\u202e" not in text and "49" not in re.findall(r"cödé.{0,9}", text)
+    assert "\x00" not in text and "\u202e" not in text
+    assert names is HOSTILE or "cödé\ufffd{{ 7 * 7 }}" in text  # not 49
     text.encode("utf-8")
     shown = outline.words()
     assert (names[0] if names is HOSTILE else "東京大学病院") in shown

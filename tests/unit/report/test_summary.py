@@ -167,3 +167,9 @@ def test_a_comparison_without_clients_or_rows_has_no_numbers() -> None:
     empty = dataclasses.replace(hospitals(), clients=())
     assert all(row.mean is None and row.worst is None for row in summarize(empty))
     assert summarize(dataclasses.replace(hospitals(), rows=())) == ()
+
+
+@pytest.mark.parametrize("noun", [("", "clients"), ("cli\u202eent", "clients"), ("client", "a\nb")])
+def test_a_noun_is_words_that_can_be_seen(noun: tuple[str, str]) -> None:
+    with pytest.raises(UsageError, match="letters that can be seen"):
+        dataclasses.replace(hospitals(seeds=1), noun=noun)

@@ -128,7 +128,8 @@ def test_where_lower_is_better_the_leading_row_has_the_lowest_value() -> None:
     ("figure", "number", "like", "expected"),
     [
         ("accuracy", 0.0384, None, "+3.8"), ("accuracy", -0.0384, None, "−3.8"), ("accuracy", -0.0001, None, "0.0"),
-        ("accuracy", None, None, "–"), ("rmse", 1.5, 29.14, "+1.50"), ("r2", 0.0384, 0.7, "+0.038"), ("rmse", 12345.6, 1e4, "+12\u202f346"),
+        ("accuracy", None, None, "–"), ("rmse", 1.5, 29.14, "+1.50"), ("r2", 0.0384, 0.7, "+0.038"),
+        ("rmse", 12345.6, 1e4, "+12\u202f346"),
     ],
 )  # fmt: skip
 def test_changes_carry_their_sign_and_as_many_digits_as_the_figure(
