@@ -111,7 +111,7 @@ def _recurrent(pass_: Forward, func: Callable[..., Any], *args: Any, **kwargs: A
 
 
 def _attention(pass_: Forward, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    at = 4 if func is F.scaled_dot_product_attention else 11
+    at = 4 if func is F.scaled_dot_product_attention else 10
     share = kwargs.get("dropout_p", args[at] if len(args) > at else 0.0)
     draws = share > 0 and kwargs.get("training", True)
     return _unkeyed(pass_, func, *args, **kwargs) if draws else func(*args, **kwargs)
@@ -134,10 +134,26 @@ _RULES: dict[Callable[..., Any], Callable[..., Any]] = {
             torch.bernoulli,
             torch.multinomial,
             Tensor.bernoulli,
+            torch.normal,
+            torch.poisson,
+            torch.randint_like,
+            torch.dropout,
+            torch.alpha_dropout,
+            torch.feature_dropout,
+            torch.feature_alpha_dropout,
+            torch.rrelu,
             Tensor.bernoulli_,
+            Tensor.cauchy_,
+            Tensor.exponential_,
+            Tensor.geometric_,
+            Tensor.log_normal_,
             Tensor.normal_,
+            Tensor.random_,
             Tensor.uniform_,
+            F.fractional_max_pool2d,
+            F.fractional_max_pool3d,
             F.gumbel_softmax,
+            F.rrelu,
         ),
         _unkeyed,
     ),

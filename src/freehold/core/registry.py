@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -37,7 +38,7 @@ class Between:
     above: bool = False
 
     def __contains__(self, value: float) -> bool:
-        return (self.low < value if self.above else self.low <= value) and value <= self.high
+        return (self.low < value if self.above else self.low <= value) and value <= self.high and math.isfinite(value)
 
     def __str__(self) -> str:
         high = "" if self.high == float("inf") else f" and at most {self.high:g}"

@@ -96,6 +96,9 @@ def task_from(
     except AttributeError:
         known = [n for n, m in module.named_modules() if n and any(True for _ in m.parameters())]
         raise TaskError(f"The model has no part named {head_name!r}.", hint=f"Name one of: {', '.join(known)}.") from None
+    first = {id(t): k for k, t in (*module.named_parameters(), *module.named_buffers())}  # of tied tensors, the name in a state
+    inside = (*top.named_parameters(remove_duplicate=False), *top.named_buffers(remove_duplicate=False))
+    of_head = {k: first[id(t)] for k, t in inside}
     criterion = _per_example(loss)
     watch = _Watch()
     top.register_forward_pre_hook(watch)
@@ -124,7 +127,12 @@ def task_from(
 
     def top_alone(state: State, features: Tensor) -> Tensor:
         watch.bend, watch.features = None, None
-        inner = {k[len(head_name) + 1 :] if head_name else k: v for k, v in state.items() if is_head(k)}
+        if missing := [name for name in of_head.values() if name not in state]:
+            raise TaskError(
+                f"The head {head_name!r} shares {missing[0]} with another layer, so it cannot stand alone.",
+                hint="Choose an algorithm that needs no head of its own, e.g. fedavg or ditto, or do not tie the head.",
+            )
+        inner = {own: state[name] for own, name in of_head.items()}
         outputs: Tensor = functional_call(top, inner, (features,))
         return outputs
 

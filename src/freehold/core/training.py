@@ -65,7 +65,7 @@ def train(
     """
     server = algorithm.init() if server is None else server
     for index in range(start, rounds):
-        asked = draw_cohort(clients, cohort or len(clients), seed=seed, index=index)
+        asked = draw_cohort(clients, len(clients) if cohort is None else cohort, seed=seed, index=index)
         round_ = Round(index, len(asked), len(clients))
         try:
             tally = engine.collect(round_, algorithm.broadcast(server), asked)

@@ -22,8 +22,8 @@ _BINS = 10
 def partition(population: Population, how: str, *, clients: int, seed: int, min_examples: int = 10) -> Population:
     """The same examples, in the same order, dealt out to `clients` clients with at least `min_examples` each.
 
-    - "dirichlet:alpha": the shares of a class over the clients are Dirichlet(alpha), alpha > 0 (Hsu, Qi, Brown 2019,
-      arXiv:1909.06335; a client that has its even share already gets no more, as in PFLlib). Drawn again until every
+    - "dirichlet:alpha": the shares of a class over the clients are Dirichlet(alpha), alpha > 0 (Yurochkin et al., ICML 2019,
+      arXiv:1905.12022; PFLlib in addition gives no more to a client that has its even share). Drawn again until every
       client has enough; if it never happens, the largest clients of the last draw give some away, of a class the small one has.
     - "classes:k": k classes per client, in unequal amounts (McMahan et al. 2017; PFLlib's "pathological").
     - "quantity:alpha": sizes are Dirichlet(alpha), examples are drawn alike.
@@ -103,9 +103,7 @@ def _label_skew(labels: NDArray[np.int64], alpha: float, clients: int, min_examp
         sizes = np.zeros(clients, dtype=np.int64)
         for label in np.unique(labels):
             members = rng.permutation(np.flatnonzero(labels == label))
-            shares = _dirichlet(alpha, clients, rng) * (sizes < len(labels) / clients)
-            if shares.sum() <= 0:
-                shares = (sizes < len(labels) / clients).astype(np.float64)
+            shares = _dirichlet(alpha, clients, rng)
             amounts = _whole(shares / shares.sum(), len(members))
             owners[members] = np.repeat(np.arange(clients), amounts)
             sizes += amounts

@@ -17,7 +17,7 @@ def digits() -> TaskDefinition:
         title="Handwritten digits",
         build=_build,
         load=digits_population,
-        training=Training(rounds=40, batch_size=10, epochs=1),
+        training=Training(rounds=60, batch_size=10, epochs=1),
         adaptation=Work(epochs=5),
         hyperparameters=rates(0.1),
         statistics="none",
