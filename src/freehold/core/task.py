@@ -228,9 +228,11 @@ def _per_example(loss: Losses | nn.Module) -> Losses:
         bare = partial(plain, reduction="none")
 
     def losses(outputs: Tensor, y: Tensor) -> Tensor:
-        if bare is not plain and outputs.dim() == y.dim() + 1 and outputs.shape[-1] == 1:
-            # One output per example: as they stand, [B, 1] and [B] would broadcast to [B, B]; labels of a logit are numbers.
-            outputs, y = outputs.squeeze(-1), y.to(outputs.dtype)
+        if bare is not plain:  # a loss of torch's own, which would broadcast [B, 1] and [B] to [B, B]
+            if outputs.dim() == y.dim() + 1 and outputs.shape[-1] == 1:
+                outputs = outputs.squeeze(-1)
+            if outputs.shape == y.shape:
+                y = y.to(outputs.dtype)  # a label that is compared with a logit is a number
         value = bare(outputs, y)
         if value.dim() == 0:
             raise TaskError(

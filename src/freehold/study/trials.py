@@ -8,7 +8,7 @@ import msgspec
 
 from freehold.core import Task, algorithm_entry, algorithm_names
 from freehold.errors import NotPrivate, TaskError
-from freehold.plan import AlgorithmRef, Plan, Scalar, TaskRef, Training
+from freehold.plan import AlgorithmRef, Contribution, Plan, Scalar, TaskRef, Training
 from freehold.study.cell import build_algorithm
 from freehold.study.settings import Trial
 from freehold.tasks import TaskDefinition
@@ -78,11 +78,11 @@ def trials_for(
 
 def trials_of(plan: Plan) -> tuple[Trial, ...]:
     """The rows of a plan: its companions, then its algorithm."""
-    rows = [*plan.companions, plan.algorithm]
-    return tuple(
-        Trial(name=r.name, title=title_of(r.name), plan=msgspec.structs.replace(plan, algorithm=r, companions=()))
-        for r in {r.name: r for r in rows}.values()
-    )
+    # The contribution spec is the algorithm's; what companions send is not part of it.
+    beside = msgspec.structs.replace(plan, contribution=Contribution(scale=plan.contribution.scale), companions=())
+    plans = [msgspec.structs.replace(beside, algorithm=c) for c in plan.companions if c.name != plan.algorithm.name]
+    plans.append(msgspec.structs.replace(plan, companions=()))
+    return tuple(Trial(name=p.algorithm.name, title=title_of(p.algorithm.name), plan=p) for p in plans)
 
 
 def flamby_trials(definition: TaskDefinition) -> tuple[Trial, ...]:

@@ -1,0 +1,6 @@
+"""`python -m freehold.cli`: the same program as `freehold`."""
+
+from freehold.cli.program import main
+
+if __name__ == "__main__":
+    main()

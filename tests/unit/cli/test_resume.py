@@ -1,0 +1,30 @@
+"""An interrupted run leaves a checkpoint, and goes on to the bit-equal result."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+from pathlib import Path
+
+from tests.unit.cli.runs import COLUMNS, PROGRAM, environment, freehold, table, words
+
+
+def test_interrupted_and_resumed_is_bit_equal(tmp_path: Path) -> None:
+    source, kept = table(tmp_path / "my.csv", words), tmp_path / "kept"
+    base = ["compare", str(source), *COLUMNS, "--seeds", "2", "--rounds", "150", "--algorithms", "local,fedavg", "--jobs", "1"]
+    stopped = [*base, "--checkpoint", str(kept), "--json", str(tmp_path / "resumed.json")]
+    with subprocess.Popen(
+        [*PROGRAM, *stopped], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=environment()
+    ) as run:
+        assert run.stderr is not None
+        assert "training" in run.stderr.readline()
+        run.send_signal(signal.SIGINT)
+        told = run.stderr.read()
+    assert run.returncode == 130, told
+    assert "Go on with" in told
+    assert not (tmp_path / "resumed.json").exists()
+    assert freehold(*stopped, "--resume").returncode == 0
+    assert freehold(*base, "--json", str(tmp_path / "whole.json")).returncode == 0
+    resumed, whole = (json.loads((tmp_path / name).read_text(encoding="utf-8")) for name in ("resumed.json", "whole.json"))
+    assert resumed["rows"] == whole["rows"]
