@@ -10,13 +10,15 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.timeout(1300)  # two minutes alone, more beside others
+
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     out = tmp_path_factory.mktemp("flamby") / "out.json"
     command = [str(Path(sys.executable).with_name("freehold")), "compare", "heart", "--protocol", "flamby", "--json", str(out)]
     state = tmp_path_factory.mktemp("state")
-    subprocess.run([*command, "--jobs", "1", "--checkpoint", str(state)], check=True, capture_output=True, timeout=280)
+    subprocess.run([*command, "--jobs", "1", "--checkpoint", str(state)], check=True, capture_output=True, timeout=1200)
     return {row["name"]: row for row in json.loads(out.read_text())["rows"]}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -288,12 +289,15 @@ class View:
         return [self._panel(row, points, limits, number) for number, (row, points) in enumerate(drawn)], clipped
 
     def _points(self, row: Row) -> list[figures.Gain]:
-        scale = 100 if self._comparison.metric in SHARES else 1
+        scale, end_of_scale = (100, 1.0) if self._comparison.metric in SHARES else (1, math.inf)
         points = []
         for client in self._comparison.participants:
             paired = self._by_name[row.name].per_client[client.name].paired
             if paired is not None and paired.difference is not None:
-                low, high = (None if end is None else scale * end for end in (paired.low, paired.high))
+                low, high = (  # no two shares differ by more than 1, whatever an interval of few seeds may reach
+                    None if end is None else scale * min(max(end, -end_of_scale), end_of_scale)
+                    for end in (paired.low, paired.high)
+                )
                 points.append(
                     figures.Gain(
                         name=client.name,

@@ -109,7 +109,9 @@ def test_under_a_gradient_the_definition_runs(rule: Rule) -> None:
 
 def test_under_a_gradient_outside_of_the_vmap_the_definition_is_differentiated(rule: Rule) -> None:
     def total(state: State) -> Tensor:
-        return sum(t.sum() for t in over_clients(lambda steps, start: ours(steps, {k: start[k] + state[k] for k in state})).values())
+        return sum(
+            t.sum() for t in over_clients(lambda steps, start: ours(steps, {k: start[k] + state[k] for k in state})).values()
+        )
 
     slope = grad(total)({k: torch.zeros_like(t) for k, t in TASK.init.items()})
     descend.def_vmap(None)

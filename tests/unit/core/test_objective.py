@@ -107,7 +107,9 @@ def test_what_is_fixed_is_neither_trained_nor_pulled() -> None:
     objective = proximal(fix(TASK.objective, head), anchor(1), 0.5)
     one = batch()
     assert set(gradient(objective, body, one)[0]) == set(body)
-    expected = grad(lambda part: proximal(TASK.objective, {k: anchor(1)[k] for k in body}, 0.5)({**part, **head}, one)[0])(dict(body))
+    expected = grad(lambda part: proximal(TASK.objective, {k: anchor(1)[k] for k in body}, 0.5)({**part, **head}, one)[0])(
+        dict(body)
+    )
     assert distance(gradient(objective, body, one)[0], expected) < 1e-12
     assert set(descend(objective, body, BATCHES, 0.1)) == set(body)
 
@@ -252,7 +254,10 @@ def test_the_noise_of_each_step_and_each_tensor_is_its_own() -> None:
 
 def test_one_example_more_moves_the_sum_by_at_most_max_norm() -> None:
     with_it, without = batch(6), batch(6, real=5)
-    moved = {k: g - gradient(under(0.3, 1.0), TASK.init, without)[0][k] for k, g in gradient(under(0.3, 1.0), TASK.init, with_it)[0].items()}
+    moved = {
+        k: g - gradient(under(0.3, 1.0), TASK.init, without)[0][k]
+        for k, g in gradient(under(0.3, 1.0), TASK.init, with_it)[0].items()
+    }
     assert float(torch.cat([m.flatten() for m in moved.values()]).norm()) * 4.0 <= 0.3 + 1e-9
 
 
