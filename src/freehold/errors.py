@@ -61,8 +61,9 @@ def _rebuild(kind: type[FreeholdError], message: str, hint: str) -> FreeholdErro
 def near_miss(name: str, known: Iterable[str]) -> str:
     """'Did you mean ...?' for the closest of `known`, or the list of all of them."""
     names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-    return f"Did you mean {close[0]!r}?" if close else f"Known: {', '.join(names)}."
+    by_lower = {k.lower(): k for k in names}  # papers write FedBN
+    close = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)
+    return f"Did you mean {by_lower[close[0]]!r}?" if close else f"Known: {', '.join(names)}."
 
 
 class UsageError(FreeholdError):

@@ -66,7 +66,7 @@ class Checkpoint:
         try:
             found: dict[str, Any] = json.loads(path.read_bytes())
         except ValueError:
-            raise _damaged(path) from None
+            raise damaged(path) from None
         return found
 
     def save_running(self, cell: str, running: Running) -> None:
@@ -91,20 +91,20 @@ class Checkpoint:
             with safe_open(path, framework="pt") as file:
                 about = json.loads(file.metadata()["about"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError):
-            raise _damaged(path) from None
-        personal: dict[str, dict[str, torch.Tensor]] = {client: {} for client in about["clients"]}
-        for name, tensor in tensors.items():
-            kind, _, rest = name.partition("/")
-            if kind == "personal":
-                index, _, inner = rest.partition("/")
-                personal[about["clients"][int(index)]][inner] = tensor
-        return Running(
-            rounds_done=about["rounds_done"],
-            server={k.removeprefix("server/"): v for k, v in tensors.items() if k.startswith("server/")},
-            personal=personal,
-            history=about["history"],
-        )
+            personal: dict[str, dict[str, torch.Tensor]] = {client: {} for client in about["clients"]}
+            for name, tensor in tensors.items():
+                kind, _, rest = name.partition("/")
+                if kind == "personal":
+                    index, _, inner = rest.partition("/")
+                    personal[about["clients"][int(index)]][inner] = tensor
+            return Running(
+                rounds_done=int(about["rounds_done"]),
+                server={k.removeprefix("server/"): v for k, v in tensors.items() if k.startswith("server/")},
+                personal=personal,
+                history={"points": list(about["history"]["points"]), "sent_bytes": int(about["history"]["sent_bytes"])},
+            )
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError, IndexError):
+            raise damaged(path) from None
 
 
 def filled(template: Tree, flat: Mapping[str, torch.Tensor]) -> Tree:
@@ -136,5 +136,6 @@ def _settle(new: Path, path: Path) -> None:
     new.replace(path)
 
 
-def _damaged(path: Path) -> CheckpointError:
+def damaged(path: Path) -> CheckpointError:
+    """The error for a checkpoint that cannot be read."""
     return CheckpointError(f"The checkpoint {path} is damaged.", hint="Run the command without --resume to start anew.")

@@ -20,7 +20,7 @@ from freehold.data import Prepared
 from freehold.errors import SimulationError
 from freehold.events import Event
 from freehold.study.cell import Cell, CellResult, Interrupted, run_cell
-from freehold.study.checkpoint import Checkpoint
+from freehold.study.checkpoint import Checkpoint, damaged
 from freehold.study.settings import Settings
 from freehold.study.source import Source
 from freehold.tasks import TaskDefinition
@@ -48,11 +48,11 @@ def run_cells(cells: Sequence[Cell], job: Job) -> dict[str, CellResult]:
         for cell in cells:
             found = job.checkpoint.load_done(cell.label)
             if found is not None:
-                results[cell.label] = msgspec.convert(found, CellResult)
-    tell(Event("study.planned", {"cells": len(cells), "done": len(results)}))
+                results[cell.label] = _converted(found, job.checkpoint)
     left = [cell for cell in cells if cell.label not in results]
     jobs = min(job.settings.jobs, len(left))
     with _stoppable() as stop:
+        tell(Event("study.planned", {"cells": len(cells), "done": len(results)}))
         for cell, result in _here(left, job, stop) if jobs <= 1 else _in_processes(left, job, jobs, stop):
             results[cell.label] = result
             for index, mean in result.curve:
@@ -61,6 +61,13 @@ def run_cells(cells: Sequence[Cell], job: Job) -> dict[str, CellResult]:
             done = {"done": len(results), "cells": len(cells), "seconds": result.seconds}
             tell(Event("cell.closed", {"row": cell.trial.name, "seed": cell.seed, **done}))
     return results
+
+
+def _converted(found: dict[str, Any], checkpoint: Checkpoint) -> CellResult:
+    try:
+        return msgspec.convert(found, CellResult)
+    except msgspec.ValidationError:
+        raise damaged(checkpoint.folder) from None
 
 
 def _here(cells: Sequence[Cell], job: Job, stop: threading.Event) -> Iterator[tuple[Cell, CellResult]]:

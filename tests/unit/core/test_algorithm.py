@@ -39,7 +39,7 @@ def close(a: Tally, b: Tally) -> bool:
 def test_a_tally_is_a_commutative_monoid_up_to_rounding(a: Tally, b: Tally, c: Tally) -> None:
     zero = Tally.of(result(0), 0.0)
     assert close((a + b) + c, a + (b + c))
-    assert a + b == b + a or (same((a + b).total, (b + a).total) and close(a + b, b + a))
+    assert same((a + b).total, (b + a).total) and close(a + b, b + a)
     assert same((a + zero).total, a.total) and (a + zero).weight == a.weight
 
 

@@ -254,3 +254,16 @@ def test_odd_comparisons_still_give_a_whole_page(odd: object) -> None:
 def test_the_titles_of_all_rows_are_in_the_legend() -> None:
     legend = re.findall(r'<ul class="fh-legend">.*?</ul>', page(hospitals()), flags=re.DOTALL)[0]
     assert all(title in legend for title in TITLES.values())
+
+
+def test_the_picture_of_shares_ends_at_a_hundred_points() -> None:
+    wild = hospitals(seeds=3)
+    local, fedavg, *_ = wild.rows
+    swings = [
+        dataclasses.replace(result, paired_se={}, figures={name: {"accuracy": right} for name in result.figures})
+        for result, right in zip(fedavg.results, (0.0, 1.0, 0.0), strict=True)
+    ]
+    text = page(dataclasses.replace(wild, rows=(local, dataclasses.replace(fedavg, results=tuple(swings)))))
+    pictures = "".join(re.findall(r"<svg class.*?</svg>", text, flags=re.DOTALL))
+    assert ">−100<" in pictures and ">+100<" in pictures
+    assert not re.findall(r">[−+](?:1[1-9]|[2-9]\d)\d<", pictures)

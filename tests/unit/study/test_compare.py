@@ -108,6 +108,15 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
             load("cell")
 
 
+def test_a_checkpoint_without_what_it_should_hold_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Interrupted) as stopped:
+        compared(settings=Settings(checkpoint=tmp_path, listener=_StopAfter(6)))
+    done = next(Path(stopped.value.checkpoint or "").glob("*.json"))
+    done.write_text("{}")
+    with pytest.raises(CheckpointError, match="damaged"):
+        compared(settings=Settings(checkpoint=tmp_path, resume=True))
+
+
 def test_a_loss_that_is_no_longer_finite_stops_the_study_and_names_client_and_round() -> None:
     with pytest.raises(Diverged, match=r"Round \d+, client (north|south|west)"):
         freehold.compare(table("number"), client="site", target="y", algorithms=["fedavg"], seeds=1, rounds=4, lr=1e30)
