@@ -34,6 +34,7 @@ def _sections(path: str, command: object) -> list[str]:
     for param in getattr(command, "params", []):
         names = ", ".join(f"`{name}`" for name in (*param.opts, *param.secondary_opts) if name.startswith("-"))
         shown = names or f"`{(param.metavar or param.name or '').upper()}`"
+        shown = shown.replace("|", "\\|")
         rows.append(f"| {shown} | {_text(getattr(param, 'help', None) or '')} |")
     if rows:
         lines.append("\n| argument or flag | |\n|---|---|\n" + "\n".join(rows) + "\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import chain
 
 import pytest
 import torch
@@ -43,7 +44,7 @@ def test_an_epoch_visits_every_example_once_in_batches_of_which_the_last_may_be_
     assert len(batches) == epochs * per_pass
     for first in range(0, len(batches), per_pass):
         one_pass = batches[first : first + per_pass]
-        assert sorted(sum(one_pass, [])) == list(range(4, 4 + size))
+        assert sorted(chain.from_iterable(one_pass)) == list(range(4, 4 + size))
         assert [len(b) for b in one_pass[:-1]] == [batch_size] * (per_pass - 1) and 1 <= len(one_pass[-1]) <= batch_size
 
 
@@ -54,7 +55,7 @@ def test_continuing_goes_on_in_the_shuffle_where_the_last_round_stopped(size: in
     per_pass = -(-size // batch_size)
     assert len(walked) == 6 * steps
     for first in range(0, len(walked) - per_pass + 1, per_pass):
-        assert sorted(sum(walked[first : first + per_pass], [])) == list(range(4, 4 + size))
+        assert sorted(chain.from_iterable(walked[first : first + per_pass])) == list(range(4, 4 + size))
 
 
 @given(sizes, batch_sizes, st.integers(1, 7))
@@ -64,7 +65,7 @@ def test_otherwise_each_round_starts_a_shuffle_of_its_own(size: int, batch_size:
     for index in range(3):
         batches = order(feed.steps("0", index, work))
         assert len(batches) == steps
-        seen = Counter(sum(batches[:per_pass], []))
+        seen = Counter(chain.from_iterable(batches[:per_pass]))
         assert max(seen.values()) == 1, "no example comes twice in the first pass"
         assert steps < per_pass or len(seen) == size
 
@@ -115,7 +116,7 @@ def test_poisson_draws_each_example_with_its_chance_by_itself() -> None:
     chance = 3 / 12
     assert abs(float(sizes.mean()) - 3) < 4 * (12 * chance * (1 - chance) / 3000) ** 0.5
     assert abs(float(sizes.var()) - 12 * chance * (1 - chance)) < 0.25, "binomial, not fixed"
-    counts = Counter(sum(batches, []))
+    counts = Counter(chain.from_iterable(batches))
     assert all(abs(counts[i] - 3000 * chance) < 4.5 * (3000 * chance * (1 - chance)) ** 0.5 for i in range(12))
     assert any(not b for b in batches), "some steps are empty"
 

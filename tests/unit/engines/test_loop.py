@@ -29,7 +29,7 @@ def test_a_client_weighs_its_examples_or_one() -> None:
 
 def test_the_mean_of_a_round_is_that_of_the_clients_alone() -> None:
     chosen = algorithm("fedavg")
-    alone = [list(train(chosen, LoopEngine(chosen, feed_for(), WORK), [c], rounds=1))[0].server for c in CLIENTS[:3]]
+    alone = [next(train(chosen, LoopEngine(chosen, feed_for(), WORK), [c], rounds=1)).server for c in CLIENTS[:3]]
     (together,) = train(chosen, LoopEngine(chosen, feed_for(), WORK), CLIENTS[:3], rounds=1)
     expected = {k: sum(w * s[k] for w, s in zip((5, 2, 9), alone, strict=True)) / 16 for k in TASK.init}
     assert distance(together.server, expected) < 1e-12
