@@ -119,8 +119,9 @@ class VectorEngine(LoopEngine):
         if self._padding_checked:
             return
         task = self.algorithm.task
-        steps = self.feed.steps(cohort[0], 0, self.work)
-        batch = next(iter(steps))
+        largest = max(cohort, key=self.feed.size)
+        steps = self.feed.steps(largest, 0, self.work)
+        batch = max(steps, key=lambda b: int(b["real"].sum()))  # of one example, padded with itself, nothing could be seen
         n = len(batch["real"])
         padded = {k: torch.cat([v, 2 * v[-1:] if v.is_floating_point() else v[-1:]]) if v.dim() else v for k, v in batch.items()}
         padded["real"] = torch.arange(n + 1) < n
@@ -128,7 +129,7 @@ class VectorEngine(LoopEngine):
         def gradients(shared: Tree, personal: Tree, steps: Steps, batches: Sequence[Batch]) -> tuple[Tree, ...]:
             return tuple(gradient(task.objective, task.init, b)[0] for b in batches)
 
-        alone, with_padding = self._run(gradients, shared, cohort[:1], pad([steps]), [stack([b]) for b in (batch, padded)])
+        alone, with_padding = self._run(gradients, shared, [largest], pad([steps]), [stack([b]) for b in (batch, padded)])
         tolerance = 1e-6 if next(iter(alone.values())).dtype == torch.float64 else 1e-3
         for name, g in alone.items():
             # NaN on both sides is not padding's doing; the update itself will say whose it is.

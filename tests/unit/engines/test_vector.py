@@ -149,6 +149,28 @@ def test_attention_that_drops_out_inside_is_told_what_to_do_instead() -> None:
     assert "nn.Dropout after it" in refusal.value.hint
 
 
+class CenteredWords(nn.Module):
+    """Mixes the examples of a batch of integers [B, 6]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.out = nn.Embedding(7, 5), nn.Linear(5, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.embedding(x).mean(1)
+        return self.out(torch.tanh(hidden - hidden.mean(0)))
+
+
+@pytest.mark.parametrize("work", [Work(batch_size=4, epochs=1), Work(batch_size=1, steps=20, poisson=True)])
+def test_mixing_is_seen_also_where_the_first_batch_has_one_example_or_none(work: Work) -> None:
+    feed = feed_for("words")
+    rows = {"one": {s: feed.rows["c0"][s][:1] for s in ("train", "validation", "test")}, "c7": feed.rows["c7"]}
+    algorithm = algorithm_entry("fedavg").build(task_of(CenteredWords))
+    engine = VectorEngine(algorithm, Feed(x=feed.x, y=feed.y, rows=rows), work)
+    with pytest.raises(NotBatchable, match="mixes the examples of a batch"):
+        next(train(algorithm, engine, list(rows), rounds=1))
+
+
 @pytest.mark.parametrize("chunk", [1, 3])
 def test_predictions_are_in_the_order_that_was_asked_for_and_without_padding(chunk: int) -> None:
     task = task_of(groups)
