@@ -167,7 +167,13 @@ def _private_gradient(objective: Objective, privacy: Privacy, params: State, buf
 
     real = batch["real"]
     keys = fold(batch["key"], torch.arange(len(real), device=real.device))
-    each = vmap(grad(loss_of_one), in_dims=(None, 0, 0, 0))(params, batch["x"], batch["y"], keys)
+    try:
+        each = vmap(grad(loss_of_one), in_dims=(None, 0, 0, 0))(params, batch["x"], batch["y"], keys)
+    except RuntimeError as error:
+        raise NotPrivate(
+            f"The model has no gradient per example that torch can compute ({str(error).splitlines()[0]}).",
+            hint="Record-level privacy needs layers that vmap knows: recurrent layers and in-place changes are not among them.",
+        ) from error
     norms = torch.stack([g.flatten(1).square().sum(1) for g in each.values()]).sum(0).sqrt()
     # An example whose gradient is not finite counts nothing: NaN passes through any clip and would carry it out.
     weight = torch.where(real & norms.isfinite(), (privacy.max_norm / norms.clamp(min=1e-12)).clamp(max=1), 0)

@@ -59,7 +59,7 @@ def refuse(problems: list[Problem], *, source: str, features: int, declared: boo
     lines = [head, *(f"  {problem.line()}" for problem in problems)]
     if declared:
         hint = "The schema declares these columns: mend the cells, or let the schema's `missing` list what means unknown."
-        return BadValue("\n".join(lines), hint=f"\n{hint}")
+        return BadValue("\n".join(lines), hint=hint)
     ways: dict[str, list[str]] = {"categorical": [], "impute": [], "drop": [], "mend": []}
     for column in columns:
         remedies = {problem.remedy() for problem in problems if problem.column == column}
@@ -76,7 +76,7 @@ def refuse(problems: list[Problem], *, source: str, features: int, declared: boo
     python = ", ".join(f"{way}={names!r}" for way, names in said.items() if names)
     hint = f"Add {flags} (in Python: {python})" if len(left_out) < features else "Give a table with usable features"
     hint += f", or mend {', '.join(ways['mend'])}." if ways["mend"] else "."
-    return BadValue("\n".join(lines), hint=f"\n{hint}")
+    return BadValue("\n".join(lines), hint=hint)
 
 
 def _is_decimal_comma(token: str) -> bool:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from freehold.core import Batch, Steps, digest_seed, generator, tree_map
-from freehold.errors import UsageError
+from freehold.errors import TooFewExamples, UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +58,8 @@ class Feed:
     def steps(self, client: str, index: int, work: Work) -> Steps:
         """The local steps of one client in round `index`, without padding but in ragged last batches."""
         rows = self.rows[client]["train"]
+        if not len(rows):
+            raise TooFewExamples(f"Client {client} has no training rows.", hint="Leave it out, or raise min_examples.")
         picks = self._picks(client, index, work, len(rows))
         width = max(1, max(map(len, picks)))
         table = torch.zeros(len(picks), width, dtype=torch.int64)

@@ -1,6 +1,6 @@
 """Studies: a task, data, algorithms and seeds put together, run on an engine, and told honestly."""
 
-from freehold.study.api import Data, compare, make_plan, read, simulate
+from freehold.study.api import Data, Reading, compare, make_plan, read, simulate
 from freehold.study.cell import Interrupted
 from freehold.study.compare import run_comparison
 from freehold.study.settings import EngineName, Settings, Trial
@@ -12,6 +12,7 @@ __all__ = [
     "EngineName",
     "FlambySplit",
     "Interrupted",
+    "Reading",
     "RepeatedSplits",
     "Settings",
     "Source",

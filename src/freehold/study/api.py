@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, TypedDict, Unpack
 
 import msgspec
 import polars as pl
@@ -26,63 +27,60 @@ from freehold.tasks.flamby import SEEDS as FLAMBY_SEEDS
 Data = str | Path | pl.DataFrame | PandasFrame | Population
 
 
-def read(
-    data: Data,
-    *,
-    client: str | None = None,
-    target: str | None = None,
-    drop: Sequence[str] = (),
-    categorical: Sequence[str] = (),
-    impute: Sequence[str] = (),
-    problem: Problem | None = None,
-    schema: Schema | str | Path | None = None,
-    split: str | None = None,
-    group: str | None = None,
-    time: str | None = None,
-    test: str | Path | None = None,
-) -> tuple[TaskDefinition, Population]:
-    """The task and the population of a task's name, a CSV or Parquet file, a folder with one file per client, or a frame."""
-    if isinstance(data, Population):
-        return _tabular(data), data
-    known = load_schema(schema) if isinstance(schema, str | Path) else schema
-    if isinstance(data, str) and not _is_path(data):
+class Reading(TypedDict, total=False):
+    """How a table is read; the keywords of `compare`, `simulate` and `make_plan` that are about the user's data."""
+
+    client: str | None
+    """The column that says whose row it is."""
+    target: str | None
+    """The column to predict."""
+    drop: Sequence[str]
+    categorical: Sequence[str]
+    impute: Sequence[str]
+    problem: Problem | None
+    schema: Schema | str | Path | None
+    split: str | None
+    group: str | None
+    time: str | None
+
+
+def read(data: Data, *, test: str | Path | None = None, **reading: Unpack[Reading]) -> tuple[TaskDefinition, Population]:
+    """The task and the population of a task's name, a CSV or Parquet file, a folder with one file per client, or a frame.
+
+    `test` is a second file, with the test examples. Raises UsageError for a keyword that has no meaning for this data, and
+    what the readers of `freehold.data` raise.
+    """
+    given = [name for name, value in (*reading.items(), ("test", test)) if value]
+    if isinstance(data, Population) or (isinstance(data, str) and not _is_path(data)):
+        if given:
+            raise UsageError(
+                f"{given[0]} has no meaning for data that brings its own columns.", hint=f"Leave out {', '.join(given)}."
+            )
+        if isinstance(data, Population):
+            return _tabular(data), data
         definition = task_definition(data)
         return definition, definition.population()
+    schema = reading.get("schema")
+    columns: dict[str, Any] = {**reading, "schema": load_schema(schema) if isinstance(schema, str | Path) else schema}
     if isinstance(data, str | Path):
         path = Path(data)
         if path.is_dir():
-            found = from_files(
-                path, target=target, drop=drop, categorical=categorical, impute=impute, schema=known, problem=problem,
-                split=split, group=group, time=time,
-            )  # fmt: skip
+            if reading.get("client") or test:
+                raise UsageError("In a folder each file is a client, with splits of its own.", hint="Leave out client and test.")
+            found = from_files(path, **{k: v for k, v in columns.items() if k != "client"})
         else:
             source = from_parquet if path.suffix in (".parquet", ".pq") else from_csv
-            found = source(
-                path, client=client, target=target, drop=drop, categorical=categorical, impute=impute, schema=known,
-                problem=problem, split=split, group=group, time=time, test=test,
-            )  # fmt: skip
+            found = source(path, test=test, **columns)
     else:
-        found = from_frame(
-            data, client=client, target=target, drop=drop, categorical=categorical, impute=impute, schema=known, problem=problem,
-            split=split, group=group, time=time,
-        )  # fmt: skip
+        if test:
+            raise UsageError("A test file belongs to a file.", hint="Mark the test rows in a column: split='…'.")
+        found = from_frame(data, **columns)
     return _tabular(found), found
 
 
 def compare(
     data: Data,
     *,
-    client: str | None = None,
-    target: str | None = None,
-    drop: Sequence[str] = (),
-    categorical: Sequence[str] = (),
-    impute: Sequence[str] = (),
-    problem: Problem | None = None,
-    schema: Schema | str | Path | None = None,
-    split: str | None = None,
-    group: str | None = None,
-    time: str | None = None,
-    test: str | Path | None = None,
     algorithms: Sequence[str] | None = None,
     seeds: int | Sequence[int] | None = None,
     protocol: str | None = None,
@@ -95,15 +93,17 @@ def compare(
     hyperparameters: Hyperparameters | None = None,
     min_examples: int | None = None,
     devices: bool = False,
+    test: str | Path | None = None,
     settings: Settings | None = None,
-    command: str = "freehold.compare(...)",
+    command: str = "freehold.compare(…), from Python",
+    **reading: Unpack[Reading],
 ) -> Comparison:
     """Run algorithms side by side, with training alone as the baseline; the result shows itself in a notebook.
 
     `data` is a task's name ("heart", "digits"), a file or folder, a DataFrame or a Population. `algorithms`: all installed
     ones by default. `seeds`: how many splits, or which; 5 by default. `protocol`: "flamby" for the published table of heart.
     `clients` and `partition` ("dirichlet:0.1") make clients of data that has none. `hyperparameters`: {"ditto": {"lam": 2}};
-    "*" is for all. Raises a FreeholdError that says what to do.
+    "*" is for all. `reading`: see Reading. Raises a FreeholdError that says what to do.
     """
     settings = settings or Settings()
     if protocol is not None:
@@ -115,10 +115,7 @@ def compare(
         if any(value is not None for value in changed):
             raise UsageError("The flamby protocol is fixed, and its settings are published.", hint="Leave out what changes it.")
         return _flamby(_seeds(seeds, FLAMBY_SEEDS), settings, command)
-    definition, population = read(
-        data, client=client, target=target, drop=drop, categorical=categorical, impute=impute, problem=problem, schema=schema,
-        split=split, group=group, time=time, test=test,
-    )  # fmt: skip
+    definition, population = read(data, test=test, **reading)
     definition = _adjusted(definition, population, lr, min_examples, devices)
     options = _options(clients, partition)
     population = _partitioned(population, definition, options)
@@ -136,16 +133,10 @@ def simulate(
     plan: Plan | str | Path,
     data: Data | None = None,
     *,
-    client: str | None = None,
-    target: str | None = None,
-    drop: Sequence[str] = (),
-    categorical: Sequence[str] = (),
-    impute: Sequence[str] = (),
-    problem: Problem | None = None,
-    schema: Schema | str | Path | None = None,
     seeds: int | Sequence[int] | None = None,
     settings: Settings | None = None,
-    command: str = "freehold.simulate(...)",
+    command: str = "freehold.simulate(…), from Python",
+    **reading: Unpack[Reading],
 ) -> Comparison:
     """Run a plan, or the file of one, as the federation would: its companions and its algorithm.
 
@@ -156,9 +147,7 @@ def simulate(
     if data is None:
         population = definition.population()
     else:
-        _, population = read(
-            data, client=client, target=target, drop=drop, categorical=categorical, impute=impute, problem=problem, schema=schema
-        )
+        _, population = read(data, **reading)
     definition = _adjusted(definition, population, None, plan.min_examples, plan.clients == "devices")
     population = _partitioned(population, definition, plan.task.options)
     asked = _seeds(seeds, (plan.training.seed,))
@@ -169,13 +158,6 @@ def make_plan(
     data: Data,
     algorithm: str,
     *,
-    client: str | None = None,
-    target: str | None = None,
-    drop: Sequence[str] = (),
-    categorical: Sequence[str] = (),
-    impute: Sequence[str] = (),
-    problem: Problem | None = None,
-    schema: Schema | str | Path | None = None,
     clients: int | None = None,
     partition: str | None = None,
     rounds: int | None = None,
@@ -186,11 +168,10 @@ def make_plan(
     min_examples: int | None = None,
     devices: bool = False,
     seed: int = 0,
+    **reading: Unpack[Reading],
 ) -> Plan:
     """The plan of an algorithm on a task or on one's data, with its contribution spec: what may leave a node, and no more."""
-    definition, population = read(
-        data, client=client, target=target, drop=drop, categorical=categorical, impute=impute, problem=problem, schema=schema
-    )
+    definition, population = read(data, **reading)
     definition = _adjusted(definition, population, lr, min_examples, devices)
     options = _options(clients, partition)
     population = _partitioned(population, definition, options)

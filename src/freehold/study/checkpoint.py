@@ -6,7 +6,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,9 +55,9 @@ class Checkpoint:
 
     def save_done(self, cell: str, result: Mapping[str, Any]) -> None:
         """A finished cell; its running state is no longer needed."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        _replace(self.folder / f"{cell}.json", json.dumps(result).encode())
-        (self.folder / f"{cell}.safetensors").unlink(missing_ok=True)
+        with _writing(self.folder):
+            _replace(self.folder / f"{cell}.json", json.dumps(result).encode())
+            (self.folder / f"{cell}.safetensors").unlink(missing_ok=True)
 
     def load_done(self, cell: str) -> dict[str, Any] | None:
         """The result of a finished cell, or None."""
@@ -71,7 +72,6 @@ class Checkpoint:
 
     def save_running(self, cell: str, running: Running) -> None:
         """A cell between two rounds."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         clients = list(running.personal)
         tensors = {f"server/{k}": v.contiguous().clone() for k, v in running.server.items()}
         for i, client in enumerate(clients):
@@ -79,8 +79,9 @@ class Checkpoint:
         about = {"rounds_done": running.rounds_done, "clients": clients, "history": running.history}
         path = self.folder / f"{cell}.safetensors"
         new = path.with_suffix(".new")
-        save_file(tensors, new, metadata={"about": json.dumps(about)})
-        _settle(new, path)
+        with _writing(self.folder):
+            save_file(tensors, new, metadata={"about": json.dumps(about)})
+            _settle(new, path)
 
     def load_running(self, cell: str) -> Running | None:
         """The state of an interrupted cell, or None."""
@@ -121,6 +122,19 @@ def filled(template: Tree, flat: Mapping[str, torch.Tensor]) -> Tree:
 
 def _branches(tree: Tree) -> dict[str, Any]:
     return {name: _branches(child) if isinstance(child, Mapping) else child for name, child in tree.items()}
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """A full or unwritable disk as an error that says so; what was saved before stays whole."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"The checkpoint cannot be written to {folder}: {getattr(error, 'strerror', None) or error}.",
+            hint="Make room, or choose another folder: --checkpoint DIR.",
+        ) from None
 
 
 def _replace(path: Path, content: bytes) -> None:

@@ -288,3 +288,21 @@ def test_privacy_does_not_change_the_task_it_is_put_on() -> None:
     shielded = private(TASK, Privacy(max_norm=1.0, noise_multiplier=1.0, expected_batch=4))
     assert TASK.objective.private is None
     assert replace(shielded, objective=TASK.objective) == TASK
+
+
+def test_a_recurrent_layer_is_refused_where_each_example_needs_its_gradient() -> None:
+    class Last(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn, self.out = nn.GRU(2, 4, batch_first=True), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(self.rnn(x)[0][:, -1])
+
+    task = private(
+        task_from(Last(), nn.CrossEntropyLoss(), classes=2), Privacy(max_norm=1.0, noise_multiplier=0.0, expected_batch=3)
+    )
+    on, off = torch.ones(3, dtype=torch.bool), torch.tensor(0)
+    given = {"x": torch.randn(3, 5, 2), "y": torch.tensor([0, 1, 0]), "real": on, "live": on[0], "key": off}
+    with pytest.raises(NotPrivate, match="per example"):
+        gradient(task.objective, task.init, given)

@@ -14,7 +14,7 @@ from freehold.core import Steps
 from freehold.engines import Feed, Work
 from freehold.engines.feed import pad, pad_batches
 from freehold.engines.loop import ADAPTING
-from freehold.errors import UsageError
+from freehold.errors import TooFewExamples, UsageError
 from tests.problems import CLIENTS, SIZES, feed_for
 
 
@@ -187,3 +187,10 @@ def test_no_amount_of_work_is_refused(wrong: dict[str, int]) -> None:
     with pytest.raises(UsageError) as refusal:
         Work(**wrong)
     assert "either epochs or steps" in refusal.value.hint
+
+
+def test_a_client_without_training_rows_is_refused_by_name() -> None:
+    none = torch.zeros(0, dtype=torch.int64)
+    feed = Feed(x=torch.zeros(3, 2), y=torch.zeros(3), rows={"empty": {"train": none, "validation": none, "test": none}})
+    with pytest.raises(TooFewExamples, match="empty"):
+        feed.steps("empty", 0, Work(batch_size=2, epochs=1))

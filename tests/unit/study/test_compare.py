@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pandas as pd
+import polars as pl
 import pytest
 
 import freehold
@@ -74,20 +75,20 @@ def test_the_engines_find_the_same() -> None:
 class _StopAfter:
     """A listener that does what Ctrl-C does, after some rounds."""
 
-    def __init__(self, rounds: int) -> None:
-        self.left = rounds
+    def __init__(self, rounds: int, number: signal.Signals = signal.SIGINT) -> None:
+        self.left, self.number = rounds, number
 
     def __call__(self, event: Event) -> None:
         if event.name == "round.closed":
             self.left -= 1
             if self.left == 0:
-                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), self.number)
 
 
-@pytest.mark.parametrize("rounds", [1, 6, 14])
-def test_an_interrupted_study_resumes_to_the_same_result(tmp_path: Path, rounds: int) -> None:
+@pytest.mark.parametrize(("rounds", "number"), [(1, signal.SIGINT), (6, signal.SIGTERM), (14, signal.SIGINT)])
+def test_an_interrupted_study_resumes_to_the_same_result(tmp_path: Path, rounds: int, number: signal.Signals) -> None:
     with pytest.raises(Interrupted) as stopped:
-        compared(settings=Settings(checkpoint=tmp_path, listener=_StopAfter(rounds)))
+        compared(settings=Settings(checkpoint=tmp_path, listener=_StopAfter(rounds, number)))
     assert stopped.value.checkpoint is not None
     assert any(Path(stopped.value.checkpoint).iterdir())
     assert plain(compared(settings=Settings(checkpoint=tmp_path, resume=True))) == plain(compared())
@@ -155,3 +156,21 @@ def test_record_level_privacy_runs_and_costs_accuracy_and_client_level_is_refuse
             msgspec.structs.replace(plan, privacy=Privacy(unit="client", max_norm=1.0, noise_multiplier=1.0)),
             table(), client="site", target="y",
         )  # fmt: skip
+
+
+def test_a_checkpoint_that_cannot_be_written_is_an_error_that_says_so(tmp_path: Path) -> None:
+    occupied = tmp_path / "file"
+    occupied.write_text("")
+    with pytest.raises(CheckpointError, match="cannot be written"):
+        compared(settings=Settings(checkpoint=occupied))
+
+
+def test_a_polars_frame_is_read_like_a_pandas_one() -> None:
+    frame = pl.DataFrame({name: column.to_numpy() for name, column in table().items()})
+    found = freehold.compare(frame, client="site", target="y", algorithms=ROWS, seeds=2, rounds=4, lr=0.3)
+    assert plain(found) == plain(compared())
+
+
+def test_a_keyword_that_would_be_ignored_is_refused() -> None:
+    with pytest.raises(UsageError, match="target has no meaning"):
+        freehold.compare("heart", target="num", seeds=1)
