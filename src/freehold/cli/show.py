@@ -116,6 +116,7 @@ def _width(table: list[list[str]], index: int) -> int:
 
 def _print(console: Console, table: list[list[str]]) -> None:
     shown = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    widths = _shared_out(console.width, table)
     for index, header in enumerate(table[0]):
         numbers = index > 0 and all(re.fullmatch(r"[−\d., \u202f–±]+", line[index]) for line in table[1:])
         shown.add_column(
@@ -123,11 +124,22 @@ def _print(console: Console, table: list[list[str]]) -> None:
             justify="right" if numbers else "left",
             vertical="bottom",
             overflow="fold",
-            min_width=_width(table, index),
+            width=widths[index],
         )
     for line in table[1:]:
         shown.add_row(*(_cell(text) for text in line))
     console.print(shown)
+
+
+def _shared_out(room: int, table: list[list[str]]) -> list[int]:
+    """The width of each column: what it needs, and of what is left, as much as its header can use, from the left."""
+    widths = [_width(table, index) for index in range(len(table[0]))]
+    spare = room - sum(widths) - GAP * (len(widths) - 1)
+    for index, header in enumerate(table[0]):
+        more = max(0, min(spare, cell_len(header) - widths[index]))
+        widths[index] += more
+        spare -= more
+    return widths
 
 
 def _cell(text: str) -> Text:
