@@ -1,4 +1,4 @@
-"""Digits with strong label skew: what the client that is worst off gains by a model that is finetuned for it."""
+"""Digits with strong label skew: what the client that is worst off gains by a model of its own."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from freehold.study import Settings
 
 
 @pytest.mark.timeout(600)  # a minute alone, more beside others
-def test_finetuning_lifts_the_worst_client_by_ten_points_over_training_alone() -> None:
+def test_finetuning_and_ditto_lift_the_worst_client_by_ten_points_over_training_alone() -> None:
     found = to_json(
         freehold.compare(
             "digits",
             clients=20,
             partition="dirichlet:0.1",
             seeds=3,
-            algorithms=["local", "fedavg-finetuned"],
+            algorithms=["local", "fedavg-finetuned", "ditto"],
             settings=Settings(jobs=min(2, os.cpu_count() or 1)),
         )
     )
     worst = {row["name"]: row["worst"] for row in found["rows"]}  # type: ignore[attr-defined]
-    assert worst["fedavg-finetuned"] - worst["local"] >= 0.10, worst
+    assert min(worst["fedavg-finetuned"], worst["ditto"]) - worst["local"] >= 0.10, worst

@@ -228,6 +228,7 @@ trainings = st.builds(
     seed=st.integers(0, 2**63 - 1),
     weighting=st.sampled_from([None, "examples", "uniform"]),
     continuing=st.booleans(),
+    last_batch=st.sampled_from(["even", "short"]),
 )
 plans = st.builds(
     Plan,

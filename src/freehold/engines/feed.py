@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -22,6 +23,9 @@ class Work:
     steps: int | None = None
     continuing: bool = False
     """Whether a round of `steps` goes on in the client's shuffled data where the last one stopped."""
+    last_batch: Literal["even", "short"] = "even"
+    """How the examples of a pass that don't fill the last batch are dealt: over all batches, or in a short last one. One left
+    over would make a step as long as that of a full batch, in a direction of its own."""
     poisson: bool = False
     """Whether each step draws every example with probability batch_size / n (DP-SGD's accounting needs it)."""
 
@@ -92,8 +96,9 @@ class Feed:
             first = index * passes * per_pass
             last = first + (work.steps or 0)
         orders = {p: _order(self.seed, client, p, size) for p in range(first // per_pass, (last - 1) // per_pass + 1)}
-        b = work.batch_size
-        return [orders[t // per_pass][(t % per_pass) * b : (t % per_pass + 1) * b] for t in range(first, last)]
+        deal = _evenly if work.last_batch == "even" else Tensor.split
+        batches = {p: deal(order, work.batch_size) for p, order in orders.items()}
+        return [batches[t // per_pass][t % per_pass] for t in range(first, last)]
 
 
 def pad(each: Sequence[Steps]) -> Steps:
@@ -130,6 +135,10 @@ def pad_batches(each: Sequence[Batch]) -> Batch:
         return torch.cat([t, t.new_zeros(wide - len(t), *t.shape[1:])]) if t.dim() else t
 
     return tree_map(lambda *ts: torch.stack([grown(t) for t in ts]), *each)
+
+
+def _evenly(order: Tensor, size: int) -> tuple[Tensor, ...]:
+    return order.tensor_split(-(-len(order) // size))
 
 
 @lru_cache(maxsize=4096)

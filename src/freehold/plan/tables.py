@@ -61,7 +61,9 @@ class AlgorithmRef(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How long and in which bites the cohort trains: each round either `epochs` over the client's data, or `steps` batches.
 
-    No `weighting`: the algorithm's own.
+    No `weighting`: the algorithm's own. `last_batch`: "even" deals the examples of a pass over its batches, whose sizes then
+    differ by one at most; "short" fills every batch but the last, as most data loaders do, and a single example that is left
+    over makes a whole step.
     """
 
     rounds: int
@@ -71,6 +73,7 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     seed: int = 0
     weighting: Literal["examples", "uniform"] | None = None
     continuing: bool = False
+    last_batch: Literal["even", "short"] = "even"
 
     def __post_init__(self) -> None:
         check_least("training.rounds", self.rounds, 1)

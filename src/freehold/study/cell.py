@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
@@ -200,10 +200,11 @@ def engine_of(name: EngineName, algorithm: Algorithm, feed: Feed, plan: Plan) ->
         epochs=training.epochs,
         steps=training.steps,
         continuing=training.continuing,
+        last_batch=training.last_batch,
         poisson=poisson,
     )
     more = plan.adaptation
-    adaptation = Work(batch_size=training.batch_size, epochs=more.epochs, steps=more.steps, poisson=poisson) if more else None
+    adaptation = replace(work, epochs=more.epochs, steps=more.steps, continuing=False) if more else None
     kind = VectorEngine if name == "vector" else LoopEngine
     return kind(algorithm, feed, work, adaptation=adaptation, weighting=training.weighting)
 

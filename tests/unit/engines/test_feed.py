@@ -1,9 +1,10 @@
-"""What clients are fed: every example once per pass, ragged last batches, and never another client's row."""
+"""What clients are fed: every example once per pass, last batches as asked, and never another client's row."""
 
 from __future__ import annotations
 
 from collections import Counter
 from itertools import chain
+from typing import Literal
 
 import pytest
 import torch
@@ -35,17 +36,22 @@ batch_sizes = st.integers(1, 9)
 rounds = st.integers(0, 5)
 
 
-@given(sizes, batch_sizes, rounds, st.integers(1, 3))
-def test_an_epoch_visits_every_example_once_in_batches_of_which_the_last_may_be_short(
-    size: int, batch_size: int, index: int, epochs: int
+@given(sizes, batch_sizes, rounds, st.integers(1, 3), st.sampled_from(["even", "short"]))
+def test_an_epoch_visits_every_example_once_and_deals_what_is_left_over_as_asked(
+    size: int, batch_size: int, index: int, epochs: int, last_batch: Literal["even", "short"]
 ) -> None:
-    batches = order(feed_of(4, size).steps("1", index, Work(batch_size=batch_size, epochs=epochs)))
+    work = Work(batch_size=batch_size, epochs=epochs, last_batch=last_batch)
+    batches = order(feed_of(4, size).steps("1", index, work))
     per_pass = -(-size // batch_size)
     assert len(batches) == epochs * per_pass
     for first in range(0, len(batches), per_pass):
         one_pass = batches[first : first + per_pass]
         assert sorted(chain.from_iterable(one_pass)) == list(range(4, 4 + size))
-        assert [len(b) for b in one_pass[:-1]] == [batch_size] * (per_pass - 1) and 1 <= len(one_pass[-1]) <= batch_size
+        lengths = [len(b) for b in one_pass]
+        if last_batch == "even":
+            assert max(lengths) <= batch_size and max(lengths) - min(lengths) <= 1
+        else:
+            assert lengths[:-1] == [batch_size] * (per_pass - 1) and 1 <= lengths[-1] <= batch_size
 
 
 @given(sizes, batch_sizes, st.integers(1, 7))
@@ -77,8 +83,10 @@ def test_rounds_and_passes_are_shuffled_differently() -> None:
         assert len(set(passes)) == 8
 
 
-def test_a_last_batch_with_one_example_is_kept() -> None:
-    assert sorted(map(len, order(feed_of(5).steps("0", 0, Work(batch_size=4, epochs=1))))) == [1, 4]
+def test_an_example_left_over_makes_no_step_of_its_own_unless_asked() -> None:
+    for last_batch, lengths in (("even", [2, 3]), ("short", [1, 4])):
+        work = Work(batch_size=4, epochs=1, last_batch=last_batch)
+        assert sorted(map(len, order(feed_of(5).steps("0", 0, work)))) == lengths
 
 
 def test_what_a_client_reads_depends_on_seed_round_and_client_and_on_nothing_else() -> None:
@@ -90,7 +98,7 @@ def test_what_a_client_reads_depends_on_seed_round_and_client_and_on_nothing_els
 
 def test_the_shuffle_and_the_keys_are_the_same_on_every_machine() -> None:
     steps = feed_of(6).steps("0", 0, Work(batch_size=4, epochs=1))
-    assert order(steps) == [[4, 1, 5, 0], [3, 2]]
+    assert order(steps) == [[4, 1, 5], [0, 3, 2]]
     assert steps.keys.tolist() == [3813416035228498409, 2359708404379407364]
 
 
