@@ -19,6 +19,32 @@
     │   ├── NotEnoughMemory   206  a table that does not fit
     │   ├── Unreadable        207  a file that is missing or malformed
     │   └── SchemaError       208  a schema that contradicts itself
+    ├── NodeError             300  a node that cannot go on
+    │   ├── NotJoined         301  a node without an identity in this federation
+    │   ├── PinMismatch       302  a coordinator that is not the one the join token names
+    │   ├── Unreachable       303  no answer from the coordinator
+    │   ├── VaultError        304  personal state that is damaged or cannot be written
+    │   ├── DataUnfit         305  a node's data that does not fit what a plan asks for
+    │   ├── TrainerFailed     306  training code that died, stalled or answered nonsense
+    │   └── JoinTokenError    307  a join token that is malformed
+    ├── CoordinatorError      400  a coordinator that cannot go on
+    │   ├── TokenRefused      401  a join token that is used, expired, revoked or for another node
+    │   ├── NoCertificate     402  a request that needs a certificate came without one
+    │   ├── CertificateRefused 403 a certificate that is expired, of another federation, or of another role
+    │   ├── Denied            404  an identity on the deny list
+    │   ├── CsrRefused        405  a certificate request that is malformed or reuses a key
+    │   ├── UnknownRun        406  a run or round that does not exist, or not for this node
+    │   ├── Late              407  a contribution after its round was closed
+    │   ├── Conflict          408  a second, different contribution to the same round
+    │   ├── StudyRefused      409  a study whose plan or signature is not accepted
+    │   ├── StoreError        410  the coordinator's store cannot be used
+    │   └── ServerCodeFailed  411  the algorithm's server code died or answered nonsense
+    ├── WireError             500  a message that is not what it should be
+    │   ├── ProtocolVersion   501  the other side speaks another version
+    │   ├── PeerGone          502  a local process has ended
+    │   ├── BodyRefused       503  bytes that do not have the announced length or digest
+    │   ├── TooLarge          504  a body above its limit
+    │   └── TensorsMalformed  505  bytes that are not safetensors, or not those that were announced
     └── SimulationError       600  a simulation that cannot go on
         ├── NotBatchable      601  a module that the vector engine cannot run for many clients at once
         ├── Diverged          602  a loss or a contribution that is no longer finite
@@ -173,6 +199,188 @@ class SchemaError(DataError):
     """A schema contradicts itself."""
 
     code = 208
+
+
+class NodeError(FreeholdError):
+    """A node cannot go on."""
+
+    code = 300
+    exit_code = 2
+
+
+class NotJoined(NodeError):
+    """This node has no identity in this federation."""
+
+    code = 301
+    exit_code = 2
+
+
+class PinMismatch(NodeError):
+    """The coordinator is not the one that the join token names."""
+
+    code = 302
+    exit_code = 2
+
+
+class Unreachable(NodeError):
+    """The coordinator does not answer."""
+
+    code = 303
+    exit_code = 2
+
+
+class VaultError(NodeError):
+    """Personal state is damaged or cannot be written."""
+
+    code = 304
+    exit_code = 1
+
+
+class DataUnfit(NodeError):
+    """A node's data does not fit what a plan asks for."""
+
+    code = 305
+    exit_code = 2
+
+
+class TrainerFailed(NodeError):
+    """Training code died, stalled or answered nonsense."""
+
+    code = 306
+    exit_code = 1
+
+
+class JoinTokenError(NodeError):
+    """A join token is malformed."""
+
+    code = 307
+    exit_code = 2
+
+
+class CoordinatorError(FreeholdError):
+    """A coordinator cannot go on."""
+
+    code = 400
+    exit_code = 1
+
+
+class TokenRefused(CoordinatorError):
+    """A join token is unknown, used, expired, revoked, or bound to another node or federation."""
+
+    code = 401
+    exit_code = 1
+
+
+class NoCertificate(CoordinatorError):
+    """A request that needs a client certificate came without one."""
+
+    code = 402
+    exit_code = 1
+
+
+class CertificateRefused(CoordinatorError):
+    """A certificate is expired, of another federation, or of a role that may not do this."""
+
+    code = 403
+    exit_code = 1
+
+
+class Denied(CoordinatorError):
+    """The identity is on the deny list."""
+
+    code = 404
+    exit_code = 1
+
+
+class CsrRefused(CoordinatorError):
+    """A certificate request is malformed, or its key was used before."""
+
+    code = 405
+    exit_code = 1
+
+
+class UnknownRun(CoordinatorError):
+    """There is no such run or round, or it is not for this node."""
+
+    code = 406
+    exit_code = 1
+
+
+class Late(CoordinatorError):
+    """A contribution came after its round was closed."""
+
+    code = 407
+    exit_code = 1
+
+
+class Conflict(CoordinatorError):
+    """A second, different contribution to the same round."""
+
+    code = 408
+    exit_code = 1
+
+
+class StudyRefused(CoordinatorError):
+    """A study's plan or signature is not accepted."""
+
+    code = 409
+    exit_code = 1
+
+
+class StoreError(CoordinatorError):
+    """The coordinator's store cannot be used."""
+
+    code = 410
+    exit_code = 1
+
+
+class ServerCodeFailed(CoordinatorError):
+    """The algorithm's server code died or answered nonsense."""
+
+    code = 411
+    exit_code = 1
+
+
+class WireError(FreeholdError):
+    """A message is not what it should be."""
+
+    code = 500
+    exit_code = 1
+
+
+class ProtocolVersion(WireError):
+    """The other side speaks another version of the protocol."""
+
+    code = 501
+    exit_code = 1
+
+
+class PeerGone(WireError):
+    """A local process at the other end of a channel has ended."""
+
+    code = 502
+    exit_code = 1
+
+
+class BodyRefused(WireError):
+    """Bytes do not have the length or the digest that was announced."""
+
+    code = 503
+    exit_code = 1
+
+
+class TooLarge(WireError):
+    """A body is above its limit."""
+
+    code = 504
+    exit_code = 1
+
+
+class TensorsMalformed(WireError):
+    """Bytes are not safetensors, or not the tensors that were announced."""
+
+    code = 505
+    exit_code = 1
 
 
 class SimulationError(FreeholdError):

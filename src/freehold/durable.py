@@ -1,0 +1,56 @@
+"""Files that are there after a power cut, whole or not at all. Nothing else in Freehold calls fsync or replaces a file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from freehold.failpoints import failpoint
+
+
+def write(path: Path, body: bytes | Iterable[bytes], *, point: str, mode: int = 0o600) -> None:
+    """Write a file under its final name only once it is whole and on the disk.
+
+    `point` names the failpoints `<point>.writing` (before), `.written` (on the disk, not yet named) and `.named` (done).
+    """
+    failpoint(f"{point}.writing")
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+    try:
+        try:
+            for piece in (body,) if isinstance(body, bytes) else body:
+                rest = memoryview(piece)
+                while rest:
+                    rest = rest[os.write(fd, rest) :]
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        failpoint(f"{point}.written")
+        name(part, path, point=point)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def name(part: Path, path: Path, *, point: str) -> None:
+    """Give a file that is on the disk its final name."""
+    os.replace(part, path)
+    sync_folder(path.parent)
+    failpoint(f"{point}.named")
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder survive a power cut."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def commit(finish: Callable[[], None], *, point: str) -> None:
+    """Commit a database transaction; failpoints `<point>.committing` (before) and `<point>.committed` (after)."""
+    failpoint(f"{point}.committing")
+    finish()
+    failpoint(f"{point}.committed")

@@ -1,0 +1,52 @@
+"""Named places at which a test makes a process die, fail or wait; in production they cost a dictionary lookup.
+
+`FREEHOLD_FAILPOINTS="coordinator.contribution.committed=kill@2,node.pending.writing=full"`: the second time the first is
+reached, the process is killed as by `kill -9`; each time the second is reached, the disk is full.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import time
+from pathlib import Path
+
+VARIABLE = "FREEHOLD_FAILPOINTS"
+
+
+def _parse(text: str) -> dict[str, tuple[str, int]]:
+    found: dict[str, tuple[str, int]] = {}
+    for entry in filter(None, text.split(",")):
+        name, _, action = entry.partition("=")
+        action, _, count = action.partition("@")
+        found[name] = (action, int(count or 0))
+    return found
+
+
+_armed = _parse(os.environ.get(VARIABLE, ""))
+_reached: dict[str, int] = {}
+
+
+def failpoint(name: str) -> None:
+    """Do what the environment says about `name`: nothing, in production.
+
+    Actions: `kill`; `full` raises the OSError of a full disk; `hold:PATH` makes PATH and waits until it is gone. `@n`: only
+    the n-th time.
+    """
+    if name not in _armed:
+        return
+    action, at = _armed[name]
+    _reached[name] = _reached.get(name, 0) + 1
+    if at and _reached[name] != at:
+        return
+    if action == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(60)  # the signal is on its way
+    elif action == "full":
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    elif action.startswith("hold:"):
+        path = Path(action.removeprefix("hold:"))
+        path.touch()
+        while path.exists():
+            time.sleep(0.005)

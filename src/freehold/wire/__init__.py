@@ -1,0 +1,1 @@
+"""What coordinator and nodes say to each other, and how: the only place where the two meet."""

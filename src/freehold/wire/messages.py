@@ -1,0 +1,212 @@
+"""The messages between coordinator and nodes, and between an operator and the coordinator: typed, strict, versioned.
+
+Each body but tensors is one of these structs as JSON. A message of another version, with an unknown field or of a wrong type
+is refused. Tensors travel as safetensors beside them (`freehold.wire.codec`), named by their SHA-256.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, TypeVar
+
+import msgspec
+
+from freehold.errors import FreeholdError, ProtocolVersion, WireError
+
+VERSION = 1
+"""Of the protocol. It grows when an older peer could misread a message."""
+
+NAME_PATTERN = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
+SHA256_PATTERN = r"^[0-9a-f]{64}$"
+RUN_PATTERN = r"^[0-9a-f]{16}-[0-9]{1,4}$"
+
+Name = Annotated[str, msgspec.Meta(pattern=NAME_PATTERN, description="A node's or a federation's name, fit for a host name.")]
+Sha256 = Annotated[str, msgspec.Meta(pattern=SHA256_PATTERN, description="SHA-256 of the bytes, lower-case hexadecimal.")]
+RunId = Annotated[
+    str, msgspec.Meta(pattern=RUN_PATTERN, description="The first 16 digits of the plan's digest, and the run's number.")
+]
+RoundIndex = Annotated[int, msgspec.Meta(ge=0, le=2**31)]
+Pem = Annotated[str, msgspec.Meta(max_length=65536)]
+Words = Annotated[str, msgspec.Meta(max_length=2000)]
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What all messages have."""
+
+    version: int = VERSION
+
+
+class Problem(Message, frozen=True, kw_only=True):
+    """The answer to what is refused: an error's number, what was found and expected, and what to do."""
+
+    code: int
+    message: str
+    hint: str = ""
+
+
+# Enrolment. Neither asks for a certificate.
+
+
+class EnrollRequest(Message, frozen=True, kw_only=True):
+    """POST /v1/enroll. `csr` is a PKCS#10 request in PEM; the node's private key never leaves it."""
+
+    federation: Name
+    node: Name
+    token_id: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{8}$")]
+    secret: Annotated[str, msgspec.Meta(min_length=32, max_length=32)]
+    csr: Pem
+
+
+class RenewRequest(Message, frozen=True, kw_only=True):
+    """POST /v1/renew. The identity is that of the certificate presented, whatever the CSR says; its key must be a new one."""
+
+    csr: Pem
+
+
+class Certificate(Message, frozen=True, kw_only=True):
+    """The answer to both: the node's certificate with its intermediates, and the roots to trust, in PEM."""
+
+    federation: Name
+    node: Name
+    chain: Pem
+    roots: Pem
+    not_after: float
+    """Unix time in seconds."""
+
+
+# Work.
+
+
+class Blob(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Tensors or a plan, named by content; small ones come along in `body`, others from GET /v1/blobs/{sha256}."""
+
+    sha256: Sha256
+    length: Annotated[int, msgspec.Meta(ge=0)]
+    body: bytes | None = None
+
+
+class Pending(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A round whose contribution a node has made without knowing whether it counted."""
+
+    run: RunId
+    round: RoundIndex
+
+
+class Settled(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What became of it: the node commits its pending personal state, or discards it."""
+
+    run: RunId
+    round: RoundIndex
+    counted: bool
+
+
+class WorkRequest(Message, frozen=True, kw_only=True):
+    """POST /v1/work: a long poll. The answer comes when there is work, when something pending was settled, or after `wait_s`."""
+
+    wait_s: Annotated[float, msgspec.Meta(ge=0, le=300)] = 0.0
+    datasets: list[Name] = []
+    """What the node has data for."""
+    pending: list[Pending] = []
+
+
+class Train(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="train"):
+    """Train on `shared` and send a contribution before `deadline` (Unix time)."""
+
+    run: RunId
+    round: RoundIndex
+    cohort: int
+    population: int
+    plan: Blob
+    shared: Blob
+    deadline: float
+
+
+class Measure(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="measure"):
+    """Measure the node's own model after `round` rounds on its own validation and test examples; only sums leave."""
+
+    run: RunId
+    round: RoundIndex
+    plan: Blob
+    shared: Blob
+
+
+Work = Train | Measure
+
+
+class WorkReply(Message, frozen=True, kw_only=True):
+    """The answer to POST /v1/work, to a contribution and to measures: the next piece of work may come along."""
+
+    settled: list[Settled] = []
+    work: Work | None = None
+    received: bool = False
+    """The contribution or measures of this request are durable on the coordinator; they may have been before."""
+
+
+class Measured(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Sums over one split. A sum that rests on fewer than five examples is left out."""
+
+    examples: int
+    sums: dict[str, float]
+
+
+class Measures(Message, frozen=True, kw_only=True):
+    """POST /v1/measures."""
+
+    run: RunId
+    round: RoundIndex
+    splits: dict[Literal["validation", "test"], Measured]
+    wait_s: Annotated[float, msgspec.Meta(ge=0, le=300)] = 0.0
+    datasets: list[Name] = []
+
+
+class Declined(Message, frozen=True, kw_only=True):
+    """POST /v1/declined: the node will not or cannot do a piece of work. The text never quotes data."""
+
+    run: RunId
+    round: RoundIndex
+    code: int
+    message: Words
+    wait_s: Annotated[float, msgspec.Meta(ge=0, le=300)] = 0.0
+    datasets: list[Name] = []
+
+
+class Leave(Message, frozen=True, kw_only=True):
+    """POST /v1/leave: the node leaves for good; its certificate is revoked."""
+
+
+M = TypeVar("M", bound=Message)
+
+
+class _Versioned(msgspec.Struct):
+    version: int = 0
+
+
+def encode(message: Message) -> bytes:
+    """A message as JSON."""
+    return msgspec.json.encode(message)
+
+
+def decode(body: bytes | bytearray | memoryview, kind: type[M]) -> M:
+    """The message of that kind in `body`; raises ProtocolVersion for another version and WireError for anything else."""
+    try:
+        version = msgspec.json.decode(body, type=_Versioned).version
+        if version == VERSION:
+            return msgspec.json.decode(body, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise WireError(
+            f"A message of kind {kind.__name__} was expected, but {_where(error)}.",
+            hint="Both sides must run Freehold; see docs/reference/wire.md for the messages.",
+        ) from None
+    raise ProtocolVersion(
+        f"The other side speaks version {version} of the protocol, this one {VERSION}.",
+        hint=f"Install the Freehold release that speaks version {max(version, VERSION)} on the older side.",
+    )
+
+
+def _where(error: Exception) -> str:
+    """msgspec's words name the place and the type, never the content."""
+    return f"it is not one: {error}" if isinstance(error, msgspec.ValidationError) else "it is not JSON"
+
+
+def problem(error: FreeholdError) -> Problem:
+    """An error as it travels."""
+    return Problem(code=error.code, message=error.message, hint=error.hint)
