@@ -5,7 +5,7 @@ names the dotted path and what to do. `digest` is the plan's identity: the same 
 """
 
 from freehold.plan.checks import FORMAT
-from freehold.plan.spec import Contribution, TensorSpec, check_contribution
+from freehold.plan.spec import Contribution, DType, TensorSpec, check_contribution
 from freehold.plan.tables import AlgorithmRef, Plan, Privacy, RoundPolicy, Scalar, TaskRef, Training, Work, WrapperRef
 from freehold.plan.text import digest, dumps, load_plan, parse
 
@@ -13,6 +13,7 @@ __all__ = [
     "FORMAT",
     "AlgorithmRef",
     "Contribution",
+    "DType",
     "Plan",
     "Privacy",
     "RoundPolicy",

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
+from freehold.algorithms import build_algorithm
 from freehold.core import Task, algorithm_entry, algorithm_names
 from freehold.errors import NotPrivate, TaskError
 from freehold.plan import AlgorithmRef, Contribution, Plan, Scalar, TaskRef, Training
-from freehold.study.cell import build_algorithm
 from freehold.study.settings import Trial
 from freehold.tasks import TaskDefinition
 from freehold.tasks.flamby import PUBLISHED
