@@ -1,7 +1,7 @@
 """The use cases: what a plan names as its task."""
 
 from freehold.tasks.definition import TaskDefinition, rates, task_definition, task_names
-from freehold.tasks.problem import build_task
+from freehold.tasks.problem import build_task, prepare_for, schema_of
 from freehold.tasks.tables import build, classifier, regressor, tabular
 
 __all__ = [
@@ -9,8 +9,10 @@ __all__ = [
     "build",
     "build_task",
     "classifier",
+    "prepare_for",
     "rates",
     "regressor",
+    "schema_of",
     "tabular",
     "task_definition",
     "task_names",
