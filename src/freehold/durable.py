@@ -49,8 +49,10 @@ def sync_folder(folder: Path) -> None:
         os.close(fd)
 
 
-def commit(finish: Callable[[], object], *, point: str) -> None:
-    """Commit a database transaction; failpoints `<point>.committing` (before) and `<point>.committed` (after)."""
-    failpoint(f"{point}.committing")
+def commit(finish: Callable[[], object], *points: str) -> None:
+    """Commit a database transaction; failpoints `<point>.committing` (before) and `<point>.committed` (after) of each."""
+    for point in points:
+        failpoint(f"{point}.committing")
     finish()
-    failpoint(f"{point}.committed")
+    for point in points:
+        failpoint(f"{point}.committed")

@@ -2,8 +2,18 @@
 
 from freehold.engines.feed import Feed, Work, planned_work
 from freehold.engines.loop import LoopEngine
-from freehold.engines.spec import contribution_tensors, departing
+from freehold.engines.spec import METRICS, contribution_tensors, departing
 from freehold.engines.store import PersonalStore
 from freehold.engines.vector import VectorEngine
 
-__all__ = ["Feed", "LoopEngine", "PersonalStore", "VectorEngine", "Work", "contribution_tensors", "departing", "planned_work"]
+__all__ = [
+    "METRICS",
+    "Feed",
+    "LoopEngine",
+    "PersonalStore",
+    "VectorEngine",
+    "Work",
+    "contribution_tensors",
+    "departing",
+    "planned_work",
+]

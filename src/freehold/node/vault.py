@@ -123,7 +123,7 @@ class Vault:
     def _transaction(self, point: str) -> Iterator[None]:
         try:
             yield
-            durable.commit(lambda: self._db.execute("commit"), point=point)
+            durable.commit(lambda: self._db.execute("commit"), point)
         except BaseException:
             if self._db.in_transaction:
                 self._db.execute("rollback")

@@ -40,6 +40,8 @@ def layout_of(spec: Contribution) -> SumLayout:
 class FixedPointSum:
     """The weighted sum of up to `most_clients` contributions, in memory that the caller owns and may share: zeros at first.
 
+    Over memory that cannot be written, it can be read only.
+
     A float x with weight w counts as `rint(w * x * 2**scale)`, the product in float64, the rest exactly; an integer as w * x,
     for which w must be whole. Calls must not overlap.
     """
@@ -50,8 +52,6 @@ class FixedPointSum:
         self._most_clients = most_clients
         self._bound = _ROOM // most_clients
         self._words: NDArray[np.int64] = np.frombuffer(memory, np.int64, self._layout.length // 8)
-        if not self._words.flags.writeable:
-            raise ValueError("a sum in memory that cannot be written")
 
     @property
     def heard(self) -> int:

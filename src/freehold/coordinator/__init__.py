@@ -1,0 +1,1 @@
+"""The coordinator: enrolls nodes, runs studies round by round, and never sees anything but sums and contributions."""
