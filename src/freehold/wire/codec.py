@@ -165,9 +165,7 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def _refuse(what: str) -> NoReturn:
-    raise TensorsMalformed(
-        f"These are not the tensors that were announced: {what}.", hint="The sender has to write them anew."
-    )
+    raise TensorsMalformed(f"These are not the tensors that were announced: {what}.", hint="The sender has to write them anew.")
 
 
 def arrays(view: Buffer) -> dict[str, NDArray[np.generic]]:

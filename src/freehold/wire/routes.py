@@ -90,9 +90,7 @@ RENEW: Final = Route(
     reply=Certificate,
     repeatable=False,
 )
-WORK: Final = Route(
-    method="POST", path="/v1/work", summary="Wait for a piece of work.", request=WorkRequest, reply=WorkReply
-)
+WORK: Final = Route(method="POST", path="/v1/work", summary="Wait for a piece of work.", request=WorkRequest, reply=WorkReply)
 BLOB: Final = Route(
     method="GET",
     path="/v1/blobs/{sha256}",
@@ -119,9 +117,7 @@ CONTRIBUTE: Final = Route(
 MEASURES: Final = Route(
     method="POST", path="/v1/measures", summary="Send what was measured: sums.", request=Measures, reply=WorkReply
 )
-DECLINED: Final = Route(
-    method="POST", path="/v1/declined", summary="Decline a piece of work.", request=Declined, reply=WorkReply
-)
+DECLINED: Final = Route(method="POST", path="/v1/declined", summary="Decline a piece of work.", request=Declined, reply=WorkReply)
 LEAVE: Final = Route(method="POST", path="/v1/leave", summary="Leave for good.", request=Leave, reply=WorkReply)
 OPENAPI: Final = Route(
     method="GET", path="/v1/openapi.json", summary="This document.", reply="application/json", certificate=False
