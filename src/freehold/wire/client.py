@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import http.client
 import math
-import os
-import select
-import socket
 import ssl
 import urllib.parse
-import urllib.request
-from collections.abc import Callable, Iterable, Mapping
-from typing import Final, TypeAlias, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Final, TypeVar
 
 import msgspec
 
@@ -30,23 +25,18 @@ from freehold.errors import (
     by_code,
 )
 from freehold.wire import spki
+from freehold.wire.link import CUT, PIECE_BYTES, Http, Pieces, Resolve, blind, reach, resolve, trusting
 from freehold.wire.local import Memory
 from freehold.wire.messages import VERSION, Message, Problem, decode, encode
 from freehold.wire.routes import CA, SHA256_HEADER, VERSION_HEADER
 
-PIECE_BYTES: Final = 1 << 16
 REPLY_LIMIT_BYTES: Final = 1 << 23
 """Of a JSON message; anything larger is a blob."""
 
-Path: TypeAlias = str | os.PathLike[str]
-Pieces: TypeAlias = Iterable[bytes | memoryview]
-Address: TypeAlias = tuple[int, tuple[str, int] | tuple[str, int, int, int]]
-Resolve: TypeAlias = Callable[[str, int], list[Address]]
+__all__ = ["Connection", "Resolve", "Timeouts", "fetch_roots", "resolve", "retry", "trusting"]
+
 M = TypeVar("M", bound=Message)
 T = TypeVar("T")
-
-# A connection that the other side closed, as opposed to one that stalls or speaks nonsense.
-_CUT = (ConnectionError, ssl.SSLEOFError, ssl.SSLZeroReturnError)
 
 
 class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,48 +46,12 @@ class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
     read_s: float = 30.0
 
 
-def resolve(host: str, port: int) -> list[Address]:
-    """The addresses of a host, as the system knows them now."""
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return [(family, address) for family, _, _, _, address in found]  # type: ignore[misc]
-
-
-def trusting(roots: str, certificate: tuple[Path, Path] | None = None) -> Callable[[], ssl.SSLContext]:
-    """TLS 1.3 with peers that these roots (PEM) vouch for, and no others; `certificate` is the node's chain and its key.
-
-    The files are read at each new connection, so that a renewed certificate counts from then on.
-    """
-
-    def context() -> ssl.SSLContext:
-        made = _context()
-        made.load_verify_locations(cadata=roots)
-        if certificate is not None:
-            made.load_cert_chain(*certificate)
-        return made
-
-    return context
-
-
-def _context() -> ssl.SSLContext:
-    made = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    made.minimum_version = ssl.TLSVersion.TLSv1_3
-    return made
-
-
-def _blind() -> ssl.SSLContext:
-    """Trusts whoever answers: only for what is then held against a pin."""
-    made = _context()
-    made.check_hostname = False
-    made.verify_mode = ssl.CERT_NONE
-    return made
-
-
 def fetch_roots(url: str, pin: str, *, timeouts: Timeouts | None = None, find: Resolve = resolve) -> str:
     """The root (PEM) whose public key has the SHA-256 `pin`; raises PinMismatch if the coordinator shows none.
 
     Nothing is sent but the question. A certificate that only imitates the root is of no use to who lacks the root's key.
     """
-    connection = Connection(url, _blind, timeouts=timeouts, find=find)
+    connection = Connection(url, blind, timeouts=timeouts, find=find)
     try:
         shown = spki.certificates(connection.get(CA.path).decode("ascii", "replace"))
     finally:
@@ -156,7 +110,7 @@ class Connection:
         self._trust = trust
         self._timeouts = timeouts or Timeouts()
         self._find = find
-        self._http: _Http | None = None
+        self._http: Http | None = None
 
     def close(self) -> None:
         """Close the connection; the next request opens another, with the certificate files as they are then."""
@@ -249,7 +203,7 @@ class Connection:
                 return self._http.ask(method, path, headers, pieces, self._timeouts.read_s, wait_s)
             except (OSError, http.client.HTTPException) as error:
                 self.close()
-                if not (used and repeatable and isinstance(error, _CUT)):
+                if not (used and repeatable and isinstance(error, CUT)):
                     raise self._failure(error) from error
             except BaseException:
                 self.close()
@@ -269,40 +223,15 @@ class Connection:
             raise _refusal(response.status, body)
         return body
 
-    def _open(self) -> _Http:
+    def _open(self) -> Http:
         context = self._trust()
-        host, port, greeting = self._host, self._port, b""
-        target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        proxy = urllib.request.getproxies().get("https")
-        if proxy and not urllib.request.proxy_bypass(target):
-            host, port, greeting = _proxied(proxy, target)
-        raw = self._dial(host, port)
+        raw = reach(self._host, self._port, self._find, self._timeouts.connect_s)
         try:
-            if greeting:
-                _tunnel(raw, greeting)
-            # The timeout of `_dial` holds for the handshake too.
-            return _Http(self._host, self._port, context.wrap_socket(raw, server_hostname=self._host))
+            # The timeout of the dialing holds for the handshake too.
+            return Http(self._host, self._port, context.wrap_socket(raw, server_hostname=self._host))
         except BaseException:
             raw.close()
             raise
-
-    def _dial(self, host: str, port: int) -> socket.socket:
-        failure = OSError("the name has no address")
-        for family, address in self._find(host, port):
-            raw = socket.socket(family, socket.SOCK_STREAM)
-            try:
-                raw.settimeout(self._timeouts.connect_s)
-                raw.connect(address)
-                raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                # A long poll is silent: without probes, a NAT box that forgot it would be noticed only after minutes.
-                raw.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-                for option, value in ((socket.TCP_KEEPIDLE, 30), (socket.TCP_KEEPINTVL, 10), (socket.TCP_KEEPCNT, 3)):
-                    raw.setsockopt(socket.IPPROTO_TCP, option, value)
-                return raw
-            except OSError as error:
-                raw.close()
-                failure = error
-        raise failure
 
     def _failure(self, error: Exception) -> FreeholdError:
         """What a failed connection means to the node."""
@@ -317,69 +246,9 @@ class Connection:
                 f"The coordinator at {self.url} does not accept this node's certificate.", hint="Join again with a new token."
             )
         return Unreachable(
-            f"The coordinator at {self.url} does not answer: {error or type(error).__name__}.",
+            f"The coordinator at {self.url} does not answer: {str(error) or type(error).__name__}.",
             hint="Check the address, the network and HTTPS_PROXY; a running node tries again by itself.",
         )
-
-
-class _Http(http.client.HTTPConnection):
-    """One HTTP/1.1 connection over a TLS socket that is there already."""
-
-    default_port = 443
-    auto_open = 0
-
-    def __init__(self, host: str, port: int, tls: ssl.SSLSocket) -> None:
-        super().__init__(host, port)
-        self.sock: ssl.SSLSocket = tls
-
-    def alive(self) -> bool:
-        """Whether it can be used again: there is nothing to be read from an idle connection but its end."""
-        if self.sock is None:
-            return False
-        poll = select.poll()
-        poll.register(self.sock, select.POLLIN)
-        return not self.sock.pending() and not poll.poll(0)
-
-    def ask(
-        self, method: str, path: str, headers: Mapping[str, str], pieces: Pieces, read_s: float, wait_s: float
-    ) -> http.client.HTTPResponse:
-        self.sock.settimeout(read_s)
-        self.putrequest(method, path, skip_accept_encoding=True)
-        for name, value in headers.items():
-            self.putheader(name, value)
-        try:
-            self.endheaders()
-            for piece in pieces:
-                view = memoryview(piece)
-                for begin in range(0, len(view), PIECE_BYTES):  # a timeout holds for one call, however much it sends
-                    self.send(view[begin : begin + PIECE_BYTES])
-        except _CUT:
-            pass  # the coordinator may have said why before it hung up
-        self.sock.settimeout(read_s + wait_s)
-        return self.getresponse()
-
-
-def _proxied(proxy: str, target: str) -> tuple[str, int, bytes]:
-    """Where the proxy is, and what to say to it."""
-    parts = urllib.parse.urlsplit(proxy if "://" in proxy else f"http://{proxy}")
-    if parts.scheme != "http" or not parts.hostname:
-        raise UsageError("HTTPS_PROXY does not name a proxy.", hint="It looks like http://host:port.")
-    lines = [f"CONNECT {target} HTTP/1.1", f"Host: {target}"]
-    if parts.username is not None:
-        secret = f"{urllib.parse.unquote(parts.username)}:{urllib.parse.unquote(parts.password or '')}"
-        lines.append(f"Proxy-Authorization: Basic {base64.b64encode(secret.encode()).decode()}")
-    return parts.hostname, parts.port or 80, "\r\n".join([*lines, "", ""]).encode()
-
-
-def _tunnel(raw: socket.socket, greeting: bytes) -> None:
-    raw.sendall(greeting)
-    answer = http.client.HTTPResponse(raw, method="CONNECT")
-    try:
-        answer.begin()
-        if answer.status != 200:
-            raise OSError(f"the proxy refuses the connection with status {answer.status}")
-    finally:
-        answer.close()
 
 
 def _refusal(status: int, body: bytes) -> FreeholdError:
