@@ -157,5 +157,8 @@ class Http(http.client.HTTPConnection):
                     self.send(view[begin : begin + PIECE_BYTES])
         except CUT:
             pass  # the coordinator may have said why before it hung up
-        self.sock.settimeout(read_s + wait_s)
-        return self.getresponse()
+        tls = self.sock
+        tls.settimeout(read_s + wait_s)
+        response = self.getresponse()
+        tls.settimeout(read_s)
+        return response
