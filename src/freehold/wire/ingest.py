@@ -85,7 +85,9 @@ class Ingest:
                 spool.discard()
                 raise
         except OSError as error:
-            raise StoreError(f"A body cannot be written: {error.strerror}.", hint="Look at the coordinator's disk.") from error
+            raise StoreError(
+                f"A body cannot be written: {error.strerror or 'it takes too long'}.", hint="Look at the coordinator's disk."
+            ) from error
 
     async def _spool(self, spool: _Spool, arrival: _Arrival) -> None:
         loop = asyncio.get_running_loop()

@@ -265,8 +265,8 @@ def save_connection_memory() -> Literal["shared", "small", "unknown"]:
     def init(self: asyncio.sslproto.SSLProtocol, loop: asyncio.AbstractEventLoop, *rest: object, **named: object) -> None:
         original(self, loop, *rest, **named)  # type: ignore[arg-type]
         if isinstance(loop, asyncio.SelectorEventLoop):
-            self._ssl_buffer = buffers.setdefault(loop, self._ssl_buffer)
-            self._ssl_buffer_view = memoryview(self._ssl_buffer)
+            shared = buffers.setdefault(loop, bytearray(_BUFFER_BYTES))
+            self._ssl_buffer, self._ssl_buffer_view = shared, memoryview(shared)  # type: ignore[attr-defined]
 
     protocol.__init__ = init  # type: ignore[method-assign]
     protocol.shares_buffer = True  # type: ignore[attr-defined]
