@@ -1,4 +1,4 @@
-"""The digest of a certificate's public key: what a join token pins. A small, strict DER reader, so that joining needs no library."""
+"""The digest of a certificate's public key: what a join token pins. Read by a small, strict DER reader."""
 
 from __future__ import annotations
 
