@@ -24,7 +24,6 @@ from freehold.drawing import draw_cohort
 from freehold.errors import Conflict, FreeholdError, Late, ServerCodeFailed, StudyRefused, UnknownRun
 from freehold.events import Event, Listener, silent
 from freehold.plan import Plan, digest, parse, runs_of
-from freehold.wire import codec
 from freehold.wire.local import Mapped
 from freehold.wire.messages import Blob, Declined, Measure, Measures, Pending, Settled, Train, Work
 
@@ -218,7 +217,7 @@ class Studies:
         open_run = self.expects(node, run, round)
         before = open_run.received.get(node)
         if before is None:
-            await asyncio.to_thread(_verify, body, open_run)
+            await asyncio.to_thread(_verify, body, open_run, weight)
             length = len(body) if isinstance(body, bytes) else body.stat().st_size
             put = await asyncio.to_thread(self._store.put_file, body, point="coordinator.contribution")
             now = self._clock()
@@ -251,7 +250,7 @@ class Studies:
         weight = next(run.weights[n] for n, s in run.received.items() if s == sha256)
         assert run.tally is not None
         async with run.folding:
-            if body is not None and len(body) < 2**16:
+            if body is not None:
                 run.tally.sum.add(body, weight)
             else:
                 assert place is not None
@@ -469,12 +468,13 @@ class Studies:
         return list(self._runs.values())
 
 
-def _verify(body: bytes | Path, run: OpenRun) -> None:
+def _verify(body: bytes | Path, run: OpenRun, weight: float) -> None:
+    assert run.tally is not None
     if isinstance(body, bytes):
-        codec.check(body, run.run.contribution)
+        run.tally.sum.check(body, weight)
         return
     with body.open("rb") as file, Mapped(file.fileno()) as view:
-        codec.check(view, run.run.contribution)
+        run.tally.sum.check(view, weight)
 
 
 def _fold_file(run: OpenRun, path: Path, weight: float) -> None:

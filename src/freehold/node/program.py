@@ -51,7 +51,7 @@ class Program:
     def __init__(self, plan: Plan, client: str, population: Population) -> None:
         self.plan, self.client, self.population = plan, client, population
         self.runs = runs_of(plan)
-        self._engines: dict[tuple[AlgorithmRef, int], LoopEngine] = {}
+        self._engines: dict[int, LoopEngine] = {}
         self._prepared: dict[int, Prepared] = {}
         self._alone: dict[int, Measurement] = {}
         self._last: dict[int, Measurement] = {}
@@ -104,11 +104,9 @@ class Program:
 
     def _trained_alone(self, repeat: int) -> Measurement:
         if repeat not in self._alone:
-            given = self.plan.algorithm.hyperparameters
             said = next((c for c in self.plan.companions if c.name == ALONE), None)
-            own = {k: v for k, v in given.items() if k == "lr"}
-            reference = said or AlgorithmRef(name=ALONE, hyperparameters=own)
-            engine = self._engine_of(AlgorithmRef(name=ALONE, hyperparameters=reference.hyperparameters), repeat)
+            same_rate = {k: v for k, v in self.plan.algorithm.hyperparameters.items() if k == "lr"}
+            engine = self._engine_of(said or AlgorithmRef(name=ALONE, hyperparameters=same_rate), repeat, key=-1 - repeat)
             shared = engine.algorithm.broadcast(engine.algorithm.init())
             personal = engine.algorithm.enroll(shared)
             for index in range(self.plan.training.rounds):
@@ -131,27 +129,25 @@ class Program:
 
     def _engine(self, number: int) -> LoopEngine:
         run = self.runs[number]
-        return self._engine_of(
-            AlgorithmRef(name=run.algorithm.name, hyperparameters=run.algorithm.hyperparameters, wrappers=run.algorithm.wrappers),
-            run.repeat,
-        )
+        return self._engine_of(run.algorithm, run.repeat, key=number)
 
-    def _engine_of(self, reference: AlgorithmRef, repeat: int) -> LoopEngine:
-        key = (reference, repeat)
-        found = next((engine for (r, i), engine in self._engines.items() if r == reference and i == repeat), None)
-        if found is None:
+    def _engine_of(self, reference: AlgorithmRef, repeat: int, *, key: int) -> LoopEngine:
+        """`key`: the run's number; that of training alone is negative."""
+        if key not in self._engines:
             seed = self.plan.training.seed + repeat
             if repeat not in self._prepared:
                 self._prepared[repeat] = prepare_for(self.definition, self.plan, self.population, seed=seed)
             prepared = self._prepared[repeat]
             task = build_task(self.definition, prepared, self.plan, seed)
-            feed = Feed(x=prepared.x, y=prepared.y, rows=prepared.rows, seed=seed)
             work, adaptation = planned_work(self.plan)
-            found = LoopEngine(
-                build_algorithm(task, reference), feed, work, adaptation=adaptation, weighting=self.plan.training.weighting
+            self._engines[key] = LoopEngine(
+                build_algorithm(task, reference),
+                Feed(x=prepared.x, y=prepared.y, rows=prepared.rows, seed=seed),
+                work,
+                adaptation=adaptation,
+                weighting=self.plan.training.weighting,
             )
-            self._engines[key] = found
-        return found
+        return self._engines[key]
 
 
 def released(sums: Sums, examples: int) -> Measured:

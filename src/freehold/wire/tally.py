@@ -69,22 +69,31 @@ class FixedPointSum:
         words.flags.writeable = False
         return words
 
-    def add(self, view: Buffer, weight: float) -> None:
-        """Add a contribution that nobody can change meanwhile.
+    def check(self, view: Buffer, weight: float) -> Mapping[str, Entry]:
+        """What is in a contribution that may be added, if nobody can change it meanwhile.
 
-        Raises TensorsMalformed or SpecMismatch, and then has changed nothing, for anything but finite tensors as the spec lists
-        them whose products stay below 2**62 / most_clients, or for one contribution more than `most_clients`.
+        Raises TensorsMalformed or SpecMismatch for anything but finite tensors as the spec lists them whose products stay below
+        2**62 / most_clients.
         """
         entries = codec.fitting(view, self._spec)
         factor = weight * 2.0**self._spec.scale
-        if self.heard >= self._most_clients or not (weight >= 0 and self._fits(factor)):
+        if not (weight >= 0 and self._fits(factor)):
             raise TensorsMalformed(
-                f"A contribution of weight {weight} cannot be added to {self.heard} of at most {self._most_clients}.",
-                hint="The weight must be finite, not negative and bounded by the plan.",
+                f"A contribution has the weight {weight}.", hint="It must be finite, not negative and bounded by the plan."
             )
         for entry in entries.values():
             self._check(view, entry, weight, factor)
-        for name, entry in entries.items():
+        return entries
+
+    def add(self, view: Buffer, weight: float) -> None:
+        """Add a contribution that `check` lets pass, or raise as it does; ValueError for one more than `most_clients`.
+
+        What raises has changed nothing.
+        """
+        if self.heard >= self._most_clients:
+            raise ValueError(f"one contribution more than {self._most_clients}")
+        factor = weight * 2.0**self._spec.scale
+        for name, entry in self.check(view, weight).items():
             self._fold(view, entry, self._words[self._layout.words[name]], weight, factor)
         self._words[_WEIGHT] += round(factor)
         self._words[_HEARD] += 1
