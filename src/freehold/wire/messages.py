@@ -155,8 +155,12 @@ class Measures(Message, frozen=True, kw_only=True):
     run: RunId
     round: RoundIndex
     splits: dict[Literal["validation", "test"], Measured]
+    alone: dict[Literal["validation", "test"], Measured] = {}
+    """Of the model that the node trained alone; only where its owner shares the benefit."""
+    served: Literal["", "local", "shared", "personal"] = ""
     wait_s: Annotated[float, msgspec.Meta(ge=0, le=300)] = 0.0
     datasets: list[Name] = []
+    pending: list[Pending] = []
 
 
 class Declined(Message, frozen=True, kw_only=True):
@@ -168,6 +172,7 @@ class Declined(Message, frozen=True, kw_only=True):
     message: Words
     wait_s: Annotated[float, msgspec.Meta(ge=0, le=300)] = 0.0
     datasets: list[Name] = []
+    pending: list[Pending] = []
 
 
 class Leave(Message, frozen=True, kw_only=True):

@@ -8,6 +8,7 @@ import msgspec
 
 from freehold.wire.messages import (
     NAME_PATTERN,
+    RUN_PATTERN,
     Certificate,
     Declined,
     EnrollRequest,
@@ -27,6 +28,7 @@ SHA256_HEADER: Final = "Freehold-Sha256"
 WEIGHT_HEADER: Final = "Freehold-Weight"
 WAIT_HEADER: Final = "Freehold-Wait"
 DATASETS_HEADER: Final = "Freehold-Datasets"
+PENDING_HEADER: Final = "Freehold-Pending"
 
 Binary: TypeAlias = Literal["application/octet-stream", "application/x-pem-file", "application/json"]
 """A body that is none of our messages, by its media type."""
@@ -38,6 +40,13 @@ Datasets = Annotated[
     str,
     msgspec.Meta(
         pattern=f"^({NAME_PATTERN[1:-1]}(,{NAME_PATTERN[1:-1]})*)?$", description="What the node has data for, between commas."
+    ),
+]
+PendingList = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=f"^({RUN_PATTERN[1:-1]}:[0-9]{{1,10}}(,{RUN_PATTERN[1:-1]}:[0-9]{{1,10}})*)?$",
+        description="Rounds of which the node does not know whether they counted, run:round, between commas.",
     ),
 ]
 
@@ -112,6 +121,7 @@ CONTRIBUTE: Final = Route(
         Field(WEIGHT_HEADER, Weight),
         Field(WAIT_HEADER, Wait, required=False),
         Field(DATASETS_HEADER, Datasets, required=False),
+        Field(PENDING_HEADER, PendingList, required=False),
     ),
 )
 MEASURES: Final = Route(

@@ -1,0 +1,299 @@
+"""The agent: the node's only process with a network. Standard library and msgspec alone, so an idle node is small.
+
+It asks the coordinator for work, hands it to the guard, and sends what the guard hands back, byte for byte.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from freehold.errors import FreeholdError, NodeError, PeerGone, Unreachable
+from freehold.events import Event, Listener, silent
+from freehold.node.errands import (
+    FromGuard,
+    Hello,
+    MeasureErrand,
+    Outgoing,
+    OutgoingMeasures,
+    PendingRounds,
+    Refused,
+    Settle,
+    TrainErrand,
+)
+from freehold.wire.client import Connection, retry
+from freehold.wire.local import Memory, close, sealed
+from freehold.wire.messages import Blob, Declined, Measure, Measures, Pending, Train, Work, WorkReply, WorkRequest
+from freehold.wire.process import Child, Spawn, spawn
+from freehold.wire.routes import (
+    BLOB,
+    CONTRIBUTE,
+    DATASETS_HEADER,
+    DECLINED,
+    MEASURES,
+    PENDING_HEADER,
+    WAIT_HEADER,
+    WEIGHT_HEADER,
+    WORK,
+)
+
+GUARD = "freehold.node.guard"
+POLL_S = 25.0
+"""How long the coordinator may hold an answer back: below what proxies and routers cut."""
+
+SMALL_BYTES = 1 << 20
+"""Contributions up to this size wait for the next piece of work in the same request."""
+
+PIECE_BYTES = 1 << 18
+ERRAND_LIMIT_S = 7200.0
+IDLE_S = 300.0
+"""A guard that had nothing to do for so long is ended."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pieces:
+    """What a descriptor shows, piece by piece and as often as needed, without mapping it."""
+
+    fd: int
+    length: int
+
+    def __iter__(self) -> Iterator[bytes]:
+        at = 0
+        while at < self.length:
+            piece = os.pread(self.fd, min(PIECE_BYTES, self.length - at), at)
+            at += len(piece)
+            yield piece
+
+
+@dataclass(kw_only=True)
+class Status:
+    """What the node's page shows."""
+
+    node: str
+    coordinator: str
+    state: str = "starting"
+    since: float = field(default_factory=time.time)
+    rounds: int = 0
+    sent_bytes: int = 0
+    received_bytes: int = 0
+    last_error: str = ""
+
+
+class Agent:
+    """One node in one federation."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        *,
+        node: str,
+        state: Path,
+        datasets: Mapping[str, Path],
+        url: str,
+        tell: Listener = silent,
+        spawn: Spawn = spawn,
+        sleep: Callable[[float], object] | None = None,
+    ) -> None:
+        self._connection, self._tell = connection, tell
+        self._hello = Hello(node=node, state=str(state), datasets={k: str(v) for k, v in datasets.items()})
+        self._guard = Child(GUARD, FromGuard, spawn=spawn, opening=self._greet)
+        self._plans: dict[str, bytes] = {}
+        self._pending: list[Pending] = []
+        self._busy = time.monotonic()
+        self._stopping = threading.Event()
+        self._sleep = sleep or self._stopping.wait
+        self.status = Status(node=node, coordinator=url)
+
+    def stop(self) -> None:
+        """Let `run` return soon; an answer that is being waited for is given up."""
+        self._stopping.set()
+
+    def run(self) -> None:
+        """Work until stopped."""
+        self._errand(Settle())
+        reply: WorkReply | None = None
+        try:
+            while not self._stopping.is_set():
+                if reply is None:
+                    reply = self._ask(self._poll)
+                reply = self._follow(reply)
+        finally:
+            self._connection.close()
+            self._guard.end()
+
+    def _poll(self) -> WorkReply:
+        request = WorkRequest(wait_s=POLL_S, datasets=sorted(self._hello.datasets), pending=self._pending)
+        return self._connection.post(WORK.path, request, WorkReply, wait_s=POLL_S)
+
+    def _ask(self, attempt: Callable[[], WorkReply]) -> WorkReply | None:
+        """Ask until the coordinator answers; None when it refuses, which is told, or the node is to stop."""
+
+        def once() -> WorkReply | None:
+            if self._stopping.is_set():
+                return None
+            try:
+                found = attempt()
+            except Unreachable as error:
+                if self.status.state != "unreachable":
+                    self._tell(Event("coordinator.unreachable", {"url": self.status.coordinator}))
+                self.status.state, self.status.last_error = "unreachable", str(error)
+                raise
+            if self.status.state != "connected":
+                self._tell(Event("coordinator.connected", {"url": self.status.coordinator}))
+            self.status.state = "connected"
+            return found
+
+        try:
+            return retry(once, sleep=self._sleep, random=random.random, clock=time.monotonic, first_s=0.25)
+        except FreeholdError as error:
+            self.status.last_error = str(error)
+            self._tell(Event("coordinator.refused", {"code": error.code}))
+            self._sleep(random.random() * 2)
+            return None
+
+    def _follow(self, reply: WorkReply | None) -> WorkReply | None:
+        """Do what a reply says; the next one, if the answer to it came along."""
+        if reply is None:
+            return None
+        if reply.settled:
+            self._errand(Settle(settled=reply.settled))
+        if reply.work is None:
+            if time.monotonic() - self._busy > IDLE_S:
+                self._guard.end()
+            return None
+        self._busy = time.monotonic()
+        return self._work(reply.work)
+
+    def _work(self, work: Work) -> WorkReply | None:
+        fds: list[int] = []
+        out: list[int] = []
+        try:
+            fds += [self._plan(work.plan), self._fetch(work.shared)]
+            errand: TrainErrand | MeasureErrand
+            if isinstance(work, Train):
+                errand = TrainErrand(run=work.run, round=work.round, cohort=work.cohort, population=work.population)
+            else:
+                errand = MeasureErrand(run=work.run, round=work.round)
+            found, out = self._errand(errand, fds)
+            return self._answer(work, found, out)
+        except Unreachable:
+            return None  # asked for again once the coordinator is back
+        except FreeholdError as error:
+            self.status.last_error = str(error)
+            self._tell(Event("work.failed", {"run": work.run, "round": work.round, "code": error.code}))
+            return self._decline(work, Refused(code=error.code, message=error.message))
+        finally:
+            close([*fds, *out])
+
+    def _answer(self, work: Work, found: Any, out: list[int]) -> WorkReply | None:
+        if isinstance(found, Refused):
+            self.status.last_error = f"{found.message} {found.hint}"
+            self._tell(Event("work.refused", {"run": work.run, "round": work.round, "code": found.code}))
+            return self._decline(work, found)
+        if isinstance(found, OutgoingMeasures) and isinstance(work, Measure):
+            return self._ask(lambda: self._send_measures(work, found))
+        if isinstance(found, Outgoing) and isinstance(work, Train):
+            self._pending = [*self._pending, Pending(run=work.run, round=work.round)]
+            return self._ask(lambda: self._contribute(work, found, out[0]))
+        raise NodeError("The guard answered another question.", hint="This is a defect; please report it.")
+
+    def _contribute(self, work: Train, found: Outgoing, fd: int) -> WorkReply:
+        wait_s = POLL_S if found.length <= SMALL_BYTES else 0.0
+        headers = {
+            WEIGHT_HEADER: repr(found.weight),
+            WAIT_HEADER: repr(wait_s),
+            DATASETS_HEADER: ",".join(sorted(self._hello.datasets)),
+            PENDING_HEADER: ",".join(f"{p.run}:{p.round}" for p in self._pending),
+        }
+        path = CONTRIBUTE.at(run=work.run, round=work.round)
+        pieces = Pieces(fd=fd, length=found.length)
+        reply = self._connection.put(path, headers, found.length, pieces, sha256=found.sha256, reply=WorkReply, wait_s=wait_s)
+        self.status.rounds += 1
+        self.status.sent_bytes += found.length
+        self._tell(
+            Event("contribution.sent", {"run": work.run, "round": work.round, "bytes": found.length, "sha256": found.sha256})
+        )
+        return reply
+
+    def _send_measures(self, work: Measure, found: OutgoingMeasures) -> WorkReply:
+        message = Measures(
+            run=work.run,
+            round=work.round,
+            splits=found.splits,  # type: ignore[arg-type]
+            alone=found.alone,  # type: ignore[arg-type]
+            served=found.served,  # type: ignore[arg-type]
+            wait_s=POLL_S,
+            datasets=sorted(self._hello.datasets),
+            pending=self._pending,
+        )
+        return self._connection.post(MEASURES.path, message, WorkReply, wait_s=POLL_S)
+
+    def _decline(self, work: Work, refused: Refused) -> WorkReply | None:
+        message = Declined(
+            run=work.run,
+            round=work.round,
+            code=refused.code,
+            message=refused.message[:2000],
+            wait_s=POLL_S,
+            datasets=sorted(self._hello.datasets),
+            pending=self._pending,
+        )
+        return self._ask(lambda: self._connection.post(DECLINED.path, message, WorkReply, wait_s=POLL_S))
+
+    def _plan(self, blob: Blob) -> int:
+        """The plan in sealed memory; plans are kept, by content, since each piece of work names one."""
+        if blob.sha256 not in self._plans:
+            fd = self._fetch(blob)
+            try:
+                if len(self._plans) >= 16:
+                    self._plans.pop(next(iter(self._plans)))
+                self._plans[blob.sha256] = os.pread(fd, blob.length, 0)
+            finally:
+                close([fd])
+        return sealed(self._plans[blob.sha256], "plan")
+
+    def _fetch(self, blob: Blob) -> int:
+        """A blob in sealed memory, verified."""
+        self.status.received_bytes += blob.length
+        memory = Memory("blob")
+        try:
+            if blob.body is None:
+                self._connection.get_blob(BLOB.at(sha256=blob.sha256), blob.length, blob.sha256, memory)
+            else:
+                if len(blob.body) != blob.length or hashlib.sha256(blob.body).hexdigest() != blob.sha256:
+                    raise NodeError("The coordinator sent bytes that are not what it announced.", hint="It is asked again.")
+                memory.write(blob.body)
+        except BaseException:
+            close([memory.fd])
+            raise
+        return memory.seal()
+
+    # The guard.
+
+    def _greet(self, child: Child) -> None:
+        reply, fds = child.ask(self._hello, timeout_s=60.0, restarts=0)
+        close(fds)
+        if isinstance(reply, Refused):
+            raise NodeError(reply.message, hint=reply.hint)
+        self._note(reply)
+
+    def _errand(self, errand: msgspec.Struct, fds: list[int] | None = None) -> tuple[Any, list[int]]:
+        try:
+            found, got = self._guard.ask(errand, fds or [], timeout_s=ERRAND_LIMIT_S)
+        except (PeerGone, TimeoutError, msgspec.MsgspecError) as error:
+            raise NodeError(f"The guard died or stalled ({type(error).__name__}).", hint="It is started again.") from error
+        self._note(found)
+        return found, got
+
+    def _note(self, found: object) -> None:
+        if isinstance(found, PendingRounds):
+            self._pending = found.pending

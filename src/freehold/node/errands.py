@@ -1,0 +1,87 @@
+"""What agent and guard say to each other; tensors and plans go beside it as sealed memory."""
+
+from __future__ import annotations
+
+import msgspec
+
+from freehold.wire.messages import Measured, Pending, Settled
+
+
+class Errand(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What all errands have."""
+
+
+class Hello(Errand, frozen=True, kw_only=True, tag="hello"):
+    """The first errand of a guard: whose it is."""
+
+    node: str
+    state: str
+    """The node's state folder."""
+    datasets: dict[str, str]
+    """Name -> path of the table."""
+
+
+class Settle(Errand, frozen=True, kw_only=True, tag="settle"):
+    """What became of pending rounds; also asked with none, to learn what is pending."""
+
+    settled: list[Settled] = []
+
+
+class TrainErrand(Errand, frozen=True, kw_only=True, tag="train"):
+    """A round's work. Descriptors: plan, shared."""
+
+    run: str
+    round: int
+    cohort: int
+    population: int
+
+
+class MeasureErrand(Errand, frozen=True, kw_only=True, tag="measure"):
+    """Measure the node's own model. Descriptors: plan, shared."""
+
+    run: str
+    round: int
+
+
+class Forget(Errand, frozen=True, kw_only=True, tag="forget"):
+    """Erase every personal state of this node."""
+
+
+class PendingRounds(Errand, frozen=True, kw_only=True, tag="pending"):
+    """What is pending now."""
+
+    pending: list[Pending]
+
+
+class Outgoing(Errand, frozen=True, kw_only=True, tag="outgoing"):
+    """What the guard lets out. Descriptor: the contribution, sealed."""
+
+    weight: float
+    sha256: str
+    length: int
+
+
+class OutgoingMeasures(Errand, frozen=True, kw_only=True, tag="measures"):
+    """Sums that the guard lets out."""
+
+    splits: dict[str, Measured]
+    alone: dict[str, Measured] = {}
+    served: str = ""
+
+
+class Refused(Errand, frozen=True, kw_only=True, tag="refused"):
+    """The guard or the trainer would not, or could not; nothing leaves but this."""
+
+    code: int
+    message: str
+    hint: str = ""
+
+
+class Erased(Errand, frozen=True, kw_only=True, tag="erased"):
+    """The receipt of `Forget`."""
+
+    states: int
+
+
+ToGuard = Hello | Settle | TrainErrand | MeasureErrand | Forget
+FromGuard = PendingRounds | Outgoing | OutgoingMeasures | Refused | Erased

@@ -1,0 +1,236 @@
+"""The guard: the only door out of a node. No network; it holds the vault, and starts a trainer for each study.
+
+What the trainer answers is believed in nothing: it must be sealed, be exactly what the plan's spec lists, and finite.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from freehold.errors import DataUnfit, FreeholdError, NodeError, PeerGone, TrainerFailed
+from freehold.node.errands import (
+    Erased,
+    Forget,
+    FromGuard,
+    Hello,
+    MeasureErrand,
+    Outgoing,
+    OutgoingMeasures,
+    PendingRounds,
+    Refused,
+    Settle,
+    ToGuard,
+    TrainErrand,
+)
+from freehold.node.jobs import Failed, FromTrainer, MeasuredModel, MeasureJob, Open, Opened, Trained, TrainJob
+from freehold.node.vault import Vault
+from freehold.plan import Plan, Run, digest, parse, runs_of
+from freehold.wire import codec
+from freehold.wire.local import Mapped, channel_from, close, is_sealed, read, sealed
+from freehold.wire.process import Child, Spawn, spawn
+
+TRAINER = "freehold.node.trainer"
+TRAINING_LIMIT_S = 3600.0
+IDLE_LIMIT_S = 600.0
+"""A trainer that had nothing to do for so long is ended; it costs two seconds to start another."""
+
+
+class _Study:
+    """A study as this node knows it: its plan, and the trainer that is warm."""
+
+    def __init__(self, plan: Plan, text: bytes, trainer: Child) -> None:
+        self.plan, self.text, self.trainer = plan, text, trainer
+        self.runs = {run.id: run for run in runs_of(plan)}
+        self.used = time.monotonic()
+
+
+class Guard:
+    """Answers the agent's errands."""
+
+    def __init__(self, hello: Hello, *, spawn: Spawn = spawn) -> None:
+        self._hello, self._spawn = hello, spawn
+        self._vault = Vault(Path(hello.state) / "vault")
+        self._studies: dict[str, _Study] = {}
+
+    def answer(self, errand: ToGuard, fds: Sequence[int]) -> tuple[FromGuard, list[int]]:
+        """The answer, and the sealed memory that goes with it."""
+        if isinstance(errand, Settle):
+            for settled in errand.settled:
+                self._vault.settle(settled)
+            return PendingRounds(pending=self._vault.pending()), []
+        if isinstance(errand, Forget):
+            return Erased(states=self._vault.erase()), []
+        if isinstance(errand, Hello):
+            raise NodeError("The guard was told twice whose it is.", hint="This is a defect; please report it.")
+        study, run = self._known(errand.run, fds[0])
+        return (
+            self._train(study, run, errand, fds[1])
+            if isinstance(errand, TrainErrand)
+            else self._measure(study, run, errand, fds[1])
+        )
+
+    def _train(self, study: _Study, run: Run, errand: TrainErrand, shared: int) -> tuple[FromGuard, list[int]]:
+        personal = self._vault.committed(run.id)
+        job = TrainJob(number=run.number, round=errand.round, cohort=errand.cohort, population=errand.population)
+        try:
+            reply, got = self._ask(study, job, [shared] if personal is None else [shared, personal])
+        finally:
+            close([] if personal is None else [personal])
+        try:
+            if not isinstance(reply, Trained) or len(got) != 2 or not all(map(is_sealed, got)):
+                raise _nonsense(study)
+            with Mapped(got[0]) as view:
+                codec.check(view, run.contribution)
+                sha256, length = hashlib.sha256(view).hexdigest(), len(view)
+            self._vault.put_pending(run.id, errand.round, sha256, got[1])
+        except BaseException:
+            close(got[:1])
+            raise
+        finally:
+            close(got[1:])
+        return Outgoing(weight=reply.weight, sha256=sha256, length=length), got[:1]
+
+    def _measure(self, study: _Study, run: Run, errand: MeasureErrand, shared: int) -> tuple[FromGuard, list[int]]:
+        personal = self._vault.committed(run.id)
+        try:
+            reply, got = self._ask(
+                study, MeasureJob(number=run.number, round=errand.round), [shared] if personal is None else [shared, personal]
+            )
+        finally:
+            close([] if personal is None else [personal])
+        close(got)
+        if not isinstance(reply, MeasuredModel):
+            raise _nonsense(study)
+        self._note(study.plan, "measured", {run.id: msgspec.to_builtins(reply)})
+        return OutgoingMeasures(splits=reply.splits, alone=reply.alone, served=reply.served), []
+
+    def _known(self, run_id: str, plan_fd: int) -> tuple[_Study, Run]:
+        """The study and the run; the plan's own digest says which run this is, whatever the coordinator calls it."""
+        text = read(plan_fd)
+        key = hashlib.sha256(text).hexdigest()
+        if key not in self._studies:
+            plan = parse(text.decode())
+            self._studies[key] = _Study(
+                plan, text, Child(TRAINER, FromTrainer, spawn=self._spawn, opening=self._opening(plan, text))
+            )
+        study = self._studies[key]
+        if run_id not in study.runs:
+            raise NodeError(
+                f"Run {run_id} is none of the plan {digest(study.plan)}.", hint="The coordinator is at fault; nothing was sent."
+            )
+        study.used = time.monotonic()
+        return study, study.runs[run_id]
+
+    def _opening(self, plan: Plan, text: bytes) -> Callable[[Child], None]:
+        def opening(child: Child) -> None:
+            data = self._hello.datasets.get(plan.task.name)
+            if data is None:
+                raise DataUnfit(
+                    f"This node has no data named {plan.task.name}.", hint=f"Start it with --data {plan.task.name}=FILE."
+                )
+            memory = sealed(text, "plan")
+            try:
+                reply, got = child.ask(Open(client=self._hello.node, data=data), [memory], timeout_s=TRAINING_LIMIT_S, restarts=0)
+            finally:
+                close([memory])
+            close(got)
+            if isinstance(reply, Failed):
+                raise DataUnfit(reply.message, hint=reply.hint)
+            if isinstance(reply, Opened):
+                self._note(
+                    self._studies[hashlib.sha256(text).hexdigest()],
+                    "data",
+                    {"examples": reply.examples, "findings": reply.findings},
+                )
+
+        return opening
+
+    def _ask(self, study: _Study, job: TrainJob | MeasureJob, fds: Sequence[int]) -> tuple[Any, list[int]]:
+        try:
+            reply, got = study.trainer.ask(job, fds, timeout_s=TRAINING_LIMIT_S)
+        except (PeerGone, TimeoutError, msgspec.MsgspecError) as error:
+            raise TrainerFailed(
+                f"The trainer of {study.plan.name} died, stalled or answered nonsense ({type(error).__name__}).",
+                hint="Most often there was not enough memory. The personal state is as it was.",
+            ) from error
+        if isinstance(reply, Failed):
+            close(got)
+            raise TrainerFailed(f"({reply.code}) {reply.message}", hint=reply.hint)
+        return reply, got
+
+    def _note(self, plan: Plan, key: str, value: dict[str, object]) -> None:
+        """What the node's own page shows of a study; it stays on this machine."""
+        folder = Path(self._hello.state) / "studies"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        path = folder / f"{digest(plan).removeprefix('sha256:')[:16]}.json"
+        try:
+            told = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            told = {}
+        told |= {"name": plan.name, "plan": digest(plan)}
+        told[key] = {**told.get(key, {}), **value}
+        path.write_text(json.dumps(told, indent=1), encoding="utf-8")
+
+    def rest(self) -> None:
+        """End the trainers that had nothing to do for long."""
+        for study in self._studies.values():
+            if time.monotonic() - study.used > IDLE_LIMIT_S:
+                study.trainer.end()
+
+    def end(self) -> None:
+        """End all trainers."""
+        for study in self._studies.values():
+            study.trainer.end()
+
+
+def _nonsense(study: _Study) -> TrainerFailed:
+    study.trainer.end()
+    return TrainerFailed(
+        f"The trainer of {study.plan.name} answered nonsense.", hint="Its code is not to be trusted; nothing was sent."
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """`python -m freehold.node.guard FD`: the descriptor of the channel to the agent."""
+    channel = channel_from(int((arguments or sys.argv[1:])[0]))
+    guard: Guard | None = None
+    try:
+        while True:
+            try:
+                errand, fds = channel.receive(ToGuard, timeout_s=60.0)
+            except TimeoutError:
+                if guard is not None:
+                    guard.rest()
+                continue
+            out: list[int] = []
+            reply: FromGuard
+            try:
+                if guard is None and isinstance(errand, Hello):
+                    guard = Guard(errand)
+                    errand = Settle()
+                if guard is None:
+                    raise NodeError("The guard was not told whose it is.", hint="This is a defect; please report it.")
+                reply, out = guard.answer(errand, fds)  # type: ignore[arg-type]
+            except FreeholdError as error:
+                reply = Refused(code=error.code, message=error.message, hint=error.hint)
+            finally:
+                close(fds)
+            channel.send(reply, out)
+            close(out)
+    except PeerGone:
+        pass
+    finally:
+        if guard is not None:
+            guard.end()
+
+
+if __name__ == "__main__":
+    main()
