@@ -11,9 +11,7 @@ from collections.abc import Callable
 class Attempts:
     """Counts failures by address. Memory is bounded: beyond `addresses`, the one that failed longest ago is forgotten."""
 
-    def __init__(
-        self, clock: Callable[[], float], *, burst: int = 10, every_s: float = 30.0, addresses: int = 4096
-    ) -> None:
+    def __init__(self, clock: Callable[[], float], *, burst: int = 10, every_s: float = 30.0, addresses: int = 4096) -> None:
         self._clock, self._burst, self._every_s, self._addresses = clock, burst, every_s, addresses
         self._failed: OrderedDict[str, tuple[float, float]] = OrderedDict()  # address -> failures that still count, when
         self._lock = threading.Lock()

@@ -75,7 +75,7 @@ def signing_key(key: object) -> SigningKey:
 def root(key: SigningKey, *, federation: str, now: float, lifetime_s: float) -> x509.Certificate:
     """A self-signed root. It names its federation, so that a join token need not."""
     builder = _builder(f"{federation} root", key.public_key(), None, now, now + lifetime_s)
-    names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(f"spiffe://{_name(federation)}")])
+    names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(f"spiffe://{check_name(federation)}")])
     return _sign(_as_ca(builder, 1).add_extension(names, critical=False), key)
 
 
@@ -88,7 +88,9 @@ def node(
     issuer: Issuer, above: str, requested: Requested, *, federation: str, role: Role, name: str, now: float, lifetime_s: float
 ) -> Issued:
     """A client certificate for `spiffe://<federation>/<role>/<name>`."""
-    names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(f"spiffe://{_name(federation)}/{role}/{_name(name)}")]
+    names: list[x509.GeneralName] = [
+        x509.UniformResourceIdentifier(f"spiffe://{check_name(federation)}/{role}/{check_name(name)}")
+    ]
     return _leaf(issuer, above, requested.key, name, names, ExtendedKeyUsageOID.CLIENT_AUTH, now, lifetime_s)
 
 
@@ -97,7 +99,7 @@ def server(
 ) -> Issued:
     """A server certificate for these names and addresses; the first also names it in `spiffe://<federation>/coordinator/<host>`."""
     # A colon, as in an IPv6 address, is not a character of SPIFFE paths.
-    uri = f"spiffe://{_name(federation)}/coordinator/{hosts[0].replace(':', '-')}"
+    uri = f"spiffe://{check_name(federation)}/coordinator/{hosts[0].replace(':', '-')}"
     names = [*map(_host, hosts), x509.UniformResourceIdentifier(uri)]
     return _leaf(issuer, above, key, "coordinator", names, ExtendedKeyUsageOID.SERVER_AUTH, now, lifetime_s)
 
@@ -200,8 +202,8 @@ def _host(host: str) -> x509.GeneralName:
         return x509.DNSName(host)
 
 
-def _name(name: str) -> str:
-    """The name, fit to stand in an identity; a slash in it would make another identity."""
+def check_name(name: str) -> str:
+    """The name, fit to stand in an identity (a slash in it would make another one); raises CoordinatorError for another."""
     if not re.fullmatch(NAME_PATTERN, name):
         raise CoordinatorError(
             f"{name!r} is not a name.",

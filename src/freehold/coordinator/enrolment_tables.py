@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from freehold import durable
-from freehold.coordinator.enrolment import CertificateRecord, EnrolmentRecords, Event, NodeRecord, TokenRecord
+from freehold.coordinator.enrolment_records import CertificateRecord, EnrolmentRecords, Event, NodeRecord, TokenRecord
 from freehold.coordinator.schema import metadata
 
 _NAME, _HEX = sa.String(63), sa.String(64)
@@ -86,6 +86,17 @@ def transactions(engine: sa.Engine) -> Callable[[], AbstractContextManager[Enrol
     return transaction
 
 
+def readings(engine: sa.Engine) -> Callable[[], AbstractContextManager[EnrolmentRecords]]:
+    """The same for blocks that only read."""
+
+    @contextlib.contextmanager
+    def reading() -> Iterator[EnrolmentRecords]:
+        with engine.connect() as connection:
+            yield SqlRecords(connection)
+
+    return reading
+
+
 class SqlRecords:
     """Enrolment's records over a connection; whoever made the connection commits."""
 
@@ -96,9 +107,9 @@ class SqlRecords:
         """See EnrolmentRecords."""
         self._connection.execute(sa.insert(tokens).values(**vars(token)))
 
-    def take_token(self, token_id: str) -> bool:
+    def take_token(self, token_id: str, uses: int = 1) -> bool:
         """See EnrolmentRecords."""
-        taken = sa.update(tokens).where(tokens.c.id == token_id, tokens.c.uses > 0).values(uses=tokens.c.uses - 1)
+        taken = sa.update(tokens).where(tokens.c.id == token_id, tokens.c.uses >= uses).values(uses=tokens.c.uses - uses)
         return self._connection.execute(taken).rowcount == 1
 
     def token(self, token_id: str) -> TokenRecord | None:
@@ -115,20 +126,17 @@ class SqlRecords:
         """See EnrolmentRecords."""
         return self._connection.execute(sa.update(tokens).where(tokens.c.id == token_id).values(revoked=now)).rowcount == 1
 
-    def node(self, name: str) -> NodeRecord | None:
-        """See EnrolmentRecords."""
-        row = self._connection.execute(sa.select(nodes).where(nodes.c.name == name)).mappings().one_or_none()
-        return None if row is None else NodeRecord(**row)
-
     def nodes(self) -> list[NodeRecord]:
         """See EnrolmentRecords."""
         return [NodeRecord(**row) for row in self._connection.execute(sa.select(nodes).order_by(nodes.c.name)).mappings()]
 
-    def put_node(self, name: str, now: float) -> None:
+    def put_node(self, name: str, now: float, *, replace: bool) -> bool:
         """See EnrolmentRecords."""
-        again = sa.update(nodes).where(nodes.c.name == name).values(enrolled=now, left=None)
-        if not self._connection.execute(again).rowcount:
-            self._connection.execute(sa.insert(nodes).values(name=name, enrolled=now, left=None))
+        free = sa.true() if replace else nodes.c.left.is_not(None)
+        again = sa.update(nodes).where(nodes.c.name == name, free).values(enrolled=now, left=None)
+        if self._connection.execute(again).rowcount:
+            return True
+        return self._insert(nodes, {"name": name, "enrolled": now, "left": None})
 
     def hold_node(self, name: str) -> bool:
         """See EnrolmentRecords."""
@@ -141,12 +149,7 @@ class SqlRecords:
 
     def put_certificate(self, certificate: CertificateRecord) -> bool:
         """See EnrolmentRecords."""
-        try:
-            with self._connection.begin_nested():
-                self._connection.execute(sa.insert(certificates).values(**vars(certificate)))
-        except IntegrityError:
-            return False
-        return True
+        return self._insert(certificates, vars(certificate))
 
     def certificate_of_key(self, key_digest: str) -> CertificateRecord | None:
         """See EnrolmentRecords."""
@@ -176,3 +179,10 @@ class SqlRecords:
     def log(self, event: Event) -> None:
         """See EnrolmentRecords."""
         self._connection.execute(sa.insert(enrolment_log).values(**vars(event)))
+
+    def _insert(self, table: sa.Table, values: Mapping[str, object]) -> bool:
+        try:
+            self._connection.execute(sa.insert(table).values(**values))
+        except IntegrityError:
+            return False
+        return True

@@ -49,7 +49,7 @@ def pinned(roots: str, pin: str) -> str:
     if not found:
         raise PinMismatch(
             "The coordinator shows another root certificate than the one the join token names; nothing was sent to it.",
-            hint="Check the coordinator's address, and that the token is of this federation; if both are right, somebody is between.",
+            hint="Check the coordinator's address, and that the token is of this federation.",
         )
     return "".join(found)
 
