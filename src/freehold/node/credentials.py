@@ -128,5 +128,5 @@ def sweep(state: Path, *, keep: Path) -> None:
 
 
 def renew_at(not_before: float, not_after: float, random: float) -> float:
-    """When to renew: 2/3 through a certificate's life, plus up to a tenth of it by `random` in [0, 1), so that not all come at once."""
+    """When to renew: 2/3 through a certificate's life, and up to a tenth of it later by `random` in [0, 1): not all come at once."""
     return not_before + (not_after - not_before) * (2 / 3 + random / 10)

@@ -55,9 +55,12 @@ def pinned(roots: str, pin: str) -> str:
 
 
 def federation_of(roots: str) -> str | None:
-    """The federation that a root names in its subject alternative name, as Freehold's own roots do."""
+    """The federation that a root names in its subject alternative name, as Freehold's own roots do; raises WireError for no root."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.load_verify_locations(cadata=roots)
+    try:
+        context.load_verify_locations(cadata=roots)
+    except (ssl.SSLError, ValueError):
+        raise WireError("A root certificate in PEM was expected, but it is not one.") from None
     for root in context.get_ca_certs():
         for entry in root.get("subjectAltName", ()):
             match entry:
