@@ -199,7 +199,13 @@ def _host(host: str) -> x509.GeneralName:
     try:
         return x509.IPAddress(ipaddress.ip_address(host))
     except ValueError:
+        pass
+    try:
         return x509.DNSName(host)
+    except ValueError:
+        raise CoordinatorError(
+            f"{host!r} is no host name.", hint="Write an international name in its ASCII form, xn--..."
+        ) from None
 
 
 def check_name(name: str) -> str:

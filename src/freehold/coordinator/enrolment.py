@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
+from typing import get_args
 
 from freehold.coordinator.attempts import Attempts
 from freehold.coordinator.authority import NODE_LIFE_S, Authority
@@ -23,6 +25,7 @@ from freehold.wire.jointoken import JoinToken
 from freehold.wire.messages import Certificate, EnrollRequest, RenewRequest
 
 _NOBODY = "0" * 64
+_DENIABLE = "[0-9a-f]{1,40}|(" + "|".join(get_args(Role)) + ")/[a-z0-9-]{1,63}"
 _NODE: frozenset[Role] = frozenset({"node"})
 
 
@@ -41,6 +44,7 @@ class Enrolment:
     random: Callable[[int], bytes] = secrets.token_bytes
     lifetime_s: float = NODE_LIFE_S
     attempts: Attempts = field(init=False)
+    """To enroll, by address."""
 
     def __post_init__(self) -> None:
         self.attempts = Attempts(self.clock)
@@ -154,7 +158,9 @@ class Enrolment:
             return issued
 
     def deny(self, what: str, *, by: str, reason: str = "") -> None:
-        """Refuse a certificate's serial, or an identity like `node/alice`, from now on; existing connections are the server's."""
+        """Refuse a certificate's serial, or an identity like `node/alice`, from now on. Open connections are the server's to cut."""
+        if not re.fullmatch(_DENIABLE, what):
+            raise UsageError(f"{what!r} is neither a serial nor an identity.", hint="Identities are written like node/alice.")
         now = self.clock()
         with self.transaction() as records:
             records.deny(what, now, reason)

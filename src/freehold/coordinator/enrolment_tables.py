@@ -25,7 +25,7 @@ tokens = sa.Table(
     sa.Column("uses", sa.Integer, nullable=False),
     sa.Column("created", sa.Double, nullable=False),
     sa.Column("expires", sa.Double, nullable=False),
-    sa.Column("creator", sa.String(200), nullable=False),
+    sa.Column("creator", sa.Text, nullable=False),
     sa.Column("revoked", sa.Double, nullable=True),
 )
 
@@ -56,7 +56,7 @@ denied = sa.Table(
     metadata,
     sa.Column("what", sa.String(100), primary_key=True),  # a serial, or a role and name with a slash between
     sa.Column("time", sa.Double, nullable=False),
-    sa.Column("reason", sa.String(200), nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
 )
 
 enrolment_log = sa.Table(
@@ -68,8 +68,8 @@ enrolment_log = sa.Table(
     sa.Column("name", sa.String(100), nullable=True),
     sa.Column("serial", _HEX, nullable=True),
     sa.Column("token_id", sa.String(8), nullable=True),
-    sa.Column("address", sa.String(64), nullable=True),
-    sa.Column("by", sa.String(200), nullable=True),
+    sa.Column("address", sa.Text, nullable=True),
+    sa.Column("by", sa.Text, nullable=True),
     sa.Column("outcome", sa.Integer, nullable=False),  # 0, or the number of the error
 )
 

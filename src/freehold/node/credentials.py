@@ -78,7 +78,7 @@ def load(state: Path) -> Credentials:
 
 def request(action: Literal["new-key", "csr"], key: Path, node: str) -> str:
     """A certificate request from a child process, for a new key written to `key` or for the one that is there."""
-    command = [sys.executable, "-m", "freehold.node.identity", action, str(key), node]
+    command = [sys.executable, "-P", "-m", "freehold.node.identity", action, str(key), node]
     try:
         done = subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=CHILD_TIMEOUT_S, check=False

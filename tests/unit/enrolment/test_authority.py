@@ -59,6 +59,11 @@ def test_the_server_is_known_by_name_and_by_address(world: World, host: str) -> 
     meet(world, None, host=host)
 
 
+def test_what_is_no_host_name_gets_no_certificate(world: World) -> None:
+    with pytest.raises(CoordinatorError, match="no host name"):
+        world.authority.issue_server(world.server, hosts=["hôte"], now=world.clock())
+
+
 def test_the_server_is_not_known_by_another_name(world: World) -> None:
     with pytest.raises(ssl.SSLCertVerificationError):
         meet(world, None, host="elsewhere.example")

@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from freehold.coordinator import enrolment_tables
+from freehold.coordinator.attempts import Attempts
 from freehold.coordinator.certificates import DAY_S
 from freehold.coordinator.enrolment import Enrolment
 from freehold.coordinator.schema import metadata
@@ -48,7 +49,7 @@ def test_a_request_whose_answer_was_lost_gets_the_same_answer_and_costs_no_secon
 
 def test_of_twenty_at_once_one_wins(world: World) -> None:
     token = token_of(world)
-    world.enrolment.attempts._burst = 100
+    world.enrolment.attempts = Attempts(world.clock, burst=100)
     requests = [csr() for _ in range(20)]
     outcomes: list[str] = []
     start = threading.Barrier(20)
@@ -115,9 +116,7 @@ REFUSED: dict[str, tuple[Callable[[World], JoinToken], dict[str, str], str]] = {
 
 
 @pytest.mark.parametrize(("make", "changed", "reason"), REFUSED.values(), ids=REFUSED)
-def test_a_token_is_refused(
-    world: World, make: Callable[[World], JoinToken], changed: dict[str, str], reason: str
-) -> None:
+def test_a_token_is_refused(world: World, make: Callable[[World], JoinToken], changed: dict[str, str], reason: str) -> None:
     with pytest.raises(TokenRefused, match=reason):
         world.enroll(make(world), csr(), **changed)
     assert world.enrolment.nodes() == []
@@ -136,7 +135,11 @@ def test_who_has_not_the_secret_learns_nothing(world: World, make: Callable[[Wor
 
 def test_a_refused_attempt_leaves_the_token_as_it_was(world: World) -> None:
     token = token_of(world)
-    for request, secret in ((csr(), WRONG), ("nonsense", token.secret), (csr(rsa.generate_private_key(65537, 1024)), token.secret)):
+    for request, secret in (
+        (csr(), WRONG),
+        ("nonsense", token.secret),
+        (csr(rsa.generate_private_key(65537, 1024)), token.secret),
+    ):
         with pytest.raises(CoordinatorError):
             world.enroll(token, request, secret=secret)
     world.enroll(token, csr())
@@ -212,6 +215,12 @@ def test_a_denied_node_is_neither_admitted_nor_renewed_until_it_is_allowed(world
     world.renew(peer, csr())
     with pytest.raises(UsageError):
         world.enrolment.allow(what, by="root")
+
+
+@pytest.mark.parametrize("what", ["alice", "nodes/alice", "node/", "node/alice\n", ""])
+def test_what_nobody_can_be_is_not_denied_in_vain(world: World, what: str) -> None:
+    with pytest.raises(UsageError, match="neither"):
+        world.enrolment.deny(what, by="root")
 
 
 def test_a_denied_name_enrolls_with_no_token(world: World) -> None:

@@ -185,9 +185,8 @@ def test_a_failed_join_shows_no_secret(world: World, state: Path, capfd: pytest.
     planted = JoinToken(pin=world.authority.pin(), id="00000000", secret=jointoken.encode(b"planted-secret-24-bytes!"))
     with pytest.raises(TokenRefused) as caught:
         join(state, planted, url=URL, node="alice", client=Loopback(world))
-    shown = "".join(traceback.TracebackException.from_exception(caught.value, capture_locals=True).format())
-    assert "planted" in shown and planted.secret not in shown.replace(repr(b""), "").split("body =")[0]
-    assert planted.secret not in str(caught.value) + repr(caught.value) + "".join(capfd.readouterr())
+    shown = "".join(traceback.format_exception(caught.value)) + repr(caught.value) + "".join(capfd.readouterr())
+    assert "TokenRefused" in shown and planted.secret not in shown
     assert planted.secret not in "".join(path.read_text() for path in state.rglob("*") if path.is_file())
 
 
