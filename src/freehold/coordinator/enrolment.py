@@ -158,7 +158,7 @@ class Enrolment:
             return issued
 
     def deny(self, what: str, *, by: str, reason: str = "") -> None:
-        """Refuse a certificate's serial, or an identity like `node/alice`, from now on. Open connections are the server's to cut."""
+        """Refuse a certificate's serial, or an identity like `node/alice`, from now on. The server cuts open connections."""
         if not re.fullmatch(_DENIABLE, what):
             raise UsageError(f"{what!r} is neither a serial nor an identity.", hint="Identities are written like node/alice.")
         now = self.clock()

@@ -128,5 +128,5 @@ def sweep(state: Path, *, keep: Path) -> None:
 
 
 def renew_at(not_before: float, not_after: float, random: float) -> float:
-    """When to renew: 2/3 through a certificate's life, and up to a tenth of it later by `random` in [0, 1): not all come at once."""
+    """When to renew: after 2/3 of a certificate's life and, by `random` in [0, 1), up to a tenth of it: not all at once."""
     return not_before + (not_after - not_before) * (2 / 3 + random / 10)

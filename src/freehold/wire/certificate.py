@@ -55,7 +55,7 @@ def pinned(roots: str, pin: str) -> str:
 
 
 def federation_of(roots: str) -> str | None:
-    """The federation that a root names in its subject alternative name, as Freehold's own roots do; raises WireError for no root."""
+    """The federation that a root has among its names, as Freehold's own roots do; raises WireError for no root."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     try:
         context.load_verify_locations(cadata=roots)

@@ -1,4 +1,4 @@
-"""A node that joins or renews, as a process that a failpoint can kill: python -m ... join|renew COORDINATOR STATE [TOKEN-FILE]."""
+"""A node as a process that a failpoint can kill: python -m ... join|renew COORDINATOR STATE [TOKEN-FILE]."""
 
 from __future__ import annotations
 

@@ -191,7 +191,8 @@ def test_a_failed_join_shows_no_secret(world: World, state: Path, capfd: pytest.
 
 
 def test_the_agent_joins_without_loading_cryptography() -> None:
-    code = "import sys, freehold.node.join; print(*(name for name in ('cryptography', 'sqlalchemy', 'torch', 'numpy') if name in sys.modules))"
+    heavy = ("cryptography", "sqlalchemy", "torch", "numpy")
+    code = f"import sys, freehold.node.join; print(*(name for name in {heavy!r} if name in sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not done.stdout.split()
 
