@@ -9,7 +9,7 @@ from pathlib import Path
 from freehold.failpoints import failpoint
 
 
-def write(path: Path, body: bytes | Iterable[bytes], *, point: str, mode: int = 0o600) -> None:
+def write(path: Path, body: bytes | Iterable[bytes | memoryview], *, point: str, mode: int = 0o600) -> None:
     """Write a file under its final name only once it is whole and on the disk.
 
     `point` names the failpoints `<point>.writing` (before), `.written` (on the disk, not yet named) and `.named` (done).
@@ -49,8 +49,10 @@ def sync_folder(folder: Path) -> None:
         os.close(fd)
 
 
-def commit(finish: Callable[[], None], *, point: str) -> None:
-    """Commit a database transaction; failpoints `<point>.committing` (before) and `<point>.committed` (after)."""
-    failpoint(f"{point}.committing")
+def commit(finish: Callable[[], object], *points: str) -> None:
+    """Commit a database transaction; failpoints `<point>.committing` (before) and `<point>.committed` (after) of each."""
+    for point in points:
+        failpoint(f"{point}.committing")
     finish()
-    failpoint(f"{point}.committed")
+    for point in points:
+        failpoint(f"{point}.committed")

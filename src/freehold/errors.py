@@ -84,6 +84,17 @@ def _rebuild(kind: type[FreeholdError], message: str, hint: str) -> FreeholdErro
     return kind(message, hint=hint)
 
 
+def by_code(code: int) -> type[FreeholdError] | None:
+    """The kind of error that has this number."""
+    waiting = [FreeholdError]
+    while waiting:
+        kind = waiting.pop()
+        if kind.code == code:
+            return kind
+        waiting += kind.__subclasses__()
+    return None
+
+
 def near_miss(name: str, known: Iterable[str]) -> str:
     """'Did you mean ...?' for the closest of `known`, or the list of all of them."""
     names = sorted(known)

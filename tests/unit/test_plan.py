@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from freehold.errors import FreeholdError, PlanError, PlanVersion, SpecMismatch, UnknownKey, Unreadable
 from freehold.plan import (
     AlgorithmRef,
+    Companion,
     Contribution,
     Plan,
     Privacy,
@@ -230,6 +231,7 @@ trainings = st.builds(
     continuing=st.booleans(),
     last_batch=st.sampled_from(["even", "short"]),
 )
+companions = st.builds(Companion, name=names, hyperparameters=tables, tensors=st.lists(tensors, max_size=2).map(tuple))
 plans = st.builds(
     Plan,
     name=names,
@@ -238,13 +240,18 @@ plans = st.builds(
     training=trainings,
     adaptation=st.none() | works.map(lambda work: Work(**work)),
     round=st.builds(
-        RoundPolicy, cohort=st.none() | st.integers(5, 99), quorum=st.none() | st.integers(1, 5), deadline_s=positive
+        RoundPolicy,
+        cohort=st.none() | st.integers(5, 99),
+        quorum=st.none() | st.integers(1, 5),
+        deadline_s=positive,
+        least_nodes=counts,
     ),
     privacy=privacies,
     contribution=st.builds(
         Contribution, scale=st.integers(1, 52), tensors=st.lists(tensors, max_size=3, unique_by=lambda t: t.name).map(tuple)
     ),
-    companions=st.lists(algorithms, max_size=2).map(tuple),
+    companions=st.lists(companions, max_size=2).map(tuple),
+    repeats=st.integers(1, 1000),
     min_examples=counts,
     clients=st.sampled_from(["silos", "devices"]),
 )

@@ -1,7 +1,8 @@
 """Personalized federated learning algorithms, one short file each; `freehold.core.algorithm_entry(name)` finds them by name."""
 
+from freehold.algorithms.build import build_algorithm
 from freehold.algorithms.costs import Costs, costs
 from freehold.algorithms.select import prefer, select
 from freehold.algorithms.wrappers import WRAPPERS, with_clip, with_server_momentum, wrapped
 
-__all__ = ["WRAPPERS", "Costs", "costs", "prefer", "select", "with_clip", "with_server_momentum", "wrapped"]
+__all__ = ["WRAPPERS", "Costs", "build_algorithm", "costs", "prefer", "select", "with_clip", "with_server_momentum", "wrapped"]

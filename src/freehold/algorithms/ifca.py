@@ -9,8 +9,9 @@ from torch import Tensor
 from freehold.algorithms.requirements import gradients_only
 from freehold.core import Algorithm, Batch, ClientResult, Count, Rate, Round, State, Steps, Task, Tree
 from freehold.core.objective import descend
-from freehold.core.seeding import digest_seed, normal
+from freehold.core.seeding import normal
 from freehold.core.trees import difference, tree_map
+from freehold.drawing import digest_seed
 
 
 def ifca(task: Task, *, lr: Rate = 0.1, clusters: Count = 2) -> Algorithm:

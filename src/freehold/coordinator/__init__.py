@@ -1,1 +1,1 @@
-"""The coordinator: the server process that enrolls nodes, asks them round by round, sums, and updates."""
+"""The coordinator: enrolls nodes, runs studies round by round, and never sees anything but sums and contributions."""

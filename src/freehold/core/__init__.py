@@ -18,10 +18,10 @@ from freehold.core.registry import (
     declared,
     entry_of,
 )
-from freehold.core.seeding import digest_seed, fold, generator, normal, uniform
+from freehold.core.seeding import fold, generator, normal, uniform
 from freehold.core.steps import Batch, Steps
 from freehold.core.task import Losses, Seen, Sums, Task, class_sums, private, task_from, value_sums
-from freehold.core.training import Engine, RoundReport, draw_cohort, train
+from freehold.core.training import Engine, RoundReport, train
 from freehold.core.trees import (
     State,
     Tree,
@@ -43,6 +43,7 @@ from freehold.core.trees import (
     unflatten,
     zeros,
 )
+from freehold.drawing import digest_seed, draw_cohort
 
 __all__ = [
     "Algorithm",

@@ -7,18 +7,13 @@ dropout mask alone, in a padded batch, and as one of a thousand clients under `v
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-
-def digest_seed(*parts: str | int) -> int:
-    """A seed in [0, 2**63) that is the same in every process and on every machine."""
-    text = "|".join(f"{type(part).__name__}:{part}" for part in parts)
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
+from freehold.drawing import digest_seed
 
 
 def generator(*parts: str | int) -> torch.Generator:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple, Protocol
 
 from freehold.core.algorithm import Algorithm, Metrics, Round, Tally
-from freehold.core.seeding import digest_seed
 from freehold.core.task import Sums
 from freehold.core.trees import Tree, is_finite, scale
-from freehold.errors import Diverged, UsageError
+from freehold.drawing import draw_cohort
+from freehold.errors import Diverged
 
 
 class Engine(Protocol):
@@ -35,16 +34,6 @@ class RoundReport(NamedTuple):
     metrics: Metrics
     mean: Tree
     """The mean contribution: names, shapes and dtypes of what each client sent."""
-
-
-def draw_cohort(clients: Sequence[str], size: int, *, seed: int, index: int) -> list[str]:
-    """`size` of `clients`, without replacement, by a digest of (seed, round); in the order of `clients`."""
-    if not 1 <= size <= len(clients):
-        raise UsageError(
-            f"A cohort of {size} was asked for, but there are {len(clients)} clients.", hint="Choose a cohort between 1 and that."
-        )
-    chosen = set(random.Random(digest_seed("cohort", seed, index)).sample(range(len(clients)), size))
-    return [client for i, client in enumerate(clients) if i in chosen]
 
 
 def train(

@@ -111,9 +111,9 @@ def flatten(a: Tree, prefix: str = "") -> dict[str, Tensor]:
     return out
 
 
-def unflatten(flat: Mapping[str, Tensor]) -> Tree:
-    """The inverse of `flatten`, but for empty branches, which a flat dictionary cannot show."""
-    out: dict[str, Any] = {}
+def unflatten(flat: Mapping[str, Tensor], like: Tree | None = None) -> Tree:
+    """The inverse of `flatten`; `like` gives the branches without a tensor, which a flat dictionary cannot show."""
+    out = _branches(like or {})
     for path, tensor in flat.items():
         *parents, name = path.split("/")
         node = out
@@ -121,6 +121,10 @@ def unflatten(flat: Mapping[str, Tensor]) -> Tree:
             node = node.setdefault(parent, {})
         node[name] = tensor
     return out
+
+
+def _branches(tree: Tree) -> dict[str, Any]:
+    return {name: _branches(child) for name, child in tree.items() if isinstance(child, Mapping)}
 
 
 def stack(trees: Sequence[Tree]) -> Tree:

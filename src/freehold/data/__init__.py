@@ -8,6 +8,7 @@ from freehold.data.arrays import from_arrays
 from freehold.data.check import Finding, check
 from freehold.data.digits import digits
 from freehold.data.heart import heart, heart_flamby
+from freehold.data.mock import mock_population
 from freehold.data.partition import partition
 from freehold.data.pfllib import from_pfllib
 from freehold.data.population import SPLITS, Population, Problem
@@ -39,6 +40,7 @@ __all__ = [
     "heart_flamby",
     "infer_schema",
     "load_schema",
+    "mock_population",
     "parse_schema",
     "partition",
     "prepare",

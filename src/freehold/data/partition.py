@@ -10,8 +10,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from freehold.core.seeding import digest_seed
 from freehold.data.population import Population
+from freehold.drawing import digest_seed
 from freehold.errors import DataError, HyperparameterError, TooFewExamples, UnknownName, near_miss
 
 Owners = NDArray[np.int64]  # [T] index of the client each row goes to

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from freehold.core.seeding import digest_seed
 from freehold.data.population import SPLITS, Population
+from freehold.drawing import digest_seed
 from freehold.errors import HyperparameterError
 
 Rows = NDArray[np.int64]

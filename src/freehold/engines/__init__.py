@@ -1,8 +1,19 @@
 """Engines run a cohort: `loop`, one client at a time; `vector`, all clients of a chunk as one batched program."""
 
-from freehold.engines.feed import Feed, Work
+from freehold.engines.feed import Feed, Work, planned_work
 from freehold.engines.loop import LoopEngine
+from freehold.engines.spec import METRICS, contribution_tensors, departing
 from freehold.engines.store import PersonalStore
 from freehold.engines.vector import VectorEngine
 
-__all__ = ["Feed", "LoopEngine", "PersonalStore", "VectorEngine", "Work"]
+__all__ = [
+    "METRICS",
+    "Feed",
+    "LoopEngine",
+    "PersonalStore",
+    "VectorEngine",
+    "Work",
+    "contribution_tensors",
+    "departing",
+    "planned_work",
+]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from freehold.core import Batch, Steps, digest_seed, generator, tree_map
 from freehold.errors import TooFewExamples, UsageError
+from freehold.plan import Plan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,20 @@ class Work:
                 f"batch_size={self.batch_size}, epochs={self.epochs}, steps={self.steps} is no amount of work.",
                 hint="Give a batch size of at least 1, and either epochs or steps, at least 1.",
             )
+
+
+def planned_work(plan: Plan) -> tuple[Work, Work | None]:
+    """What a plan has a client do in a round, and when it adapts the model to predict with (None: as much as in a round)."""
+    training, more = plan.training, plan.adaptation
+    work = Work(
+        batch_size=training.batch_size,
+        epochs=training.epochs,
+        steps=training.steps,
+        continuing=training.continuing,
+        last_batch=training.last_batch,
+        poisson=plan.privacy.unit == "record",
+    )
+    return work, replace(work, epochs=more.epochs, steps=more.steps, continuing=False) if more else None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

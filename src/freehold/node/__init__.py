@@ -1,1 +1,1 @@
-"""The node: one machine that holds data, trains on it, and lets nothing out but through its guard."""
+"""A data owner's node: the agent has the network, the guard decides what leaves, the trainer computes."""

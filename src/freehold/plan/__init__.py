@@ -5,17 +5,21 @@ names the dotted path and what to do. `digest` is the plan's identity: the same 
 """
 
 from freehold.plan.checks import FORMAT
-from freehold.plan.spec import Contribution, TensorSpec, check_contribution
-from freehold.plan.tables import AlgorithmRef, Plan, Privacy, RoundPolicy, Scalar, TaskRef, Training, Work, WrapperRef
+from freehold.plan.runs import Run, runs_of
+from freehold.plan.spec import Contribution, DType, TensorSpec, check_contribution
+from freehold.plan.tables import AlgorithmRef, Companion, Plan, Privacy, RoundPolicy, Scalar, TaskRef, Training, Work, WrapperRef
 from freehold.plan.text import digest, dumps, load_plan, parse
 
 __all__ = [
     "FORMAT",
     "AlgorithmRef",
+    "Companion",
     "Contribution",
+    "DType",
     "Plan",
     "Privacy",
     "RoundPolicy",
+    "Run",
     "Scalar",
     "TaskRef",
     "TensorSpec",
@@ -27,4 +31,5 @@ __all__ = [
     "dumps",
     "load_plan",
     "parse",
+    "runs_of",
 ]

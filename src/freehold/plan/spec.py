@@ -10,13 +10,16 @@ import msgspec
 from freehold.errors import PlanError, SpecMismatch
 from freehold.plan.checks import check_least, check_range, shown
 
+DType = Literal["float64", "float32", "float16", "bfloat16", "int64", "int32"]
+"""What tensors may travel as."""
+
 
 class TensorSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One tensor that may leave a node: its name in the flattened contribution, shape and dtype."""
 
     name: str
     shape: tuple[int, ...]
-    dtype: Literal["float64", "float32", "float16", "bfloat16", "int64", "int32"] = "float32"
+    dtype: DType = "float32"
 
     def __post_init__(self) -> None:
         if not self.name:

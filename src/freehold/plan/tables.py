@@ -17,7 +17,7 @@ from freehold.plan.checks import (
     check_range,
     check_work,
 )
-from freehold.plan.spec import Contribution
+from freehold.plan.spec import Contribution, TensorSpec
 
 Scalar = str | int | float | bool
 """What an option or a hyper-parameter may be."""
@@ -58,6 +58,12 @@ class AlgorithmRef(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         check_name("An algorithm's name", self.name)
 
 
+class Companion(AlgorithmRef, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A run to compare with, which has bytes and a privacy budget of its own; `tensors` is all that it may send."""
+
+    tensors: tuple[TensorSpec, ...] = ()
+
+
 class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How long and in which bites the cohort trains: each round either `epochs` over the client's data, or `steps` batches.
 
@@ -93,11 +99,15 @@ class Work(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class RoundPolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Whom a round asks and when it counts. No `cohort`: all that are enrolled; no `quorum`: all that were asked must answer."""
+    """Whom a round asks and when it counts. No `cohort`: all that are enrolled; no `quorum`: all that were asked must answer.
+
+    `least_nodes`: how many must have joined before the first round.
+    """
 
     cohort: int | None = None
     quorum: int | None = None
     deadline_s: float = 600.0
+    least_nodes: int = 1
 
     def __post_init__(self) -> None:
         if self.cohort is not None:
@@ -110,6 +120,7 @@ class RoundPolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
                 hint="Lower round.quorum or raise round.cohort.",
             )
         check_positive("round.deadline_s", self.deadline_s)
+        check_least("round.least_nodes", self.least_nodes, 1)
 
 
 class Privacy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -158,7 +169,8 @@ _USED = {
 class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A whole run. The same plan is tried in the simulator and run on the federation.
 
-    No `adaptation`: as much work as in a round of training.
+    No `adaptation`: as much work as in a round of training. `repeats`: how often all of it is run, each time with another
+    seed, so with other splits; what differs between the repeats says how sure a comparison is.
     """
 
     format: int = FORMAT
@@ -170,7 +182,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     round: RoundPolicy = msgspec.field(default_factory=RoundPolicy)
     privacy: Privacy = msgspec.field(default_factory=Privacy)
     contribution: Contribution = msgspec.field(default_factory=Contribution)
-    companions: tuple[AlgorithmRef, ...] = ()
+    companions: tuple[Companion, ...] = ()
+    repeats: int = 1
     min_examples: int = 10
     clients: Literal["silos", "devices"] = "silos"
 
@@ -178,3 +191,4 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         check_format(self.format)
         check_name("name", self.name)
         check_least("min_examples", self.min_examples, 1)
+        check_range("repeats", self.repeats, 1, 1000)

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 import torch
 
-from freehold.algorithms import wrapped
-from freehold.core import Algorithm, Privacy, Task, Tree, algorithm_entry, flatten, leaves, private, train
+from freehold.algorithms import build_algorithm
+from freehold.core import Algorithm, ClientResult, Tree, flatten, leaves, train, unflatten
 from freehold.data import Prepared
-from freehold.engines import Feed, LoopEngine, VectorEngine, Work
-from freehold.errors import PlanError
-from freehold.plan import AlgorithmRef, Plan, check_contribution
-from freehold.study.checkpoint import Checkpoint, Running, filled
+from freehold.engines import Feed, LoopEngine, VectorEngine, departing, planned_work
+from freehold.plan import Plan, check_contribution
+from freehold.study.checkpoint import Checkpoint, Running
 from freehold.study.measure import Measured, measure
 from freehold.study.settings import EngineName, Trial
 from freehold.study.source import POOLED
-from freehold.tasks import TaskDefinition
+from freehold.tasks import TaskDefinition, build_task
 
 POINTS = 8
 """How many times a run is measured, evenly spread over its rounds, the last one included."""
@@ -79,31 +78,6 @@ class _History:
     sent_bytes: int = 0
 
 
-def build_algorithm(task: Task, reference: AlgorithmRef) -> Algorithm:
-    """The algorithm of a plan, in its wrappers."""
-    algorithm = algorithm_entry(reference.name).build(task, **reference.hyperparameters)
-    for wrapper in reference.wrappers:
-        algorithm = wrapped(algorithm, wrapper.name, **wrapper.hyperparameters)
-    return algorithm
-
-
-def build_task(definition: TaskDefinition, prepared: Prepared, plan: Plan, seed: int) -> Task:
-    """The learning problem of a plan, under its privacy."""
-    task = definition.build(prepared, seed)
-    promised = plan.privacy
-    if promised.unit == "client":
-        raise PlanError(
-            'privacy.unit = "client" is what a node\'s guard does, and there is no guard in a simulation.',
-            hint='Simulate with unit = "none" or "record".',
-        )
-    if promised.max_norm is None or promised.noise_multiplier is None or promised.expected_batch is None:
-        return task
-    return private(
-        task,
-        Privacy(max_norm=promised.max_norm, noise_multiplier=promised.noise_multiplier, expected_batch=promised.expected_batch),
-    )
-
-
 def run_cell(
     cell: Cell,
     definition: TaskDefinition,
@@ -134,8 +108,8 @@ def run_cell(
     found = checkpoint.load_running(cell.label) if checkpoint and resume else None
     if found:
         shared = algorithm.broadcast(algorithm.init())
-        server, start = filled(algorithm.init(), found.server), found.rounds_done
-        runner.store.restore({c: filled(algorithm.enroll(shared), found.personal.get(c, {})) for c in found.personal})
+        server, start = unflatten(found.server, algorithm.init()), found.rounds_done
+        runner.store.restore({c: unflatten(found.personal[c], algorithm.enroll(shared)) for c in found.personal})
         history = _History(points=list(found.history["points"]), sent_bytes=found.history["sent_bytes"])
 
     def save(done: int, server: Tree) -> None:
@@ -154,7 +128,7 @@ def run_cell(
     )
     for report in training:
         done = report.round.index + 1
-        sent = flatten(report.mean)
+        sent = departing(ClientResult(report.mean, {}, report.metrics))
         if plan.contribution.tensors:
             check_contribution(
                 plan.contribution, {k: (tuple(t.shape), str(t.dtype).removeprefix("torch.")) for k, t in sent.items()}
@@ -193,20 +167,9 @@ def _result(history: _History, last: Mapping[str, Mapping[str, Measured]], *, ha
 
 def engine_of(name: EngineName, algorithm: Algorithm, feed: Feed, plan: Plan) -> LoopEngine:
     """The engine of that name, with the work that the plan says."""
-    training = plan.training
-    poisson = plan.privacy.unit == "record"
-    work = Work(
-        batch_size=training.batch_size,
-        epochs=training.epochs,
-        steps=training.steps,
-        continuing=training.continuing,
-        last_batch=training.last_batch,
-        poisson=poisson,
-    )
-    more = plan.adaptation
-    adaptation = replace(work, epochs=more.epochs, steps=more.steps, continuing=False) if more else None
+    work, adaptation = planned_work(plan)
     kind = VectorEngine if name == "vector" else LoopEngine
-    return kind(algorithm, feed, work, adaptation=adaptation, weighting=training.weighting)
+    return kind(algorithm, feed, work, adaptation=adaptation, weighting=plan.training.weighting)
 
 
 def _measure_all(

@@ -16,7 +16,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from freehold.core import Tree
 from freehold.errors import CheckpointError
 
 
@@ -106,22 +105,6 @@ class Checkpoint:
             )
         except (SafetensorError, OSError, ValueError, KeyError, TypeError, IndexError):
             raise damaged(path) from None
-
-
-def filled(template: Tree, flat: Mapping[str, torch.Tensor]) -> Tree:
-    """The tree that `flat` was made of; `template` gives the branches that hold no tensor."""
-    out: dict[str, Any] = _branches(template)
-    for path, tensor in flat.items():
-        *parents, name = path.split("/")
-        node = out
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[name] = tensor
-    return out
-
-
-def _branches(tree: Tree) -> dict[str, Any]:
-    return {name: _branches(child) if isinstance(child, Mapping) else child for name, child in tree.items()}
 
 
 @contextmanager

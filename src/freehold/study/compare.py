@@ -14,13 +14,13 @@ from freehold.data import Prepared
 from freehold.errors import CheckpointError, UsageError
 from freehold.plan import digest
 from freehold.report import ClientFacts, Comparison, Row, SeedResult
-from freehold.study.cell import Cell, CellResult, build_task
+from freehold.study.cell import Cell, CellResult
 from freehold.study.checkpoint import Checkpoint
 from freehold.study.runner import Job, run_cells
 from freehold.study.settings import Settings, Trial
 from freehold.study.source import Source, fingerprint
 from freehold.study.trials import fitting
-from freehold.tasks import TaskDefinition
+from freehold.tasks import TaskDefinition, build_task
 
 SELECT = "select"
 

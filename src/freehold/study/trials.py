@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
+from freehold.algorithms import build_algorithm
 from freehold.core import Task, algorithm_entry, algorithm_names
 from freehold.errors import NotPrivate, TaskError
-from freehold.plan import AlgorithmRef, Contribution, Plan, Scalar, TaskRef, Training
-from freehold.study.cell import build_algorithm
+from freehold.plan import AlgorithmRef, Companion, Contribution, Plan, Scalar, TaskRef, Training
 from freehold.study.settings import Trial
 from freehold.tasks import TaskDefinition
 from freehold.tasks.flamby import PUBLISHED
@@ -49,7 +49,7 @@ def plan_for(
         algorithm=_reference(definition, algorithm, hyperparameters or {}),
         training=training or definition.training,
         adaptation=definition.adaptation,
-        companions=tuple(_reference(definition, name, hyperparameters or {}) for name in companions),
+        companions=tuple(_companion(_reference(definition, name, hyperparameters or {})) for name in companions),
         min_examples=definition.min_examples,
         clients=definition.clients,
     )
@@ -80,7 +80,8 @@ def trials_of(plan: Plan) -> tuple[Trial, ...]:
     """The rows of a plan: its companions, then its algorithm."""
     # The contribution spec is the algorithm's; what companions send is not part of it.
     beside = msgspec.structs.replace(plan, contribution=Contribution(scale=plan.contribution.scale), companions=())
-    plans = [msgspec.structs.replace(beside, algorithm=c) for c in plan.companions if c.name != plan.algorithm.name]
+    others = [AlgorithmRef(name=c.name, hyperparameters=c.hyperparameters, wrappers=c.wrappers) for c in plan.companions]
+    plans = [msgspec.structs.replace(beside, algorithm=c) for c in others if c.name != plan.algorithm.name]
     plans.append(msgspec.structs.replace(plan, companions=()))
     return tuple(Trial(name=p.algorithm.name, title=title_of(p.algorithm.name), plan=p) for p in plans)
 
@@ -111,6 +112,10 @@ def fitting(trials: Sequence[Trial], task: Task) -> tuple[tuple[Trial, ...], tup
         else:
             kept.append(trial)
     return tuple(kept), tuple(notes)
+
+
+def _companion(reference: AlgorithmRef) -> Companion:
+    return Companion(name=reference.name, hyperparameters=reference.hyperparameters, wrappers=reference.wrappers)
 
 
 def _reference(definition: TaskDefinition, algorithm: str, changed: Settings) -> AlgorithmRef:

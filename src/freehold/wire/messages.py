@@ -95,11 +95,12 @@ class Pending(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class Settled(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What became of it: the node commits its pending personal state, or discards it."""
+    """What became of it: the node commits the personal state of the contribution that counted, and discards others."""
 
     run: RunId
     round: RoundIndex
-    counted: bool
+    counted: Annotated[str, msgspec.Meta(pattern=r"^([0-9a-f]{64})?$")]
+    """SHA-256 of the node's contribution that counted; "" if none did."""
 
 
 class WorkRequest(Message, frozen=True, kw_only=True):

@@ -1,0 +1,92 @@
+"""One run in memory: its open round, who was asked, who was heard, and their sum. All of it can be rebuilt from the store."""
+
+from __future__ import annotations
+
+import asyncio
+import mmap
+import os
+from dataclasses import dataclass, field
+from typing import Literal
+
+from freehold.plan import Contribution, Plan, Run
+from freehold.wire.messages import Blob
+from freehold.wire.tally import FixedPointSum, layout_of
+
+State = Literal["waiting", "training", "measuring", "finished", "stopped"]
+
+
+class OpenTally:
+    """The sum of a round in memory that can be shared with the child, by descriptor."""
+
+    def __init__(self, spec: Contribution, most_clients: int) -> None:
+        length = layout_of(spec).length
+        self.fd = os.memfd_create("tally", os.MFD_CLOEXEC)
+        os.ftruncate(self.fd, length)
+        self._memory = mmap.mmap(self.fd, length)
+        self.sum = FixedPointSum(spec, self._memory, most_clients=most_clients)
+
+    def close(self) -> None:
+        """Give the memory back once nothing looks at it."""
+        del self.sum
+        self._memory.close()
+        os.close(self.fd)
+
+
+@dataclass(kw_only=True)
+class OpenRun:
+    """A run that is not over."""
+
+    run: Run
+    plan: Plan
+    plan_blob: Blob
+    study: str
+    state: State = "waiting"
+    round: int = 0
+    server: str | None = None
+    shared: Blob | None = None
+    cohort: tuple[str, ...] = ()
+    population: int = 0
+    deadline: float = 0.0
+    received: dict[str, str] = field(default_factory=dict)
+    """Node -> SHA-256 of its contribution, or "" for measures and refusals, in the open round."""
+    weights: dict[str, float] = field(default_factory=dict)
+    counted: dict[str, str] = field(default_factory=dict)
+    """The same of the round before, all of which counted."""
+    tally: OpenTally | None = None
+    folding: asyncio.Lock = field(default_factory=asyncio.Lock)
+    closing: bool = False
+    """No contribution is taken any more."""
+
+    @property
+    def id(self) -> str:
+        """Of the run."""
+        return self.run.id
+
+    @property
+    def quorum(self) -> int:
+        """Answers that make the round count."""
+        return min(self.plan.round.quorum or len(self.cohort), len(self.cohort))
+
+    def open(self, round: int, cohort: tuple[str, ...], population: int, deadline: float) -> None:
+        """Ask a cohort: for contributions, or after the last round for measures."""
+        self.state = "training" if round < self.plan.training.rounds else "measuring"
+        self.round, self.cohort, self.population, self.deadline = round, cohort, population, deadline
+        self.received, self.weights, self.closing = {}, {}, False
+        self.drop_tally()
+        if self.state == "training":
+            self.tally = OpenTally(self.run.contribution, len(cohort))
+
+    def awaits(self, node: str) -> bool:
+        """Whether this node is asked and not yet heard."""
+        return self.state in ("training", "measuring") and not self.closing and node in self.cohort and node not in self.received
+
+    @property
+    def complete(self) -> bool:
+        """Everybody that was asked is heard."""
+        return all(node in self.received for node in self.cohort)
+
+    def drop_tally(self) -> None:
+        """Free the memory of a closed round."""
+        if self.tally is not None:
+            self.tally.close()
+            self.tally = None

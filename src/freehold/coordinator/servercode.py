@@ -1,0 +1,135 @@
+"""The child that runs an algorithm's server code: `init`, `broadcast` and `server_update`. No keys, no network, no state.
+
+All it needs comes with each job, so it may be ended at any time. Shapes come from made-up data with the task's schema.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from freehold.algorithms import build_algorithm
+from freehold.coordinator.serverjobs import Close, Describe, Described, FromChild, ServerCodeError, States, ToChild
+from freehold.core import Algorithm, Round, Tree, flatten, is_finite, unflatten
+from freehold.data import mock_population
+from freehold.engines import METRICS, Feed, contribution_tensors, planned_work
+from freehold.errors import Diverged, FreeholdError, PeerGone
+from freehold.plan import Contribution, Plan, parse, runs_of
+from freehold.tasks import build_task, prepare_for, schema_of, task_definition
+from freehold.wire.local import Mapped, channel_from, close, read, sealed
+from freehold.wire.tally import FixedPointSum
+
+UNEXPECTED = 411
+
+
+class Built(NamedTuple):
+    """One run's algorithm, and the made-up data that gave it its shapes."""
+
+    algorithm: Algorithm
+    feed: Feed
+    contribution: Contribution
+
+
+@lru_cache(maxsize=8)
+def _plan(text: bytes) -> Plan:
+    return parse(text.decode())
+
+
+@lru_cache(maxsize=256)
+def _built(text: bytes, number: int) -> Built:
+    plan = _plan(text)
+    run = runs_of(plan)[number]
+    definition = task_definition(plan.task.name)
+    schema = schema_of(definition, plan)
+    prepared = prepare_for(
+        definition, plan, mock_population(schema, ("mock",), examples=max(64, 4 * plan.min_examples)), seed=run.seed
+    )
+    algorithm = build_algorithm(build_task(definition, prepared, plan, run.seed), run.algorithm)
+    feed = Feed(x=prepared.x, y=prepared.y, rows=prepared.rows, seed=run.seed)
+    return Built(algorithm, feed, run.contribution)
+
+
+def answer(job: ToChild, fds: Sequence[int]) -> tuple[FromChild, list[int]]:
+    """The answer to a job, and the sealed memory that goes with it."""
+    text = read(fds[0])
+    plan = _plan(text)
+    if isinstance(job, Describe):
+        kinds = [_built(text, number) for number in range(1 + len(plan.companions))]
+        return Described(tensors=[contribution_tensors(b.algorithm, b.feed, planned_work(plan)[0]) for b in kinds]), []
+    built = _built(text, job.number)
+    algorithm = built.algorithm
+    server = algorithm.init()
+    if isinstance(job, Close):
+        server = unflatten(load_file(f"/proc/self/fd/{fds[1]}"), server)
+        mean = _mean(built.contribution, fds[2], plan)
+        server = algorithm.server_update(Round(job.round, job.heard, job.population), server, mean)
+        if not is_finite(server):
+            raise Diverged(
+                f"Round {job.round}: the server state of {algorithm.name} is no longer finite.",
+                hint="Lower the learning rates; the round before was kept.",
+            )
+    shared = algorithm.broadcast(server)
+    packed = [_packed(server)]
+    if shared is not server:
+        packed.append(_packed(shared))
+    return States(), packed
+
+
+def _mean(spec: Contribution, fd: int, plan: Plan) -> Tree:
+    """The weighted mean contribution. In float64 up to the last step: the sum is exact, so it is rounded once."""
+    flat: dict[str, Tensor] = {}
+    with Mapped(fd) as view:
+        tally = FixedPointSum(spec, view, most_clients=1)
+        weight = tally.weight
+        for tensor in spec.tensors:
+            if tensor.name.startswith(METRICS):
+                continue
+            whole = "int" in tensor.dtype
+            total = torch.from_numpy(tally.tensor(tensor.name).astype("float64")).reshape(tensor.shape)
+            mean = total / (weight / 2**spec.scale) if whole else total / weight
+            flat[tensor.name] = mean.to(torch.float32 if whole else getattr(torch, tensor.dtype))
+    return unflatten(flat)
+
+
+def _packed(tree: Tree) -> int:
+    # Two names may share storage, which safetensors refuses.
+    flat = {k: v.detach().clone(memory_format=torch.contiguous_format) for k, v in flatten(tree).items()}
+    return sealed(save(flat), "server")
+
+
+def main() -> None:
+    """`python -m freehold.coordinator.servercode FD`: the descriptor of the channel to the coordinator."""
+    torch.set_num_threads(max(1, (os.cpu_count() or 2) // 2))
+    channel = channel_from(int(sys.argv[1]))
+    while True:
+        try:
+            job, fds = channel.receive(ToChild)
+        except PeerGone:
+            return
+        out: list[int] = []
+        reply: FromChild
+        try:
+            reply, out = answer(job, fds)  # type: ignore[arg-type]
+        except FreeholdError as error:
+            reply = ServerCodeError(code=error.code, message=error.message, hint=error.hint)
+        except Exception as error:  # foreign code may raise anything, and the coordinator must hear of it
+            reply = ServerCodeError(code=UNEXPECTED, message=f"The algorithm's server code raised {type(error).__name__}.")
+        finally:
+            close(fds)
+        try:
+            channel.send(reply, out)
+        except PeerGone:
+            return
+        finally:
+            close(out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,221 @@
+"""The coordinator's store: a database, and a folder for what is large. What it returns from is on the disk.
+
+One thread writes. What waits while a transaction is being committed goes into the next one together, so that many
+contributions share one write to the disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import queue
+import secrets
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+
+from freehold import durable
+from freehold.coordinator.schema import metadata
+from freehold.coordinator.study_tables import blobs, contributions, runs, studies
+from freehold.errors import StoreError
+from freehold.wire.messages import Blob
+
+INLINE_BYTES = 64 * 1024
+"""Blobs up to this size lie in the database, and travel inside of messages."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    work: Callable[[sa.Connection], Any]
+    point: str
+    done: Callable[[Any, BaseException | None], None]
+
+
+def connect(url: str) -> sa.Engine:
+    """The database behind a URL; an SQLite file is made, only for its owner to read."""
+    engine = sa.create_engine(url, pool_pre_ping=not url.startswith("sqlite"))
+    if engine.dialect.name == "sqlite":
+        path = engine.url.database
+        if path and path != ":memory:":
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+
+        @sa.event.listens_for(engine, "connect")
+        def prepare(connection: Any, record: object) -> None:
+            connection.isolation_level = None  # we say BEGIN: the driver would do so only before some statements
+            for pragma in ("journal_mode = wal", "synchronous = full", "foreign_keys = on", "busy_timeout = 10000"):
+                connection.execute(f"pragma {pragma}")
+
+        @sa.event.listens_for(engine, "begin")
+        def begin(connection: sa.Connection) -> None:
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    return engine
+
+
+class Store:
+    """Transactions in one writing thread, reads anywhere, blobs by content."""
+
+    def __init__(self, engine: sa.Engine, folder: Path) -> None:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.engine, self.folder = engine, folder
+        with _explained():
+            metadata.create_all(engine)
+        self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._writer = threading.Thread(target=self._write, name="store", daemon=True)
+        self._writer.start()
+
+    async def write(self, work: Callable[[sa.Connection], T], point: str) -> T:
+        """Run `work` in a transaction; its result once that is committed. `point` names its failpoints."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+
+        def settle(result: T, error: BaseException | None) -> None:
+            if not future.cancelled():
+                future.set_exception(error) if error else future.set_result(result)
+
+        self._queue.put(_Job(work=work, point=point, done=lambda r, e: _tell(loop, settle, r, e)))
+        return await future
+
+    def read(self, work: Callable[[sa.Connection], T]) -> T:
+        """Run `work`, which only reads."""
+        with _explained(), self.engine.connect() as connection:
+            return work(connection)
+
+    def close(self) -> None:
+        """Finish what is queued."""
+        self._queue.put(None)
+        self._writer.join()
+        self.engine.dispose()
+
+    def _write(self) -> None:
+        while (job := self._queue.get()) is not None:
+            jobs, last = [job], False
+            while not self._queue.empty():
+                more = self._queue.get()
+                if more is None:
+                    last = True
+                    break
+                jobs.append(more)
+            self._together(jobs)
+            if last:
+                return
+
+    def _together(self, jobs: list[_Job]) -> None:
+        """One transaction for all; a job that raises is undone alone."""
+        results: list[tuple[Any, BaseException | None]] = []
+        try:
+            with _explained(), self.engine.connect() as connection, connection.begin() as transaction:
+                for job in jobs:
+                    try:
+                        with connection.begin_nested():
+                            results.append((job.work(connection), None))
+                    except Exception as error:
+                        results.append((None, error))
+                durable.commit(transaction.commit, *dict.fromkeys(job.point for job in jobs))
+        except Exception as error:
+            results = [(None, error)] * len(jobs)
+        for job, (result, failure) in zip(jobs, results, strict=True):
+            job.done(result, failure)
+
+    # Blobs.
+
+    def put_file(self, body: bytes | memoryview | Path, *, point: str) -> tuple[str, int, bytes | None, str | None]:
+        """Make a body safe before its row is written: (sha256, length, body or None, place or None).
+
+        A path is a file of ours on the same disk, written and synced; it is moved.
+        """
+        if isinstance(body, Path):
+            with body.open("rb") as file:
+                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            length, place = body.stat().st_size, self._place(sha256)
+            durable.name(body, self.folder / place, point=point)
+            return sha256, length, None, place
+        sha256 = hashlib.sha256(body).hexdigest()
+        if len(body) <= INLINE_BYTES:
+            return sha256, len(body), bytes(body), None
+        place = self._place(sha256)
+        durable.write(self.folder / place, (body,), point=point)
+        return sha256, len(body), None, place
+
+    def insert_blob(self, connection: sa.Connection, put: tuple[str, int, bytes | None, str | None]) -> str:
+        """The row of what `put_file` made safe; its SHA-256. If it is there already, the new file goes."""
+        sha256, length, body, place = put
+        there = connection.execute(sa.select(blobs.c.sha256).where(blobs.c.sha256 == sha256)).first()
+        if there is None:
+            connection.execute(sa.insert(blobs).values(sha256=sha256, length=length, body=body, place=place))
+        elif place is not None:
+            (self.folder / place).unlink(missing_ok=True)
+        return sha256
+
+    def blob(self, sha256: str) -> Blob:
+        """A blob as it is announced: small ones with their bytes."""
+        row = self._blob(sha256)
+        return Blob(sha256=sha256, length=row.length, body=row.body)
+
+    def blob_bytes(self, sha256: str) -> bytes:
+        """All bytes of a blob."""
+        row = self._blob(sha256)
+        return bytes(row.body) if row.body is not None else (self.folder / row.place).read_bytes()
+
+    def blob_path(self, sha256: str) -> Path | None:
+        """The file of a blob; None if it is small and has none."""
+        row = self._blob(sha256)
+        return None if row.place is None else self.folder / row.place
+
+    def _blob(self, sha256: str) -> Any:
+        row = self.read(lambda c: c.execute(sa.select(blobs).where(blobs.c.sha256 == sha256)).first())
+        if row is None:
+            raise StoreError("The store lacks bytes that it should have.", hint="Restore database and blobs from one backup.")
+        return row
+
+    def release(self, connection: sa.Connection, sha256s: Iterable[str]) -> list[Path]:
+        """Delete the rows of blobs that nothing refers to any more; the files to remove once that is committed."""
+        files = []
+        for sha256 in sha256s:
+            used = sa.select(sa.literal(1)).where(
+                sa.or_(
+                    sa.exists().where(sa.or_(runs.c.server == sha256, runs.c.shared == sha256, runs.c.tally == sha256)),
+                    sa.exists().where(studies.c.plan == sha256),
+                    sa.exists().where(
+                        contributions.c.sha256 == sha256, contributions.c.counted.is_(None), contributions.c.folded.is_(False)
+                    ),
+                )
+            )
+            if connection.execute(used).first() is None:
+                place = connection.execute(sa.select(blobs.c.place).where(blobs.c.sha256 == sha256)).scalar()
+                connection.execute(sa.delete(blobs).where(blobs.c.sha256 == sha256))
+                files += [self.folder / place] if place else []
+        return files
+
+    @staticmethod
+    def _place(sha256: str) -> str:
+        return f"{sha256[:16]}.{secrets.token_hex(8)}.safetensors"
+
+
+def _tell(loop: asyncio.AbstractEventLoop, settle: Callable[..., None], result: Any, error: BaseException | None) -> None:
+    try:
+        loop.call_soon_threadsafe(settle, result, error)
+    except RuntimeError:  # the loop has ended; nobody waits
+        return
+
+
+class _explained:
+    """A database or disk error as one of ours."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, sa.exc.SQLAlchemyError | OSError):
+            what = getattr(error, "orig", None) or getattr(error, "strerror", None) or error
+            raise StoreError(
+                f"The coordinator's store cannot be used: {what}.",
+                hint="Make room on the disk, or look after the database; studies go on where they were.",
+            ) from error

@@ -1,0 +1,488 @@
+"""Studies under way: whom to ask, what they sent, when a round closes. Everything that a crash would lose is in the store first.
+
+A node's contribution is entered in the store, then acknowledged, then added to the sum. A round closes in one transaction:
+whose contributions counted, the new states, and who is asked next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from freehold.coordinator import study_records as records
+from freehold.coordinator.child import ServerCode, ServerStates
+from freehold.coordinator.run import OpenRun
+from freehold.coordinator.store import Store
+from freehold.drawing import draw_cohort
+from freehold.errors import Conflict, FreeholdError, Late, ServerCodeFailed, StudyRefused, UnknownRun
+from freehold.events import Event, Listener, silent
+from freehold.plan import Plan, digest, parse, runs_of
+from freehold.wire import codec
+from freehold.wire.local import Mapped
+from freehold.wire.messages import Blob, Declined, Measure, Measures, Pending, Settled, Train, Work
+
+OPEN_RUNS = 2
+"""Runs of a study that are open at once: while one closes, the nodes work on the other."""
+
+
+class Studies:
+    """All studies under way on this coordinator. Methods run on the event loop."""
+
+    def __init__(
+        self,
+        store: Store,
+        code: ServerCode,
+        nodes: Callable[[str, bool], Sequence[str]],
+        *,
+        clock: Callable[[], float] = time.time,
+        tell: Listener = silent,
+    ) -> None:
+        """`nodes(dataset, connected_only)` lists who may be asked, sorted."""
+        self._store, self._code, self._nodes, self._clock, self._tell = store, code, nodes, clock, tell
+        self._runs: dict[str, OpenRun] = {}
+        self._served: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+        self._waiting: dict[str, set[asyncio.Event]] = defaultdict(set)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._child = asyncio.Lock()
+
+    # Studies.
+
+    async def start(self, text: str, signature: str | None = None) -> str:
+        """Begin a study from a plan's text; its digest. Beginning it twice changes nothing. Raises StudyRefused and PlanError."""
+        plan = parse(text)
+        identity = digest(plan)
+        await self._check(plan, text)
+        put = await asyncio.to_thread(self._store.put_file, text.encode(), point="coordinator.plan")
+        numbered = [(run.id, run.number) for run in runs_of(plan)]
+
+        def insert(connection: Any) -> bool:
+            sha256 = self._store.insert_blob(connection, put)
+            return records.insert_study(
+                connection,
+                digest=identity,
+                name=plan.name,
+                plan=sha256,
+                signature=signature,
+                now=self._clock(),
+                runs_=numbered,
+            )
+
+        if await self._store.write(insert, "coordinator.study"):
+            self._tell(Event("study.started", {"study": identity, "name": plan.name, "runs": len(numbered)}))
+            self._admit(identity, plan, put[0], {number: ("waiting", 0, None, None) for _, number in numbered})
+            await self.advance()
+        return identity
+
+    async def _check(self, plan: Plan, text: str) -> None:
+        async with self._child:
+            found = await asyncio.to_thread(self._code.describe, text.encode())
+        said = [plan.contribution.tensors, *(companion.tensors for companion in plan.companions)]
+        names = [plan.algorithm.name, *(companion.name for companion in plan.companions)]
+        for name, tensors, expected in zip(names, said, found, strict=True):
+            if set(tensors) != set(expected):
+                raise StudyRefused(
+                    f"The plan does not list what {name} sends: {len(tensors)} tensors instead of {len(expected)}, or others.",
+                    hint="`freehold study spec PLAN` writes the list; then sign the plan.",
+                )
+
+    async def stop(self, identity: str, reason: str) -> None:
+        """End a study; what is trained stays in the store and on the nodes."""
+        now = self._clock()
+        await self._store.write(
+            lambda c: records.end_study(c, identity, state="stopped", now=now, reason=reason), "coordinator.study_ended"
+        )
+        self._forget(identity)
+        self._tell(Event("study.stopped", {"study": identity, "reason": reason}))
+
+    async def recover(self) -> None:
+        """Take up every study where the store says it was."""
+        found, runs = self._store.read(records.running)
+        for study in found:
+            plan = parse(self._store.blob_bytes(study.plan).decode())
+            own = {r.number: (r.state, r.round, r.server, r.shared) for r in runs if r.study == study.digest}
+            self._admit(study.digest, plan, study.plan, own)
+        for open_run in list(self._runs.values()):
+            if open_run.state in ("training", "measuring"):
+                self._restore(open_run)
+        for open_run in list(self._runs.values()):
+            self._consider(open_run)
+        await self.advance()
+
+    def _admit(self, study: str, plan: Plan, sha256: str, states: Mapping[int, tuple[str, int, str | None, str | None]]) -> None:
+        blob = self._store.blob(sha256)
+        for run in runs_of(plan):
+            state, round_, server, shared = states[run.number]
+            if state in ("finished", "stopped"):
+                continue
+            self._runs[run.id] = OpenRun(
+                run=run,
+                plan=plan,
+                plan_blob=blob,
+                study=study,
+                state=state,  # type: ignore[arg-type]
+                round=round_,
+                server=server,
+                shared=None if shared is None else self._store.blob(shared),
+            )
+
+    def _restore(self, run: OpenRun) -> None:
+        """The open round as it was: who was asked, who was heard, and the sum of what they sent."""
+        row = self._store.read(lambda c: records.round_of(c, run.id, run.round))
+        run.open(run.round, tuple(filter(None, row.cohort.split(","))), row.population, row.deadline)
+        if run.state == "measuring":
+            run.received = dict.fromkeys(self._store.read(lambda c: records.measures_of(c, run.id, run.round)), "")
+            return
+        for each in self._store.read(lambda c: records.received(c, run.id, run.round)):
+            assert run.tally is not None
+            run.tally.sum.add(self._store.blob_bytes(each.sha256), each.weight)
+            run.received[each.node], run.weights[each.node] = each.sha256, each.weight
+
+    # Nodes.
+
+    async def work(self, node: str, pending: Sequence[Pending], wait_s: float) -> tuple[list[Settled], Work | None]:
+        """What became of pending rounds, and the next piece of work; waits up to `wait_s` seconds for either."""
+        woken = asyncio.Event()
+        self._waiting[node].add(woken)
+        try:
+            deadline = asyncio.get_running_loop().time() + wait_s
+            while True:
+                woken.clear()
+                settled, work = self._settled(node, pending), self._next(node)
+                left = deadline - asyncio.get_running_loop().time()
+                if settled or work is not None or left <= 0:
+                    return settled, work
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(woken.wait(), left)
+        finally:
+            self._waiting[node].discard(woken)
+
+    def _settled(self, node: str, pending: Sequence[Pending]) -> list[Settled]:
+        settled, unknown = [], []
+        for each in pending:
+            run = self._runs.get(each.run)
+            if run is not None and run.state != "stopped" and each.round == run.round - 1:
+                settled.append(Settled(run=each.run, round=each.round, counted=run.counted.get(node, "")))
+            elif run is None or each.round < run.round:
+                unknown.append((each.run, each.round))
+        if unknown:
+            found = self._store.read(lambda c: records.counted_of(c, node, unknown))
+            settled += [Settled(run=r, round=i, counted=counted) for (r, i), counted in found.items() if counted is not None]
+        return settled
+
+    def _next(self, node: str) -> Work | None:
+        """The work of the study that this node was least often asked for; in it, the run that came first."""
+        ready = [run for run in self._runs.values() if run.awaits(node)]
+        if not ready:
+            return None
+        served = self._served[node]
+        run = min(ready, key=lambda r: (served[r.study], r.round, r.run.number))
+        served[run.study] += 1
+        assert run.shared is not None
+        if run.state == "measuring":
+            return Measure(run=run.id, round=run.round, plan=run.plan_blob, shared=run.shared)
+        return Train(
+            run=run.id,
+            round=run.round,
+            cohort=len(run.cohort),
+            population=run.population,
+            plan=run.plan_blob,
+            shared=run.shared,
+            deadline=run.deadline,
+        )
+
+    def expects(self, node: str, run: str, round: int) -> OpenRun:
+        """The run to which this node may now contribute; raises UnknownRun or Late."""
+        found = self._runs.get(run)
+        if found is None or node not in found.cohort:
+            raise UnknownRun(f"This node was not asked for run {run}.", hint="The study may be over; ask for work again.")
+        if round != found.round or found.closing or found.state != "training":
+            raise Late(
+                f"Round {round} of run {run} is closed; the run is in round {found.round}.",
+                hint="Nothing is wrong: the coordinator went on without this contribution.",
+            )
+        return found
+
+    async def contribute(self, node: str, run: str, round: int, *, weight: float, sha256: str, body: bytes | Path) -> None:
+        """Take a contribution: when this returns, it is in the store and will be counted, once.
+
+        Raises UnknownRun, Late, Conflict, SpecMismatch, TensorsMalformed or StoreError.
+        """
+        open_run = self.expects(node, run, round)
+        before = open_run.received.get(node)
+        if before is None:
+            await asyncio.to_thread(_verify, body, open_run)
+            length = len(body) if isinstance(body, bytes) else body.stat().st_size
+            put = await asyncio.to_thread(self._store.put_file, body, point="coordinator.contribution")
+            now = self._clock()
+
+            def insert(connection: Any) -> str | None:
+                there = records.insert_contribution(
+                    connection, run=run, round=round, node=node, sha256=sha256, length=length, weight=weight, now=now
+                )
+                if there is None:
+                    self._store.insert_blob(connection, put)
+                return there
+
+            before = await self._store.write(insert, "coordinator.contribution")
+            if before is None:
+                if open_run.round != round or open_run.closing:
+                    raise Late(f"Round {round} of run {run} closed meanwhile.", hint="Nothing is wrong; ask for work again.")
+                open_run.received[node], open_run.weights[node] = sha256, weight
+                await self._fold(open_run, put)
+                self._tell(Event("contribution.received", {"run": run, "round": round, "node": node, "bytes": length}))
+                self._consider(open_run)
+                return
+        if before != sha256:
+            raise Conflict(
+                f"This node has sent another contribution to round {round} of run {run} before.",
+                hint="The first one counts. The node discards the second when it asks for work.",
+            )
+
+    async def _fold(self, run: OpenRun, put: tuple[str, int, bytes | None, str | None]) -> None:
+        sha256, _, body, place = put
+        weight = next(run.weights[n] for n, s in run.received.items() if s == sha256)
+        assert run.tally is not None
+        async with run.folding:
+            if body is not None and len(body) < 2**16:
+                run.tally.sum.add(body, weight)
+            else:
+                assert place is not None
+                await asyncio.to_thread(_fold_file, run, self._store.folder / place, weight)
+
+    async def measured(self, node: str, message: Measures | Declined) -> None:
+        """Take what a node measured, or that it declined to train or measure."""
+        run = self._runs.get(message.run)
+        if run is None or node not in run.cohort:
+            raise UnknownRun(f"This node was not asked for run {message.run}.", hint="The study may be over.")
+        if run.round != message.round or node in run.received:
+            return
+        if isinstance(message, Declined):
+            self._tell(Event("work.declined", {"run": run.id, "round": run.round, "node": node, "code": message.code}))
+            if run.state == "training":
+                await self._extend(run, [n for n in run.cohort if n != node], run.deadline)
+                return
+        body = msgspec.json.encode(message).decode()
+        await self._store.write(
+            lambda c: records.put_measures(c, run=run.id, round=message.round, node=node, body=body), "coordinator.measures"
+        )
+        run.received[node] = ""
+        self._consider(run)
+
+    async def gone(self, node: str) -> None:
+        """A node has left: open rounds no longer wait for it."""
+        for run in list(self._runs.values()):
+            if run.awaits(node):
+                await self._extend(run, [n for n in run.cohort if n != node], run.deadline)
+
+    # Rounds.
+
+    async def advance(self) -> None:
+        """Open runs that wait, as long as fewer than OPEN_RUNS of their study are open and enough nodes are there."""
+        for study in dict.fromkeys(run.study for run in self._runs.values()):
+            own = [run for run in self._runs.values() if run.study == study]
+            free = OPEN_RUNS - sum(run.state in ("training", "measuring") for run in own)
+            for run in [r for r in own if r.state == "waiting"][: max(free, 0)]:
+                if len(self._population(run)) < run.plan.round.least_nodes or run.closing:
+                    continue
+                run.closing = True  # nobody else begins it
+                self._spawn(self._begin(run))
+
+    async def _begin(self, run: OpenRun) -> None:
+        plan = run.plan_blob.body or self._store.blob_bytes(run.plan_blob.sha256)
+        states = await self._ask(run, lambda: self._code.begin(plan, run.run.number))
+        if states is not None:
+            await self._next_round(run, 0, states, counted={}, weight=0.0)
+
+    def _population(self, run: OpenRun) -> list[str]:
+        return list(self._nodes(run.plan.task.name, run.plan.clients == "devices"))
+
+    def _consider(self, run: OpenRun) -> None:
+        """Close the round if everybody was heard, or at the deadline if enough were."""
+        if run.closing or run.state not in ("training", "measuring"):
+            return
+        now = self._clock()
+        enough = run.state == "measuring" or (len(run.received) >= run.quorum and run.received)
+        if (run.complete and run.cohort) or (now >= run.deadline and enough):
+            run.closing = True
+            self._spawn(self._close(run))
+        elif now >= run.deadline:
+            self._tell(Event("round.short", {"run": run.id, "round": run.round, "heard": len(run.received)}))
+            self._spawn(self._extend(run, run.cohort, now + run.plan.round.deadline_s))
+        else:
+            self._at(run, run.deadline - now)
+
+    def _at(self, run: OpenRun, after_s: float) -> None:
+        if run.id in self._timers:
+            self._timers[run.id].cancel()
+        self._timers[run.id] = asyncio.get_running_loop().call_later(after_s, self._consider, run)
+
+    async def _extend(self, run: OpenRun, cohort: Sequence[str], deadline: float) -> None:
+        await self._store.write(
+            lambda c: records.extend(c, run=run.id, round=run.round, cohort=cohort, deadline=deadline), "coordinator.extend"
+        )
+        run.cohort, run.deadline = tuple(cohort), deadline
+        self._consider(run)
+
+    async def _close(self, run: OpenRun) -> None:
+        if run.state == "measuring":
+            await self._finish(run)
+            return
+        assert run.tally is not None and run.server is not None
+        counted, weight = dict(run.received), sum(run.weights[n] for n in sorted(run.received))
+        async with run.folding:
+            plan = run.plan_blob.body or self._store.blob_bytes(run.plan_blob.sha256)
+            server, tally = self._store.blob_bytes(run.server), run.tally.fd
+
+            def update() -> ServerStates:
+                return self._code.close_round(
+                    plan,
+                    run.run.number,
+                    round=run.round,
+                    heard=len(counted),
+                    population=run.population,
+                    server=server,
+                    tally=tally,
+                )
+
+            states = await self._ask(run, update)
+        if states is not None:
+            await self._next_round(run, run.round + 1, states, counted=counted, weight=weight)
+
+    async def _ask(self, run: OpenRun, question: Callable[[], ServerStates]) -> ServerStates | None:
+        try:
+            async with self._child:
+                return await asyncio.to_thread(question)
+        except ServerCodeFailed as error:
+            await self._fail(run, error)
+            return None
+
+    async def _fail(self, run: OpenRun, error: FreeholdError) -> None:
+        now, reason = self._clock(), str(error)
+        await self._store.write(
+            lambda c: records.end_study(c, run.study, state="failed", now=now, reason=reason), "coordinator.study_ended"
+        )
+        self._forget(run.study)
+        self._tell(Event("study.failed", {"study": run.study, "run": run.id, "code": error.code}))
+
+    async def _next_round(
+        self, run: OpenRun, round: int, states: ServerStates, *, counted: Mapping[str, str], weight: float
+    ) -> None:
+        server = await asyncio.to_thread(self._store.put_file, states.server, point="coordinator.state")
+        same = states.shared is states.server or states.shared == states.server
+        shared = server if same else await asyncio.to_thread(self._store.put_file, states.shared, point="coordinator.state")
+        population = self._population(run)
+        training = run.plan.training
+        over = round >= training.rounds
+        size = len(population) if over else min(run.plan.round.cohort or len(population), len(population))
+        cohort = draw_cohort(population, size, seed=run.run.seed, index=round) if population else []
+        now = self._clock()
+        deadline = now + run.plan.round.deadline_s
+
+        def settle(connection: Any) -> list[Path]:
+            old = (
+                records.close_round(connection, run=run.id, round=round - 1, counted=counted, weight=weight, now=now)
+                if round
+                else []
+            )
+            self._store.insert_blob(connection, server)
+            self._store.insert_blob(connection, shared)
+            old += records.put_states(connection, run.id, server=server[0], shared=shared[0])
+            records.open_round(
+                connection,
+                run=run.id,
+                round=round,
+                cohort=cohort,
+                population=len(population),
+                now=now,
+                deadline=deadline,
+                state="measuring" if over else "training",
+            )
+            return self._store.release(connection, set(old) - {server[0], shared[0]})
+
+        files = await self._store.write(settle, "coordinator.round")
+        run.counted = dict(counted)
+        run.server, run.shared = server[0], Blob(sha256=shared[0], length=shared[1], body=shared[2])
+        run.open(round, tuple(cohort), len(population), deadline)
+        await asyncio.to_thread(_remove, files)
+        if round:
+            self._tell(
+                Event("round.closed", {"run": run.id, "round": round - 1, "heard": len(counted), "population": len(population)})
+            )
+        self._consider(run)
+        self.wake(cohort)
+
+    async def _finish(self, run: OpenRun) -> None:
+        now = self._clock()
+        last = all(other.id == run.id for other in self._runs.values() if other.study == run.study)
+
+        def end(connection: Any) -> None:
+            records.close_round(connection, run=run.id, round=run.round, counted={}, weight=0.0, now=now)
+            records.set_run_state(connection, run.id, "finished")
+            if last:
+                records.end_study(connection, run.study, state="finished", now=now)
+
+        await self._store.write(end, "coordinator.run_ended")
+        del self._runs[run.id]
+        run.state = "finished"
+        self._tell(Event("run.finished", {"run": run.id, "study": run.study}))
+        if last:
+            self._tell(Event("study.finished", {"study": run.study}))
+        await self.advance()
+        self.wake(list(self._waiting))
+
+    def wake(self, nodes: Sequence[str]) -> None:
+        """Answer the polls of these nodes if there is something to say."""
+        for node in nodes:
+            for event in self._waiting.get(node, ()):
+                event.set()
+
+    def _forget(self, study: str) -> None:
+        for run in [r for r in self._runs.values() if r.study == study]:
+            del self._runs[run.id]
+            run.state = "stopped"
+            run.drop_tally()
+            if run.id in self._timers:
+                self._timers.pop(run.id).cancel()
+        self.wake(list(self._waiting))
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            code = error.code if isinstance(error, FreeholdError) else 0
+            self._tell(Event("coordinator.error", {"kind": type(error).__name__, "code": code}))
+
+    def open_runs(self) -> list[OpenRun]:
+        """Runs that are not over, for status pages."""
+        return list(self._runs.values())
+
+
+def _verify(body: bytes | Path, run: OpenRun) -> None:
+    if isinstance(body, bytes):
+        codec.check(body, run.run.contribution)
+        return
+    with body.open("rb") as file, Mapped(file.fileno()) as view:
+        codec.check(view, run.run.contribution)
+
+
+def _fold_file(run: OpenRun, path: Path, weight: float) -> None:
+    assert run.tally is not None
+    with path.open("rb") as file, Mapped(file.fileno()) as view:
+        run.tally.sum.add(view, weight)
+
+
+def _remove(files: Sequence[Path]) -> None:
+    for path in files:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,156 @@
+"""What studies write to and read from the store, a function each over a connection; whoever calls commits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import sqlalchemy as sa
+
+from freehold.coordinator.study_tables import contributions, measures, rounds, runs, studies
+
+Row = sa.Row[Any]
+
+
+def insert_study(
+    connection: sa.Connection,
+    *,
+    digest: str,
+    name: str,
+    plan: str,
+    signature: str | None,
+    now: float,
+    runs_: Sequence[tuple[str, int]],
+) -> bool:
+    """A study and its runs (id, number), all waiting; False if it is there already."""
+    if connection.execute(sa.select(studies.c.digest).where(studies.c.digest == digest)).first() is not None:
+        return False
+    connection.execute(
+        sa.insert(studies).values(digest=digest, name=name, plan=plan, signature=signature, state="running", started=now)
+    )
+    rows = [{"id": i, "study": digest, "number": n, "state": "waiting", "round": 0} for i, n in runs_]
+    connection.execute(sa.insert(runs), rows)
+    return True
+
+
+def running(connection: sa.Connection) -> tuple[Sequence[Row], Sequence[Row]]:
+    """Studies that are running, and their runs."""
+    found = connection.execute(sa.select(studies).where(studies.c.state == "running").order_by(studies.c.started)).all()
+    where = runs.c.study.in_([study.digest for study in found])
+    return found, connection.execute(sa.select(runs).where(where).order_by(runs.c.study, runs.c.number)).all()
+
+
+def open_round(
+    connection: sa.Connection,
+    *,
+    run: str,
+    round: int,
+    cohort: Sequence[str],
+    population: int,
+    now: float,
+    deadline: float,
+    state: str,
+) -> None:
+    """Ask a cohort."""
+    connection.execute(
+        sa.insert(rounds).values(
+            run=run, round=round, cohort=",".join(cohort), population=population, opened=now, deadline=deadline
+        )
+    )
+    connection.execute(sa.update(runs).where(runs.c.id == run).values(round=round, state=state))
+
+
+def put_states(connection: sa.Connection, run: str, *, server: str, shared: str) -> list[str]:
+    """The run's new states; the blobs that it no longer refers to."""
+    old = connection.execute(sa.select(runs.c.server, runs.c.shared, runs.c.tally).where(runs.c.id == run)).one()
+    connection.execute(sa.update(runs).where(runs.c.id == run).values(server=server, shared=shared, tally=None))
+    return [sha256 for sha256 in old if sha256 is not None]
+
+
+def insert_contribution(
+    connection: sa.Connection, *, run: str, round: int, node: str, sha256: str, length: int, weight: float, now: float
+) -> str | None:
+    """Enter a contribution; None, or the digest of the one that this node has sent before."""
+    key = (contributions.c.run == run, contributions.c.round == round, contributions.c.node == node)
+    before = connection.execute(sa.select(contributions.c.sha256).where(*key)).scalar()
+    if before is None:
+        connection.execute(
+            sa.insert(contributions).values(
+                run=run, round=round, node=node, sha256=sha256, length=length, weight=weight, received=now, folded=False
+            )
+        )
+    return before
+
+
+def close_round(
+    connection: sa.Connection, *, run: str, round: int, counted: Mapping[str, str], weight: float, now: float
+) -> list[str]:
+    """Settle a round: whose contributions counted; the blobs of all of them, which can go."""
+    where = (contributions.c.run == run, contributions.c.round == round)
+    found = list(connection.execute(sa.select(contributions.c.sha256).where(*where)).scalars())
+    connection.execute(sa.update(contributions).where(*where).values(counted=contributions.c.node.in_(list(counted))))
+    connection.execute(
+        sa.update(rounds)
+        .where(rounds.c.run == run, rounds.c.round == round)
+        .values(closed=now, heard=len(counted), weight=weight)
+    )
+    return found
+
+
+def extend(connection: sa.Connection, *, run: str, round: int, cohort: Sequence[str], deadline: float) -> None:
+    """Go on waiting, perhaps for fewer nodes."""
+    where = (rounds.c.run == run, rounds.c.round == round)
+    connection.execute(sa.update(rounds).where(*where).values(cohort=",".join(cohort), deadline=deadline))
+
+
+def round_of(connection: sa.Connection, run: str, round: int) -> Row:
+    """A round's row."""
+    return connection.execute(sa.select(rounds).where(rounds.c.run == run, rounds.c.round == round)).one()
+
+
+def received(connection: sa.Connection, run: str, round: int) -> Sequence[Row]:
+    """The contributions to a round, by node."""
+    where = (contributions.c.run == run, contributions.c.round == round)
+    return connection.execute(sa.select(contributions).where(*where).order_by(contributions.c.node)).all()
+
+
+def counted_of(connection: sa.Connection, node: str, pending: Iterable[tuple[str, int]]) -> dict[tuple[str, int], str | None]:
+    """(run, round) -> the digest of this node's contribution if it counted, "" if it did not, None while the round is open."""
+    found: dict[tuple[str, int], str | None] = {}
+    for run, round_ in pending:
+        closed = connection.execute(sa.select(rounds.c.closed).where(rounds.c.run == run, rounds.c.round == round_)).first()
+        state = connection.execute(sa.select(runs.c.state).where(runs.c.id == run)).scalar()
+        if closed is not None and closed.closed is None and state not in ("stopped", None):
+            found[run, round_] = None
+            continue
+        where = (contributions.c.run == run, contributions.c.round == round_, contributions.c.node == node)
+        row = connection.execute(sa.select(contributions.c.sha256, contributions.c.counted).where(*where)).first()
+        found[run, round_] = row.sha256 if row is not None and row.counted else ""
+    return found
+
+
+def put_measures(connection: sa.Connection, *, run: str, round: int, node: str, body: str) -> None:
+    """What a node measured, or why it did not; a second answer changes nothing."""
+    key = (measures.c.run == run, measures.c.round == round, measures.c.node == node)
+    if connection.execute(sa.select(measures.c.node).where(*key)).first() is None:
+        connection.execute(sa.insert(measures).values(run=run, round=round, node=node, body=body))
+
+
+def measures_of(connection: sa.Connection, run: str, round: int) -> dict[str, str]:
+    """Node -> what it measured, as JSON."""
+    found = connection.execute(
+        sa.select(measures.c.node, measures.c.body).where(measures.c.run == run, measures.c.round == round)
+    )
+    return {row.node: row.body for row in found}
+
+
+def set_run_state(connection: sa.Connection, run: str, state: str) -> None:
+    """Finished, or stopped."""
+    connection.execute(sa.update(runs).where(runs.c.id == run).values(state=state))
+
+
+def end_study(connection: sa.Connection, digest: str, *, state: str, now: float, reason: str | None = None) -> None:
+    """Finished, stopped or failed, with all its runs."""
+    connection.execute(sa.update(studies).where(studies.c.digest == digest).values(state=state, ended=now, reason=reason))
+    over = sa.and_(runs.c.study == digest, runs.c.state != "finished")
+    connection.execute(sa.update(runs).where(over).values(state="stopped"))

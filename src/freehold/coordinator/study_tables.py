@@ -1,0 +1,82 @@
+"""The tables of studies: runs, rounds, contributions, measures, and the small blobs among them."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+from freehold.coordinator.schema import metadata
+
+_RUN, _HEX, _NAME = sa.String(32), sa.String(64), sa.String(63)
+
+studies = sa.Table(
+    "studies",
+    metadata,
+    sa.Column("digest", sa.String(71), primary_key=True),  # of the plan
+    sa.Column("name", sa.String(64), nullable=False),
+    sa.Column("plan", _HEX, nullable=False),  # blob: the plan as TOML
+    sa.Column("signature", sa.Text, nullable=True),
+    sa.Column("state", sa.String(16), nullable=False),  # running, finished, stopped, failed
+    sa.Column("started", sa.Double, nullable=False),
+    sa.Column("ended", sa.Double, nullable=True),
+    sa.Column("reason", sa.String(2000), nullable=True),  # of stopped and failed
+)
+
+runs = sa.Table(
+    "runs",
+    metadata,
+    sa.Column("id", _RUN, primary_key=True),
+    sa.Column("study", sa.String(71), sa.ForeignKey(studies.c.digest), nullable=False),
+    sa.Column("number", sa.Integer, nullable=False),
+    sa.Column("state", sa.String(16), nullable=False),  # waiting, training, measuring, finished, stopped
+    sa.Column("round", sa.Integer, nullable=False),  # rounds closed; the index of the open one
+    sa.Column("server", _HEX, nullable=True),  # blob
+    sa.Column("shared", _HEX, nullable=True),  # blob
+    sa.Column("tally", _HEX, nullable=True),  # blob: the sum of contributions whose bytes are gone
+    sa.Index("ix_runs_study", "study"),
+)
+
+rounds = sa.Table(
+    "rounds",
+    metadata,
+    sa.Column("run", _RUN, sa.ForeignKey(runs.c.id), primary_key=True),
+    sa.Column("round", sa.Integer, primary_key=True),
+    sa.Column("cohort", sa.Text, nullable=False),  # names, a comma between them
+    sa.Column("population", sa.Integer, nullable=False),
+    sa.Column("opened", sa.Double, nullable=False),
+    sa.Column("deadline", sa.Double, nullable=False),
+    sa.Column("closed", sa.Double, nullable=True),
+    sa.Column("heard", sa.Integer, nullable=True),
+    sa.Column("weight", sa.Double, nullable=True),
+)
+
+contributions = sa.Table(
+    "contributions",
+    metadata,
+    sa.Column("run", _RUN, primary_key=True),
+    sa.Column("round", sa.Integer, primary_key=True),
+    sa.Column("node", _NAME, primary_key=True),
+    sa.Column("sha256", _HEX, nullable=False),
+    sa.Column("length", sa.BigInteger, nullable=False),
+    sa.Column("weight", sa.Double, nullable=False),
+    sa.Column("received", sa.Double, nullable=False),
+    sa.Column("folded", sa.Boolean, nullable=False),  # into the run's tally blob
+    sa.Column("counted", sa.Boolean, nullable=True),  # null while the round is open
+)
+
+measures = sa.Table(
+    "measures",
+    metadata,
+    sa.Column("run", _RUN, primary_key=True),
+    sa.Column("round", sa.Integer, primary_key=True),
+    sa.Column("node", _NAME, primary_key=True),
+    sa.Column("body", sa.Text, nullable=False),  # JSON: sums per split, or why there are none
+)
+
+blobs = sa.Table(
+    "blobs",
+    metadata,
+    sa.Column("sha256", _HEX, primary_key=True),
+    sa.Column("length", sa.BigInteger, nullable=False),
+    sa.Column("body", sa.LargeBinary, nullable=True),  # small ones; one write to the disk instead of three
+    sa.Column("place", sa.String(80), nullable=True),  # others: the name in the blob folder or bucket, never used twice
+)

@@ -1,0 +1,168 @@
+"""What one client computes: the runs of a plan on its own data. The trainer's inside, without processes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from freehold.algorithms import build_algorithm, prefer
+from freehold.core import Algorithm, ClientResult, Round, Sums, Tree, is_finite
+from freehold.data import Population, Prepared, from_files
+from freehold.data.check import check
+from freehold.engines import Feed, LoopEngine, planned_work
+from freehold.errors import DataUnfit, Diverged, FreeholdError
+from freehold.plan import AlgorithmRef, Plan, runs_of
+from freehold.tasks import TaskDefinition, build_task, prepare_for, schema_of, task_definition
+from freehold.wire.messages import Measured
+
+FEWEST = 5
+"""A sum over fewer examples does not leave."""
+
+ALONE = "local"
+"""The algorithm that is the measure of every gain."""
+
+
+def load(plan: Plan, client: str, path: Path) -> Population:
+    """One client's table, read by the task's schema; DataUnfit if it does not fit."""
+    definition = task_definition(plan.task.name)
+    try:
+        return from_files({client: path}, schema=schema_of(definition, plan))
+    except FreeholdError as error:
+        raise DataUnfit(f"The data of {client} does not fit the plan: {error.message}", hint=error.hint) from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """What one model does on the client's validation and test examples."""
+
+    sums: Mapping[str, Measured]
+    losses: Tensor
+    """[n] of each validation example; never leaves."""
+
+
+class Program:
+    """All runs of a plan for one client; algorithms and splits are made when they are first needed, and kept."""
+
+    def __init__(self, plan: Plan, client: str, population: Population) -> None:
+        self.plan, self.client, self.population = plan, client, population
+        self.runs = runs_of(plan)
+        self._engines: dict[tuple[AlgorithmRef, int], LoopEngine] = {}
+        self._prepared: dict[int, Prepared] = {}
+        self._alone: dict[int, Measurement] = {}
+        self._last: dict[int, Measurement] = {}
+
+    @cached_property
+    def definition(self) -> TaskDefinition:
+        """The use case."""
+        return task_definition(self.plan.task.name)
+
+    def findings(self) -> list[str]:
+        """What is odd about the data, in plain words."""
+        return [finding.text for finding in check(self.population)]
+
+    def algorithm(self, number: int) -> Algorithm:
+        """The algorithm of a run."""
+        return self._engine(number).algorithm
+
+    def train(self, number: int, round: Round, shared: Tree, personal: Tree) -> tuple[ClientResult, float]:
+        """A round's client update, and what it weighs; raises Diverged where something is not finite."""
+        engine = self._engine(number)
+        steps = engine.feed.steps(self.client, round.index, engine.work)
+        result = engine.algorithm.client_update(round, shared, personal, steps)
+        for part, tree in (("contribution", result.contribution), ("personal state", result.personal)):
+            if not is_finite(tree):
+                raise Diverged(
+                    f"Round {round.index}: the {part} of {engine.algorithm.name} is not finite; its loss was NaN or infinite.",
+                    hint="Lower the learning rate, or look at the data with `freehold data check`.",
+                )
+        return result, engine.weight(self.client)
+
+    def measure(self, number: int, shared: Tree, personal: Tree) -> tuple[Measurement, Measurement, str]:
+        """The model of a run, the one trained alone, and which of "local", "shared" and "personal" this node would serve."""
+        run = self.runs[number]
+        found = self._measured(self._engine(number), shared, personal)
+        alone = self._trained_alone(run.repeat)
+        self._last[number] = found
+        return found, alone, self._served(run.repeat, alone)
+
+    def _served(self, repeat: int, alone: Measurement) -> str:
+        """By validation data: leaves "local" only for a paired gain of more than a standard error."""
+        kinds = {run.algorithm.name: run.number for run in self.runs if run.repeat == repeat}
+        personal, shared = kinds[self.plan.algorithm.name], kinds.get("fedavg")
+        if personal not in self._last or (shared is not None and shared not in self._last):
+            return ""
+        candidates = {"local": alone, "personal": self._last[personal]}
+        if shared is not None and shared != personal:
+            candidates["shared"] = self._last[shared]
+        losses = torch.stack([m.losses for m in candidates.values()])
+        return list(candidates)[int(prefer(losses, torch.ones(losses.shape[1], dtype=torch.bool)).argmax())]
+
+    def _trained_alone(self, repeat: int) -> Measurement:
+        if repeat not in self._alone:
+            given = self.plan.algorithm.hyperparameters
+            said = next((c for c in self.plan.companions if c.name == ALONE), None)
+            own = {k: v for k, v in given.items() if k == "lr"}
+            reference = said or AlgorithmRef(name=ALONE, hyperparameters=own)
+            engine = self._engine_of(AlgorithmRef(name=ALONE, hyperparameters=reference.hyperparameters), repeat)
+            shared = engine.algorithm.broadcast(engine.algorithm.init())
+            personal = engine.algorithm.enroll(shared)
+            for index in range(self.plan.training.rounds):
+                steps = engine.feed.steps(self.client, index, engine.work)
+                personal = engine.algorithm.client_update(Round(index, 1, 1), shared, personal, steps).personal
+            self._alone[repeat] = self._measured(engine, shared, personal)
+        return self._alone[repeat]
+
+    def _measured(self, engine: LoopEngine, shared: Tree, personal: Tree) -> Measurement:
+        engine.store.restore({self.client: personal})
+        adapted = engine.adapted(shared, self.client)
+        sums, losses = {}, torch.zeros(0)
+        for split in ("validation", "test"):
+            rows = engine.feed.rows[self.client][split]
+            outputs = engine.algorithm.outputs(shared, adapted, engine.feed.x[rows])
+            sums[split] = released(engine.algorithm.task.measure(outputs, engine.feed.y[rows]), len(rows))
+            if split == "validation":
+                losses = engine.algorithm.task.losses(outputs, engine.feed.y[rows]).double()
+        return Measurement(sums=sums, losses=losses)
+
+    def _engine(self, number: int) -> LoopEngine:
+        run = self.runs[number]
+        return self._engine_of(
+            AlgorithmRef(name=run.algorithm.name, hyperparameters=run.algorithm.hyperparameters, wrappers=run.algorithm.wrappers),
+            run.repeat,
+        )
+
+    def _engine_of(self, reference: AlgorithmRef, repeat: int) -> LoopEngine:
+        key = (reference, repeat)
+        found = next((engine for (r, i), engine in self._engines.items() if r == reference and i == repeat), None)
+        if found is None:
+            seed = self.plan.training.seed + repeat
+            if repeat not in self._prepared:
+                self._prepared[repeat] = prepare_for(self.definition, self.plan, self.population, seed=seed)
+            prepared = self._prepared[repeat]
+            task = build_task(self.definition, prepared, self.plan, seed)
+            feed = Feed(x=prepared.x, y=prepared.y, rows=prepared.rows, seed=seed)
+            work, adaptation = planned_work(self.plan)
+            found = LoopEngine(
+                build_algorithm(task, reference), feed, work, adaptation=adaptation, weighting=self.plan.training.weighting
+            )
+            self._engines[key] = found
+        return found
+
+
+def released(sums: Sums, examples: int) -> Measured:
+    """Sums as they may leave: nothing that rests on fewer than five examples, and per class only the classes that have five."""
+    if examples < FEWEST:
+        return Measured(examples=examples, sums={})
+    out: dict[str, float] = {}
+    seen = sums.get("count_by_class")
+    for name, value in sums.items():
+        if value.dim() == 0:
+            out[name] = float(value)
+        elif seen is not None:
+            out |= {f"{name}/{k}": float(value[k]) for k in range(len(value)) if float(seen[k]) >= FEWEST}
+    return Measured(examples=examples, sums=out)

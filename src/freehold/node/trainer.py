@@ -1,0 +1,104 @@
+"""The trainer: runs a plan's code on the client's data, in a process of its own, without network or keys.
+
+It answers the guard's jobs one after the other, and ends when the guard does.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from freehold.core import Round, Tree, flatten, unflatten
+from freehold.engines import departing
+from freehold.errors import FreeholdError, PeerGone
+from freehold.node.jobs import Failed, FromTrainer, MeasuredModel, Open, Opened, ToTrainer, Trained, TrainJob
+from freehold.node.program import Program, load
+from freehold.plan import Plan, parse
+from freehold.wire.local import Channel, channel_from, close, read, sealed
+
+UNEXPECTED = 306
+"""The number of an error that the training code did not foresee."""
+
+
+class Trainer:
+    """Answers jobs; one study, one client."""
+
+    def __init__(self) -> None:
+        self._program: Program | None = None
+
+    def answer(self, job: ToTrainer, fds: Sequence[int]) -> tuple[FromTrainer, list[int]]:
+        """The answer to a job, and the sealed memory that goes with it."""
+        if isinstance(job, Open):
+            plan: Plan = parse(read(fds[0]).decode())
+            self._program = Program(plan, job.client, load(plan, job.client, Path(job.data)))
+            population = self._program.population
+            return Opened(examples=len(population.target), findings=self._program.findings()), []
+        if self._program is None:
+            raise ValueError("a job before the study was opened")
+        shared, personal = self._states(job.number, fds)
+        if isinstance(job, TrainJob):
+            result, weight = self._program.train(job.number, Round(job.round, job.cohort, job.population), shared, personal)
+            return Trained(weight=weight), [
+                _packed(departing(result), "departing"),
+                _packed(flatten(result.personal), "personal"),
+            ]
+        found, alone, served = self._program.measure(job.number, shared, personal)
+        return MeasuredModel(splits=dict(found.sums), alone=dict(alone.sums), served=served), []
+
+    def _states(self, number: int, fds: Sequence[int]) -> tuple[Tree, Tree]:
+        assert self._program is not None
+        algorithm = self._program.algorithm(number)
+        shared = unflatten(_unpacked(fds[0]), algorithm.broadcast(algorithm.init()))
+        first = algorithm.enroll(shared)
+        return shared, unflatten(_unpacked(fds[1]), first) if len(fds) > 1 else first
+
+
+def _packed(flat: Mapping[str, Tensor], name: str) -> int:
+    # Two names may share storage, which safetensors refuses.
+    return sealed(save({k: v.detach().clone(memory_format=torch.contiguous_format) for k, v in flat.items()}), name)
+
+
+def _unpacked(fd: int) -> dict[str, Tensor]:
+    return load_file(f"/proc/self/fd/{fd}")
+
+
+def serve(channel: Channel, answer: Callable[[ToTrainer, Sequence[int]], tuple[FromTrainer, list[int]]]) -> None:
+    """Answer jobs until the guard is gone."""
+    while True:
+        try:
+            job, fds = channel.receive(ToTrainer)
+        except PeerGone:
+            return
+        out: list[int] = []
+        reply: FromTrainer
+        try:
+            reply, out = answer(job, fds)  # type: ignore[arg-type]
+        except FreeholdError as error:
+            reply = Failed(code=error.code, message=error.message, hint=error.hint)
+        except (RuntimeError, ValueError, TypeError, KeyError, IndexError, ArithmeticError, OSError, SafetensorError) as error:
+            # The text of a foreign error may quote data; its kind does not.
+            reply = Failed(code=UNEXPECTED, message=f"The training code raised {type(error).__name__}.")
+        finally:
+            close(fds)
+        try:
+            channel.send(reply, out)
+        except PeerGone:
+            return
+        finally:
+            close(out)
+
+
+def main() -> None:
+    """`python -m freehold.node.trainer FD`: the descriptor of the channel to the guard."""
+    torch.set_num_threads(1)
+    serve(channel_from(int(sys.argv[1])), Trainer().answer)
+
+
+if __name__ == "__main__":
+    main()

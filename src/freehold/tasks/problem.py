@@ -1,0 +1,58 @@
+"""From a plan and data to the learning problem: the same on a simulating machine, on a node and on a coordinator."""
+
+from __future__ import annotations
+
+from freehold.core import Privacy, Task, private
+from freehold.data import Population, Prepared, Schema, parse_schema, prepare, split
+from freehold.errors import PlanError
+from freehold.plan import Plan
+from freehold.tasks.definition import TaskDefinition
+
+
+def build_task(definition: TaskDefinition, prepared: Prepared, plan: Plan, seed: int) -> Task:
+    """The learning problem of a plan, under its privacy."""
+    task = definition.build(prepared, seed)
+    promised = plan.privacy
+    if promised.unit == "client":
+        raise PlanError(
+            'privacy.unit = "client" is what a node\'s guard does, and there is no guard in a simulation.',
+            hint='Simulate with unit = "none" or "record".',
+        )
+    if promised.max_norm is None or promised.noise_multiplier is None or promised.expected_batch is None:
+        return task
+    return private(
+        task,
+        Privacy(max_norm=promised.max_norm, noise_multiplier=promised.noise_multiplier, expected_batch=promised.expected_batch),
+    )
+
+
+def schema_of(definition: TaskDefinition, plan: Plan) -> Schema:
+    """The columns that a node's data has to have: the task's, or those in the plan's `task.options.schema`."""
+    said = plan.task.options.get("schema")
+    if definition.schema is not None:
+        return definition.schema
+    if isinstance(said, str):
+        return parse_schema(said)
+    raise PlanError(
+        f"The task {definition.name} has no schema, and the plan brings none, so nodes cannot know which columns are meant.",
+        hint="Put the schema's TOML text into task.options.schema; `freehold data schema` writes one.",
+    )
+
+
+def prepare_for(definition: TaskDefinition, plan: Plan, population: Population, *, seed: int) -> Prepared:
+    """The tensors of clients that never see each other's data: split by (seed, client), standardized by their own rows.
+
+    Raises PlanError for a target that is a number: one scale for all would need sums over all clients first.
+    """
+    if not population.classes:
+        raise PlanError(
+            "A number is to be predicted; on a federation its scale would have to be agreed on first, which is not built.",
+            hint="Simulate it, or predict classes.",
+        )
+    return prepare(
+        population,
+        split(population, definition.split, seed=seed),
+        min_examples=plan.min_examples,
+        kind="silos",
+        statistics="none" if definition.statistics == "none" else "client",
+    )

@@ -1,0 +1,274 @@
+"""The node's side of the wire: one TLS connection to the coordinator, blocking, from the standard library and msgspec alone."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import math
+import ssl
+import urllib.parse
+from collections.abc import Callable, Mapping
+from typing import Final, TypeVar
+
+import msgspec
+
+from freehold.errors import (
+    BodyRefused,
+    CertificateRefused,
+    CoordinatorError,
+    FreeholdError,
+    PinMismatch,
+    TooLarge,
+    Unreachable,
+    UsageError,
+    WireError,
+    by_code,
+)
+from freehold.wire import spki
+from freehold.wire.link import CUT, PIECE_BYTES, Http, Pieces, Resolve, blind, reach, resolve, trusting
+from freehold.wire.local import Memory
+from freehold.wire.messages import VERSION, Message, Problem, decode, encode
+from freehold.wire.routes import CA, SHA256_HEADER, VERSION_HEADER
+
+REPLY_LIMIT_BYTES: Final = 1 << 23
+"""Of a JSON message; anything larger is a blob."""
+
+__all__ = ["Connection", "Resolve", "Timeouts", "fetch_roots", "resolve", "retry", "trusting"]
+
+M = TypeVar("M", bound=Message)
+T = TypeVar("T")
+
+
+class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
+    """How long to wait for a connection and its handshake, and for the next bytes."""
+
+    connect_s: float = 10.0
+    read_s: float = 30.0
+
+
+def fetch_roots(url: str, pin: str, *, timeouts: Timeouts | None = None, find: Resolve = resolve) -> str:
+    """The root (PEM) whose public key has the SHA-256 `pin`; raises PinMismatch if the coordinator shows none.
+
+    Nothing is sent but the question. A certificate that only imitates the root is of no use to who lacks the root's key.
+    """
+    connection = Connection(url, blind, timeouts=timeouts, find=find)
+    try:
+        shown = spki.certificates(connection.get(CA.path).decode("ascii", "replace"))
+    finally:
+        connection.close()
+    for pem in shown:
+        if spki.digest(pem) == pin:
+            return pem
+    raise PinMismatch(
+        f"The coordinator at {connection.url} does not have the key that the join token names.",
+        hint="Do not go on: ask the operator for the address and a new token, over another way than this network.",
+    )
+
+
+def retry(
+    attempt: Callable[[], T],
+    *,
+    sleep: Callable[[float], object],
+    random: Callable[[], float],
+    clock: Callable[[], float],
+    first_s: float = 1.0,
+    most_s: float = 60.0,
+    give_up_s: float = math.inf,
+) -> T:
+    """What `attempt` returns, as soon as the coordinator can be reached: after each Unreachable, wait and try again.
+
+    The n-th pause is random between 0 and `first_s * 2**n`, at most `most_s`, so that many nodes do not come back at once.
+    The last Unreachable is raised rather than waiting beyond `give_up_s` from the start.
+    """
+    begun, longest = clock(), first_s
+    while True:
+        try:
+            return attempt()
+        except Unreachable:
+            pause = random() * min(longest, most_s)
+            if clock() + pause - begun > give_up_s:
+                raise
+        sleep(pause)
+        longest = min(2 * longest, most_s)
+
+
+class Connection:
+    """A connection to a coordinator, made when it is first needed and made anew, name and all, when it broke.
+
+    Everything raises Unreachable when there is no answer, and the coordinator's own error when it refuses. Not for use by two
+    threads at once. Proxies are those of HTTPS_PROXY and NO_PROXY.
+    """
+
+    def __init__(
+        self, url: str, trust: Callable[[], ssl.SSLContext], *, timeouts: Timeouts | None = None, find: Resolve = resolve
+    ) -> None:
+        parts = urllib.parse.urlsplit(url)
+        if parts.scheme != "https" or not parts.hostname or parts.path.strip("/") or parts.query:
+            raise UsageError(f"{url!r} is not a coordinator's address.", hint="It looks like https://host:port.")
+        self.url = url.rstrip("/")
+        self._host, self._port = parts.hostname, parts.port or 443
+        self._trust = trust
+        self._timeouts = timeouts or Timeouts()
+        self._find = find
+        self._http: Http | None = None
+
+    def close(self) -> None:
+        """Close the connection; the next request opens another, with the certificate files as they are then."""
+        if self._http is not None:
+            self._http.close()
+            self._http = None
+
+    def post(self, path: str, message: Message, reply: type[M], *, wait_s: float = 0.0, repeatable: bool = True) -> M:
+        """Send a message; the answer, which the coordinator may hold back for `wait_s`.
+
+        Where an idle connection turns out to be broken the message is sent once more, if it is `repeatable`.
+        """
+        body = encode(message)
+        headers = {"Content-Type": "application/json", "Content-Length": str(len(body))}
+        return decode(self._exchange("POST", path, headers, [body], wait_s=wait_s, repeatable=repeatable), reply)
+
+    def put(
+        self,
+        path: str,
+        headers: Mapping[str, str],
+        length: int,
+        pieces: Pieces,
+        *,
+        sha256: str,
+        reply: type[M],
+        wait_s: float = 0.0,
+    ) -> M:
+        """Send `length` bytes that the other side holds against `sha256`; the answer. Only pieces that can be iterated
+        twice, a list, are sent once more over a new connection.
+        """
+        fixed = {
+            VERSION_HEADER: str(VERSION),
+            SHA256_HEADER: sha256,
+            "Content-Type": "application/octet-stream",
+            "Content-Length": str(length),
+        }
+        again = iter(pieces) is not pieces
+        return decode(self._exchange("PUT", path, {**headers, **fixed}, pieces, wait_s=wait_s, repeatable=again), reply)
+
+    def get(self, path: str) -> bytes:
+        """A small body of any kind."""
+        return self._exchange("GET", path, {}, [])
+
+    def get_blob(self, path: str, length: int, sha256: str, sink: Memory) -> None:
+        """Write a body to `sink`; raises BodyRefused unless it has that length and digest, and `sink` is then of no use."""
+        response = self._ask("GET", path, {}, [], wait_s=0.0, repeatable=True)
+        if response.status != 200:
+            self._read(response)
+        if response.length != length:
+            self.close()
+            raise BodyRefused(f"{length} bytes were announced, and {response.length} came.", hint=_TRY_AGAIN)
+        digest, buffer = hashlib.sha256(), memoryview(bytearray(PIECE_BYTES))
+        rest = length
+        try:
+            while rest:
+                count = response.readinto(buffer)
+                if not count:
+                    raise ConnectionResetError("the connection ended within a body")
+                digest.update(buffer[:count])
+                sink.write(buffer[:count])
+                rest -= count
+        except (OSError, http.client.HTTPException) as error:
+            self.close()
+            raise self._failure(error) from error
+        if digest.hexdigest() != sha256:
+            raise BodyRefused("Bytes came that do not have the announced digest.", hint=_TRY_AGAIN)
+
+    def _exchange(
+        self,
+        method: str,
+        path: str,
+        headers: Mapping[str, str],
+        pieces: Pieces,
+        *,
+        wait_s: float = 0.0,
+        repeatable: bool = True,
+    ) -> bytes:
+        return self._read(self._ask(method, path, headers, pieces, wait_s=wait_s, repeatable=repeatable))
+
+    def _ask(
+        self, method: str, path: str, headers: Mapping[str, str], pieces: Pieces, *, wait_s: float, repeatable: bool
+    ) -> http.client.HTTPResponse:
+        while True:
+            used = self._http is not None and self._http.alive()
+            try:
+                if not used:
+                    self.close()
+                    self._http = self._open()
+                assert self._http is not None
+                return self._http.ask(method, path, headers, pieces, self._timeouts.read_s, wait_s)
+            except (OSError, http.client.HTTPException) as error:
+                self.close()
+                if not (used and repeatable and isinstance(error, CUT)):
+                    raise self._failure(error) from error
+            except BaseException:
+                self.close()
+                raise
+
+    def _read(self, response: http.client.HTTPResponse) -> bytes:
+        """The body of a 200; raises what another status means."""
+        if response.length is None or response.length > REPLY_LIMIT_BYTES:
+            self.close()
+            raise TooLarge(f"An answer is longer than {REPLY_LIMIT_BYTES} bytes, or does not say its length.", hint=_TRY_AGAIN)
+        try:
+            body = response.read()
+        except (OSError, http.client.HTTPException) as error:
+            self.close()
+            raise self._failure(error) from error
+        if response.status != 200:
+            raise _refusal(response.status, body)
+        return body
+
+    def _open(self) -> Http:
+        context = self._trust()
+        raw = reach(self._host, self._port, self._find, self._timeouts.connect_s)
+        try:
+            # The timeout of the dialing holds for the handshake too.
+            return Http(self._host, self._port, context.wrap_socket(raw, server_hostname=self._host))
+        except BaseException:
+            raw.close()
+            raise
+
+    def _failure(self, error: Exception) -> FreeholdError:
+        """What a failed connection means to the node."""
+        if isinstance(error, ssl.SSLCertVerificationError) and error.verify_code not in _OUT_OF_DATE:
+            return PinMismatch(
+                f"{self.url} shows a certificate that is not of this federation: {error.verify_message}.",
+                hint="Check the address; if it is right, tell the operator: somebody may be in between.",
+            )
+        reason = str(getattr(error, "reason", "") or "")
+        if "ALERT" in reason and ("CERTIFICATE" in reason or "UNKNOWN_CA" in reason):
+            return CertificateRefused(
+                f"The coordinator at {self.url} does not accept this node's certificate.", hint="Join again with a new token."
+            )
+        return Unreachable(
+            f"The coordinator at {self.url} does not answer: {str(error) or type(error).__name__}.",
+            hint="Check the address, the network and HTTPS_PROXY; a running node tries again by itself.",
+        )
+
+
+def _refusal(status: int, body: bytes) -> FreeholdError:
+    """The error that the coordinator names; of any other kind than those that it may cause, a plain one."""
+    try:
+        found = decode(body, Problem)
+    except WireError:
+        if status >= 500:  # a gateway in between
+            return Unreachable(f"The coordinator's gateway answers with status {status}.", hint=_TRY_AGAIN)
+        return WireError(f"The coordinator answers with status {status}.", hint="Check that it runs the same release.")
+    kind = by_code(found.code)
+    if kind is None or not (400 <= kind.code < 600 or kind.code == 114):
+        kind = CoordinatorError
+    return kind(_plain(found.message), hint=_plain(found.hint))
+
+
+def _plain(text: str) -> str:
+    """Text from elsewhere, fit for a terminal and a log."""
+    return "".join(letter for letter in text[:2000] if letter.isprintable())
+
+
+_OUT_OF_DATE = (9, 10)  # X509_V_ERR_CERT_NOT_YET_VALID and _HAS_EXPIRED: a clock, or a renewal that is late
+_TRY_AGAIN = "It is tried again; if it stays, look at the coordinator's log."

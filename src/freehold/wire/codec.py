@@ -1,0 +1,242 @@
+"""Tensors as bytes: safetensors, written in one canonical order and read as if the sender were hostile.
+
+Writing agrees byte for byte with the safetensors library. Reading is stricter than the library: names are unique, tensors
+lie one after another without a gap, and nothing is allocated beyond what the bytes hold.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Final, NamedTuple, NoReturn, TypeAlias
+
+import numpy as np
+import zstandard
+from numpy.typing import NDArray
+
+from freehold.errors import BodyRefused, TensorsMalformed
+from freehold.plan import Contribution, check_contribution
+
+HEADER_LIMIT_BYTES: Final = 1 << 20
+CHUNK: Final = 1 << 14
+"""Elements looked at in one go: what is computed from them stays in the cache."""
+
+_NAME_LIMIT, _RANK_LIMIT = 512, 16
+_WINDOW_LIMIT_BYTES = 1 << 23
+
+_TAGS: Final = {
+    "int64": "I64",
+    "float64": "F64",
+    "float32": "F32",
+    "int32": "I32",
+    "bfloat16": "BF16",
+    "float16": "F16",
+    "int16": "I16",
+    "int8": "I8",
+    "uint8": "U8",
+    "bool": "BOOL",
+}
+"""In the order in which the library writes them: wide ones first, so that each tensor is aligned."""
+_DTYPES: Final = {tag: dtype for dtype, tag in _TAGS.items()}
+_RANK: Final = {dtype: rank for rank, dtype in enumerate(_TAGS)}
+
+
+class Bfloat16(NamedTuple):
+    """A bfloat16 tensor as its bits, since numpy has no such dtype."""
+
+    bits: NDArray[np.uint16]
+
+
+Tensor: TypeAlias = NDArray[np.generic] | Bfloat16
+Buffer: TypeAlias = bytes | memoryview
+
+
+class Entry(NamedTuple):
+    """Where a tensor lies: `view[begin:end]` are its bytes, little-endian, in C order."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+def write(tensors: Mapping[str, Tensor]) -> bytes:
+    """The tensors as safetensors. The same tensors give the same bytes, in whatever order they come."""
+    return b"".join(pieces(tensors))
+
+
+def pieces(tensors: Mapping[str, Tensor]) -> Iterator[Buffer]:
+    """What `write` returns, piece by piece: first the header, then each tensor's own memory, not copied where it is C-ordered."""
+    order = _order(tensors)
+    yield _header(order)
+    for _, dtype, array in order:
+        if array.size:
+            yield np.ascontiguousarray(array, _stored(dtype)).data.cast("B")
+
+
+def length(tensors: Mapping[str, Tensor]) -> int:
+    """How many bytes `write` returns, without writing them."""
+    order = _order(tensors)
+    return len(_header(order)) + sum(array.nbytes for _, _, array in order)
+
+
+def _order(tensors: Mapping[str, Tensor]) -> list[tuple[str, str, NDArray[np.generic]]]:
+    named = [(name, *_plain(name, tensor)) for name, tensor in tensors.items()]
+    return sorted(named, key=lambda item: (_RANK[item[1]], item[0].encode()))
+
+
+def _plain(name: str, tensor: Tensor) -> tuple[str, NDArray[np.generic]]:
+    dtype, array = ("bfloat16", tensor.bits) if isinstance(tensor, Bfloat16) else (tensor.dtype.name, tensor)
+    if dtype not in _TAGS or (dtype == "bfloat16" and array.dtype != np.uint16):
+        raise TypeError(f"a tensor of dtype {array.dtype} cannot be written")
+    if not 0 < len(name) <= _NAME_LIMIT or name == "__metadata__":
+        raise ValueError(f"a tensor name of {len(name)} characters, or a reserved one, cannot be written")
+    return dtype, array
+
+
+def _header(order: list[tuple[str, str, NDArray[np.generic]]]) -> bytes:
+    entries, at = {}, 0
+    for name, dtype, array in order:
+        offsets = [at, at := at + array.nbytes]
+        entries[name] = {"dtype": _TAGS[dtype], "shape": list(array.shape), "data_offsets": offsets}
+    text = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _stored(dtype: str) -> np.dtype[np.generic]:
+    return np.dtype("uint16" if dtype == "bfloat16" else dtype).newbyteorder("<")
+
+
+def layout(view: Buffer, *, header_limit_bytes: int = HEADER_LIMIT_BYTES) -> Mapping[str, Entry]:
+    """Where each tensor lies, in the order of the bytes; raises TensorsMalformed for anything but whole, sound safetensors."""
+    size = int.from_bytes(view[:8], "little")
+    if len(view) < 8 or not 2 <= size <= min(header_limit_bytes, len(view) - 8):
+        _refuse("the header's length is wrong")
+    try:
+        header = json.loads(str(view[8 : 8 + size], "utf-8"), object_pairs_hook=_unique, parse_constant=_refuse)
+    except (ValueError, RecursionError):
+        _refuse("the header is not JSON")
+    if not isinstance(header, dict):
+        _refuse("the header is not a JSON object")
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        _refuse("the metadata is not a map of strings")
+    entries = sorted((_entry(name, fields, 8 + size) for name, fields in header.items()), key=lambda item: item[1][2:])
+    at = 8 + size
+    for _, entry in entries:
+        if entry.begin != at:
+            _refuse("tensors overlap or leave a gap")
+        at = entry.end
+    if at != len(view):
+        _refuse("tensors do not fill the bytes")
+    return dict(entries)
+
+
+def _entry(name: str, fields: object, base: int) -> tuple[str, Entry]:
+    if not 0 < len(name) <= _NAME_LIMIT or any("\ud800" <= letter <= "\udfff" for letter in name):
+        _refuse("a tensor's name is empty, too long or not text")
+    if not isinstance(fields, dict) or fields.keys() != {"dtype", "shape", "data_offsets"}:
+        _refuse("a tensor's entry has other fields than dtype, shape and data_offsets")
+    dtype = _DTYPES.get(fields["dtype"]) if isinstance(fields["dtype"], str) else None
+    shape, offsets = _sizes(fields["shape"]), _sizes(fields["data_offsets"])
+    if dtype is None or len(shape) > _RANK_LIMIT or len(offsets) != 2:
+        _refuse("a tensor's dtype, rank or offsets are not known")
+    begin, end = offsets
+    # Python's integers do not overflow, and sizes below 2**63 in at most 16 dimensions stay small.
+    if end - begin != math.prod(shape) * _stored(dtype).itemsize:
+        _refuse("a tensor's shape does not fit its bytes")
+    return name, Entry(dtype, shape, base + begin, base + end)
+
+
+def _sizes(found: object) -> tuple[int, ...]:
+    if not isinstance(found, list) or not all(type(size) is int and 0 <= size < 1 << 63 for size in found):
+        _refuse("a tensor's shape or offsets are not sizes")
+    return tuple(found)
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        _refuse("a name stands in the header twice")
+    return found
+
+
+def _refuse(what: str) -> NoReturn:
+    raise TensorsMalformed(f"These are not the tensors that were announced: {what}.", hint="The sender has to write them anew.")
+
+
+def arrays(view: Buffer) -> dict[str, NDArray[np.generic]]:
+    """The tensors as read-only views of `view`; bfloat16, and what is not aligned, as a copy. Raises TensorsMalformed."""
+    found = {}
+    for name, entry in layout(view).items():
+        array = flat(view, entry)
+        if entry.dtype == "bool" and array.view(np.uint8).max(initial=0) > 1:
+            _refuse("a bool is neither true nor false")
+        if entry.dtype == "bfloat16":
+            array = widened(array)
+        elif not array.flags.aligned:
+            array = array.copy()
+        array.flags.writeable = False
+        found[name] = array.reshape(entry.shape)
+    return found
+
+
+def flat(view: Buffer, entry: Entry) -> NDArray[np.generic]:
+    """One tensor in one dimension, not copied; bfloat16 as its bits. It may be unaligned."""
+    dtype = _stored(entry.dtype)
+    return np.frombuffer(view, dtype, (entry.end - entry.begin) // dtype.itemsize, entry.begin)
+
+
+def widened(bits: NDArray[np.generic]) -> NDArray[np.generic]:
+    """Bits of bfloat16 as float32, exactly."""
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def chunks(view: Buffer, entry: Entry) -> Iterator[tuple[slice, NDArray[np.generic]]]:
+    """One tensor in pieces of `CHUNK` elements, each with where it lies; bfloat16 as float32."""
+    array = flat(view, entry)
+    for begin in range(0, array.size, CHUNK):
+        part = array[begin : begin + CHUNK]
+        yield slice(begin, begin + part.size), widened(part) if entry.dtype == "bfloat16" else part
+
+
+def fitting(view: Buffer, spec: Contribution) -> Mapping[str, Entry]:
+    """The layout of a contribution; raises TensorsMalformed, or SpecMismatch unless it is exactly what `spec` lists."""
+    entries = layout(view)
+    check_contribution(spec, {name: (entry.shape, entry.dtype) for name, entry in entries.items()})
+    return entries
+
+
+def check(view: Buffer, spec: Contribution) -> None:
+    """Raise SpecMismatch or TensorsMalformed unless `view` holds exactly what `spec` lists, and each number is finite."""
+    for entry in fitting(view, spec).values():
+        if "float" in entry.dtype and not all(np.isfinite(part).all() for _, part in chunks(view, entry)):
+            _refuse("a number is not finite")
+
+
+def compress(view: Buffer, *, level: int = 3) -> bytes:
+    """The bytes as one zstd frame that says their length."""
+    return zstandard.ZstdCompressor(level=level).compress(view)
+
+
+def expand(view: Buffer, expected_length: int) -> bytes:
+    """What `compress` was given; raises BodyRefused, before it takes more memory than `expected_length`, for anything else."""
+    try:
+        if zstandard.get_frame_parameters(view).content_size == expected_length:
+            # zstd stops at the announced size, whatever the frame holds.
+            body = zstandard.ZstdDecompressor(max_window_size=_WINDOW_LIMIT_BYTES).decompress(view, allow_extra_data=False)
+            if len(body) == expected_length:
+                return body
+    except zstandard.ZstdError:
+        pass
+    raise BodyRefused(
+        f"A compressed body does not hold the {expected_length} bytes that were announced.",
+        hint="The sender has to compress it anew.",
+    )
+
+
+if sys.byteorder != "little":  # pragma: no cover
+    raise ImportError("Freehold's tallies and tensors are little-endian; this machine is not.")

@@ -1,0 +1,90 @@
+"""A child process at the other end of a channel: started when first asked, started anew after it died."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+
+from freehold.errors import PeerGone
+from freehold.wire.local import Channel, pair
+
+Spawn = Callable[[str, int], "subprocess.Popen[bytes]"]
+"""(module, descriptor of its channel) -> the process that runs it."""
+
+_KEPT = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "PYTHONPATH", "VIRTUAL_ENV", "FREEHOLD_FAILPOINTS")
+
+
+def spawn(module: str, fd: int) -> subprocess.Popen[bytes]:
+    """Run `python -m module FD` with a bare environment, nothing open but the channel and standard error."""
+    environment = {name: os.environ[name] for name in _KEPT if name in os.environ}
+    # One thread each: many small processes share few cores. glibc's arenas would multiply memory.
+    environment |= {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
+    command = [sys.executable, "-m", module, str(fd)]
+    return subprocess.Popen(command, pass_fds=[fd], env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+
+
+class Child:
+    """A process that answers one message at a time. `restarts` a lost question is asked again, of a new process."""
+
+    def __init__(
+        self, module: str, replies: Any, *, spawn: Spawn = spawn, opening: Callable[[Child], None] | None = None
+    ) -> None:
+        """`replies`: the type of what comes back. `opening` talks to each new process before anything else does."""
+        self._module, self._replies, self._spawn, self._opening = module, replies, spawn, opening
+        self._lock = threading.RLock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._channel: Channel | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """Of the process, if there is one."""
+        return self._process.pid if self._process else None
+
+    def ask(
+        self, message: msgspec.Struct, fds: Sequence[int] = (), *, timeout_s: float | None = None, restarts: int = 1
+    ) -> tuple[Any, list[int]]:
+        """The answer, and its descriptors, which the caller closes; raises PeerGone once restarts are used up, or TimeoutError.
+
+        A process that was too slow, or answered nonsense, is killed.
+        """
+        with self._lock:
+            while True:
+                try:
+                    channel = self._open()
+                    channel.send(message, fds)
+                    return channel.receive(self._replies, timeout_s=timeout_s)
+                except PeerGone:
+                    self.end()
+                    if restarts <= 0:
+                        raise
+                    restarts -= 1
+                except (TimeoutError, msgspec.MsgspecError):
+                    self.end()
+                    raise
+
+    def _open(self) -> Channel:
+        if self._channel is None:
+            self._channel, theirs = pair()
+            with theirs:
+                self._process = self._spawn(self._module, theirs.fileno())
+            if self._opening is not None:
+                self._opening(self)
+        return self._channel
+
+    def end(self) -> None:
+        """End the process, if there is one; the next question starts another."""
+        with self._lock:
+            if self._channel is not None:
+                self._channel.close()
+            if self._process is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    self._process.kill()
+                self._process.wait()
+            self._channel = self._process = None

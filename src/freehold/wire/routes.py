@@ -1,0 +1,126 @@
+"""What can be asked of a coordinator: the one table that its server, its clients and the OpenAPI document read."""
+
+from __future__ import annotations
+
+from typing import Annotated, Final, Literal, TypeAlias
+
+import msgspec
+
+from freehold.wire.messages import (
+    NAME_PATTERN,
+    Certificate,
+    Declined,
+    EnrollRequest,
+    Leave,
+    Measures,
+    Message,
+    RenewRequest,
+    RoundIndex,
+    RunId,
+    Sha256,
+    WorkReply,
+    WorkRequest,
+)
+
+VERSION_HEADER: Final = "Freehold-Version"
+SHA256_HEADER: Final = "Freehold-Sha256"
+WEIGHT_HEADER: Final = "Freehold-Weight"
+WAIT_HEADER: Final = "Freehold-Wait"
+DATASETS_HEADER: Final = "Freehold-Datasets"
+
+Binary: TypeAlias = Literal["application/octet-stream", "application/x-pem-file", "application/json"]
+"""A body that is none of our messages, by its media type."""
+
+Version = Annotated[int, msgspec.Meta(ge=1, description="Of the protocol.")]
+Weight = Annotated[float, msgspec.Meta(ge=0, description="What the contribution counts with.")]
+Wait = Annotated[float, msgspec.Meta(ge=0, le=300, description="Seconds to wait for the next piece of work.")]
+Datasets = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=f"^({NAME_PATTERN[1:-1]}(,{NAME_PATTERN[1:-1]})*)?$", description="What the node has data for, between commas."
+    ),
+]
+
+
+class Field(msgspec.Struct, frozen=True):
+    """A header of a request, or a part of its path: its type, as msgspec knows it."""
+
+    name: str
+    type: object
+    required: bool = True
+
+
+class Route(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing that can be asked."""
+
+    method: Literal["GET", "POST", "PUT"]
+    path: str
+    summary: str
+    request: type[Message] | Binary | None = None
+    reply: type[Message] | Binary
+    fields: tuple[Field, ...] = ()
+    """What stands in the braces of `path`, and the headers."""
+    certificate: bool = True
+    """Whether a node's certificate must be presented."""
+    repeatable: bool = True
+    """Whether it may be sent again when the answer was lost: the coordinator counts it once."""
+
+    def at(self, **parts: str | int) -> str:
+        """The path with its parts filled in."""
+        return self.path.format(**parts)
+
+
+CA: Final = Route(
+    method="GET", path="/v1/ca", summary="The federation's roots.", reply="application/x-pem-file", certificate=False
+)
+ENROLL: Final = Route(
+    method="POST",
+    path="/v1/enroll",
+    summary="Join with a token: a first certificate.",
+    request=EnrollRequest,
+    reply=Certificate,
+    certificate=False,
+    repeatable=False,
+)
+RENEW: Final = Route(
+    method="POST",
+    path="/v1/renew",
+    summary="A new certificate for the identity presented, with a new key.",
+    request=RenewRequest,
+    reply=Certificate,
+    repeatable=False,
+)
+WORK: Final = Route(method="POST", path="/v1/work", summary="Wait for a piece of work.", request=WorkRequest, reply=WorkReply)
+BLOB: Final = Route(
+    method="GET",
+    path="/v1/blobs/{sha256}",
+    summary="Tensors or a plan, by content.",
+    reply="application/octet-stream",
+    fields=(Field("sha256", Sha256),),
+)
+CONTRIBUTE: Final = Route(
+    method="PUT",
+    path="/v1/contributions/{run}/{round}",
+    summary="Send a contribution; a second, equal one changes nothing.",
+    request="application/octet-stream",
+    reply=WorkReply,
+    fields=(
+        Field("run", RunId),
+        Field("round", RoundIndex),
+        Field(VERSION_HEADER, Version),
+        Field(SHA256_HEADER, Sha256),
+        Field(WEIGHT_HEADER, Weight),
+        Field(WAIT_HEADER, Wait, required=False),
+        Field(DATASETS_HEADER, Datasets, required=False),
+    ),
+)
+MEASURES: Final = Route(
+    method="POST", path="/v1/measures", summary="Send what was measured: sums.", request=Measures, reply=WorkReply
+)
+DECLINED: Final = Route(method="POST", path="/v1/declined", summary="Decline a piece of work.", request=Declined, reply=WorkReply)
+LEAVE: Final = Route(method="POST", path="/v1/leave", summary="Leave for good.", request=Leave, reply=WorkReply)
+OPENAPI: Final = Route(
+    method="GET", path="/v1/openapi.json", summary="This document.", reply="application/json", certificate=False
+)
+
+ROUTES: Final = (CA, ENROLL, RENEW, WORK, BLOB, CONTRIBUTE, MEASURES, DECLINED, LEAVE, OPENAPI)

@@ -1,0 +1,64 @@
+"""The digest of a certificate's public key: what a join token pins. Read by a small, strict DER reader."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import ssl
+from typing import Final
+
+from freehold.errors import WireError
+
+_SEQUENCE, _INTEGER, _VERSION = 0x30, 0x02, 0xA0
+_CERTIFICATE: Final = re.compile(r"-----BEGIN CERTIFICATE-----\n[A-Za-z0-9+/=\n]+-----END CERTIFICATE-----\n?")
+
+
+def certificates(pem: str) -> list[str]:
+    """Each certificate of a PEM text by itself."""
+    return _CERTIFICATE.findall(pem.replace("\r\n", "\n"))
+
+
+def digest(pem: str) -> str:
+    """SHA-256 of the SubjectPublicKeyInfo of one certificate, lower-case hexadecimal; raises WireError unless it is one."""
+    try:
+        der = ssl.PEM_cert_to_DER_cert(pem)
+    except ValueError:
+        raise _malformed() from None
+    return hashlib.sha256(public_key(der)).hexdigest()
+
+
+def public_key(der: bytes) -> bytes:
+    """The SubjectPublicKeyInfo of a certificate, both in DER; raises WireError."""
+    begin, end = _element(der, 0, len(der), _SEQUENCE)
+    if end != len(der):
+        raise _malformed()
+    at, end = _element(der, begin, end, _SEQUENCE)
+    if der[at : at + 1] == bytes([_VERSION]):
+        _, at = _element(der, at, end, _VERSION)
+    # The serial number; the signature's algorithm, the issuer, the dates and the subject.
+    for tag in (_INTEGER, _SEQUENCE, _SEQUENCE, _SEQUENCE, _SEQUENCE):
+        _, at = _element(der, at, end, tag)
+    return der[at : _element(der, at, end, _SEQUENCE)[1]]
+
+
+def _element(der: bytes, at: int, limit: int, tag: int) -> tuple[int, int]:
+    """Where the content of the element at `at` begins and ends; it must have that tag and lie below `limit`."""
+    head = der[at : min(at + 2, limit)]
+    if len(head) < 2 or head[0] != tag:
+        raise _malformed()
+    begin, size = at + 2, head[1]
+    if size >= 0x80:
+        count = size - 0x80
+        octets = der[begin : min(begin + count, limit)]
+        size = int.from_bytes(octets, "big")
+        # DER has one way to write a length: the shortest. 0x80 alone, an indefinite length, is BER.
+        if not 1 <= count <= 4 or len(octets) != count or size < 0x80 or octets[0] == 0:
+            raise _malformed()
+        begin += count
+    if begin + size > limit:
+        raise _malformed()
+    return begin, begin + size
+
+
+def _malformed() -> WireError:
+    return WireError("A certificate was expected, but the bytes are not one.", hint="Check the address of the coordinator.")
