@@ -29,6 +29,8 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "report": EVERYWHERE,
     "tracking": EVERYWHERE,
     "study": EVERYWHERE | {"core", "algorithms", "models", "data", "tasks", "engines", "report", "tracking"},
+    "node": EVERYWHERE | {"durable", "failpoints", "wire"},
+    "coordinator": EVERYWHERE | {"durable", "failpoints", "wire"},
     "freehold": EVERYWHERE | {"core", "data", "report", "study"},
     "cli": EVERYWHERE | {"freehold", "core", "algorithms", "models", "data", "tasks", "engines", "report", "tracking", "study"},
 }
@@ -50,6 +52,8 @@ THIRD_PARTIES: dict[str, frozenset[str]] = {
     "report": frozenset({"jinja2", "matplotlib", "msgspec", "numpy", "scipy"}),
     "tracking": frozenset({"mlflow", "tensorboard"}),
     "study": frozenset({"msgspec", "numpy", "polars", "safetensors", "torch"}),
+    "node": frozenset({"cryptography", "msgspec"}),  # cryptography: node.identity, a process of its own
+    "coordinator": frozenset({"cryptography", "sqlalchemy"}),
     "freehold": frozenset(),
     "cli": frozenset({"rich", "typer"}),
 }

@@ -55,6 +55,9 @@ class EnrollRequest(Message, frozen=True, kw_only=True):
     secret: Annotated[str, msgspec.Meta(min_length=32, max_length=32)]
     csr: Pem
 
+    def __repr__(self) -> str:  # without the secret: tracebacks and logs show it
+        return f"EnrollRequest(federation={self.federation!r}, node={self.node!r}, token_id={self.token_id!r})"
+
 
 class RenewRequest(Message, frozen=True, kw_only=True):
     """POST /v1/renew. The identity is that of the certificate presented, whatever the CSR says; its key must be a new one."""

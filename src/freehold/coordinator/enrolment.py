@@ -1,0 +1,282 @@
+"""Who becomes a node, stays one and ceases to be one: tokens are redeemed, certificates renewed, identities denied.
+
+Every step is one transaction, its entry in the log included. A step that is refused undoes all it did, and then is logged.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field, replace
+from typing import get_args
+
+from freehold.coordinator.attempts import Attempts
+from freehold.coordinator.authority import NODE_LIFE_S, Authority
+from freehold.coordinator.certificates import DAY_S, Issued, Role, check_name
+from freehold.coordinator.enrolment_records import CertificateRecord, EnrolmentRecords, Event, NodeRecord, TokenRecord
+from freehold.coordinator.peer import Peer
+from freehold.errors import CertificateRefused, CsrRefused, Denied, FreeholdError, TokenRefused, UsageError
+from freehold.wire import jointoken
+from freehold.wire.jointoken import JoinToken
+from freehold.wire.messages import Certificate, EnrollRequest, RenewRequest
+
+_NOBODY = "0" * 64
+_DENIABLE = "[0-9a-f]{1,40}|(" + "|".join(get_args(Role)) + ")/[a-z0-9-]{1,63}"
+_NODE: frozenset[Role] = frozenset({"node"})
+
+
+@dataclass(kw_only=True)
+class Enrolment:
+    """Enrolment in one federation. Methods may be called from several threads at once."""
+
+    authority: Authority
+    """May be replaced by one with a new issuer or other roots."""
+    transaction: Callable[[], AbstractContextManager[EnrolmentRecords]]
+    """Commits when its block is left, and undoes everything when that raises."""
+    reading: Callable[[], AbstractContextManager[EnrolmentRecords]]
+    """The same for a block that writes nothing, and so need not wait for others."""
+    clock: Callable[[], float]
+    """Unix time in seconds."""
+    random: Callable[[int], bytes] = secrets.token_bytes
+    lifetime_s: float = NODE_LIFE_S
+    attempts: Attempts = field(init=False)
+    """To enroll, by address."""
+
+    def __post_init__(self) -> None:
+        self.attempts = Attempts(self.clock)
+
+    # Tokens.
+
+    def create_token(self, *, creator: str, ttl_s: float = DAY_S, node: str | None = None, uses: int = 1) -> JoinToken:
+        """A new token, for any node or for `node` alone. This is the only time that its secret is known here."""
+        if node is not None:
+            check_name(node)
+        if not 0 < ttl_s <= 30 * DAY_S or uses < 1:
+            raise UsageError("A join token is valid for up to 30 days, and for one use or more.", hint="Give --ttl, say, 24h.")
+        now = self.clock()
+        secret = jointoken.encode(self.random(jointoken.SECRET_BYTES))
+        with self.transaction() as records:
+            token = JoinToken(pin=self.authority.pin(), id=self._free_id(records), secret=secret)
+            records.put_token(
+                TokenRecord(
+                    id=token.id,
+                    secret_digest=_digest(secret),
+                    federation=self.authority.federation,
+                    node=node,
+                    uses=uses,
+                    created=now,
+                    expires=now + ttl_s,
+                    creator=creator,
+                    revoked=None,
+                )
+            )
+            records.log(Event(time=now, event="token", name=node, token_id=token.id, by=creator))
+        return token
+
+    def tokens(self) -> list[TokenRecord]:
+        """All tokens ever made, in the order they were."""
+        with self.reading() as records:
+            return records.tokens()
+
+    def revoke_token(self, token_id: str, *, by: str) -> None:
+        """Let a token enroll nobody any more; nodes that it enrolled stay. Raises UsageError for an unknown one."""
+        now = self.clock()
+        with self.transaction() as records:
+            if not records.revoke_token(token_id, now):
+                raise UsageError(f"There is no join token with number {token_id!r}.", hint="`freehold token list` shows them.")
+            records.log(Event(time=now, event="revoke", token_id=token_id, by=by))
+
+    # Nodes.
+
+    def enroll(self, request: EnrollRequest, *, address: str) -> Certificate:
+        """Redeem a token for a certificate.
+
+        A request whose answer was lost may be sent again: the same token, node and key get the same certificate.
+        Raises TokenRefused, Denied or CsrRefused. After ten failures an address may try twice a minute.
+        """
+        wait_s = self.attempts.wait_s(address)
+        if wait_s:
+            raise TokenRefused("Too many attempts from this address have failed.", hint=f"Try again in {wait_s:.0f} seconds.")
+        event = Event(time=self.clock(), event="enroll", name=request.node, token_id=request.token_id, address=address)
+        try:
+            with self._step(event) as records:
+                return self._redeem(records, request, event)
+        except (TokenRefused, CsrRefused, Denied):
+            self.attempts.failed(address)
+            raise
+
+    def renew(self, request: RenewRequest, *, peer: Peer, address: str) -> Certificate:
+        """A new certificate for a node that presents a valid one; the request's key must be new. The old one stays valid.
+
+        Raises CertificateRefused, Denied or CsrRefused.
+        """
+        event = Event(time=self.clock(), event="renew", name=peer.name, serial=peer.serial, address=address)
+        with self._step(event) as records:
+            enrolled = records.hold_node(peer.name)  # first, for it locks: a node that leaves meanwhile must not be renewed
+            _admit(records, peer, self.authority.federation, event.time, _NODE)
+            if not enrolled:
+                raise CertificateRefused(f"Node {peer.name!r} is not enrolled here.", hint="Join again, with a new token.")
+            issued = self._sign(request.csr, "node", peer.name, event.time)
+            if issued.key_digest == peer.key_digest:
+                raise _key_used()
+            return self._record(records, issued, "node", peer.name, event)
+
+    def admit(self, peer: Peer, *, roles: frozenset[Role] = _NODE) -> None:
+        """Raise CertificateRefused or Denied unless this identity may speak now; to be asked at each request."""
+        with self.reading() as records:
+            _admit(records, peer, self.authority.federation, self.clock(), roles)
+
+    def leave(self, peer: Peer) -> None:
+        """A node leaves for good: its certificates are denied, and its name is free. Once more does nothing."""
+        event = Event(time=self.clock(), event="leave", name=peer.name, serial=peer.serial)
+        with self._step(event) as records:
+            peer.check(federation=self.authority.federation, now=event.time, roles=_NODE)
+            records.end_node(peer.name, event.time)
+            _deny_certificates(records, peer.name, event.time, "left")
+            records.deny(peer.serial, event.time, "left")
+            records.log(event)
+
+    def nodes(self) -> list[NodeRecord]:
+        """Every node there was, by name."""
+        with self.reading() as records:
+            return records.nodes()
+
+    # Other identities, and the deny list.
+
+    def certify(self, request: str, *, role: Role, name: str, by: str, lifetime_s: float = NODE_LIFE_S) -> Issued:
+        """A certificate for an operator or a researcher, asked for on the coordinator's own machine."""
+        if role == "node":
+            raise UsageError("A node gets its certificate with a join token.", hint="`freehold token create` makes one.")
+        event = Event(time=self.clock(), event="certify", name=f"{role}/{name}", by=by)
+        with self._step(event) as records:
+            issued = self._sign(request, role, name, event.time, lifetime_s)
+            self._record(records, issued, role, name, event)
+            return issued
+
+    def deny(self, what: str, *, by: str, reason: str = "") -> None:
+        """Refuse a certificate's serial, or an identity like `node/alice`, from now on. The server cuts open connections."""
+        if not re.fullmatch(_DENIABLE, what):
+            raise UsageError(f"{what!r} is neither a serial nor an identity.", hint="Identities are written like node/alice.")
+        now = self.clock()
+        with self.transaction() as records:
+            records.deny(what, now, reason)
+            records.log(Event(time=now, event="deny", name=what, by=by))
+
+    def allow(self, what: str, *, by: str) -> None:
+        """Take a serial or an identity off the deny list; raises UsageError when it is not on it."""
+        now = self.clock()
+        with self.transaction() as records:
+            if not records.allow(what):
+                raise UsageError(f"{what!r} is not on the deny list.", hint="Identities are written like node/alice.")
+            records.log(Event(time=now, event="allow", name=what, by=by))
+
+    # Inside.
+
+    @contextmanager
+    def _step(self, event: Event) -> Iterator[EnrolmentRecords]:
+        try:
+            with self.transaction() as records:
+                yield records
+        except FreeholdError as error:
+            with self.transaction() as records:
+                records.log(replace(event, outcome=error.code))
+            raise
+
+    def _redeem(self, records: EnrolmentRecords, request: EnrollRequest, event: Event) -> Certificate:
+        # The use is taken before anything is read: of two requests at once, the second one waits here, on any database.
+        taken = records.take_token(request.token_id)
+        token = records.token(request.token_id)
+        right = hmac.compare_digest(_digest(request.secret), token.secret_digest if token else _NOBODY)
+        if token is None or not right:
+            raise TokenRefused("The join token is not accepted.", hint="Ask the coordinator's operator for a new one.")
+        _check_token(token, request, event.time)
+        if records.denied(f"node/{request.node}") is not None:
+            raise Denied(f"Node {request.node!r} is on the deny list.", hint="The coordinator's operator can take it off.")
+        issued = self._sign(request.csr, "node", request.node, event.time)
+        before = records.certificate_of_key(issued.key_digest)
+        if before and (before.token_id, before.name) == (token.id, request.node) and records.denied(before.serial) is None:
+            if taken:
+                records.take_token(token.id, uses=-1)
+            records.log(replace(event, serial=before.serial))
+            return self._answer(before.name, before.chain, before.not_after)
+        if not taken:
+            raise TokenRefused("The join token has been used.", hint=_ask_for_another(request.node))
+        if not records.put_node(request.node, event.time, replace=token.node is not None):
+            raise TokenRefused(
+                f"A node named {request.node!r} is enrolled already, and the join token is not bound to that name.",
+                hint=f"Choose another name; if it is the same node: {_ask_for_another(request.node)}",
+            )
+        # Two machines must not be one node: what the name held before is over.
+        _deny_certificates(records, request.node, event.time, "replaced")
+        return self._record(records, issued, "node", request.node, event)
+
+    def _sign(self, request: str, role: Role, name: str, now: float, lifetime_s: float | None = None) -> Issued:
+        return self.authority.sign(request, role=role, name=name, now=now, lifetime_s=lifetime_s or self.lifetime_s)
+
+    def _record(self, records: EnrolmentRecords, issued: Issued, role: Role, name: str, event: Event) -> Certificate:
+        certificate = CertificateRecord(
+            serial=issued.serial,
+            role=role,
+            name=name,
+            key_digest=issued.key_digest,
+            token_id=event.token_id,
+            chain=issued.chain,
+            not_before=issued.not_before,
+            not_after=issued.not_after,
+        )
+        if records.certificate_of_key(issued.key_digest) or not records.put_certificate(certificate):
+            raise _key_used()
+        records.log(replace(event, serial=issued.serial))
+        return self._answer(name, issued.chain, issued.not_after)
+
+    def _answer(self, name: str, chain: str, not_after: float) -> Certificate:
+        authority = self.authority
+        return Certificate(
+            federation=authority.federation, node=name, chain=chain, roots=authority.roots_pem, not_after=not_after
+        )
+
+    def _free_id(self, records: EnrolmentRecords) -> str:
+        while records.token(found := self.random(4).hex()) is not None:
+            pass
+        return found
+
+
+def _check_token(token: TokenRecord, request: EnrollRequest, now: float) -> None:
+    """Only who knows the secret learns why a token is refused."""
+    if token.revoked is not None:
+        raise TokenRefused("The join token has been revoked.", hint=_ask_for_another(request.node))
+    if now >= token.expires:
+        raise TokenRefused("The join token has expired.", hint=_ask_for_another(request.node))
+    if token.federation != request.federation:
+        raise TokenRefused(
+            f"The join token is not for federation {request.federation!r}.", hint="Check the coordinator's address."
+        )
+    if token.node not in (None, request.node):
+        raise TokenRefused(f"The join token is not for node {request.node!r}.", hint=_ask_for_another(request.node))
+
+
+def _admit(records: EnrolmentRecords, peer: Peer, federation: str, now: float, roles: frozenset[Role]) -> None:
+    peer.check(federation=federation, now=now, roles=roles)
+    if records.denied(peer.serial, peer.identity) is not None:
+        raise Denied(f"{peer.identity} is on the deny list.", hint="It left, was replaced, or the operator denied it.")
+
+
+def _deny_certificates(records: EnrolmentRecords, name: str, now: float, reason: str) -> None:
+    for serial in records.serials("node", name, now):
+        records.deny(serial, now, reason)
+
+
+def _key_used() -> CsrRefused:
+    return CsrRefused("The certificate request's key has been used before.", hint="Each certificate needs a new key.")
+
+
+def _ask_for_another(node: str) -> str:
+    return f"The coordinator's operator makes one with `freehold token create --node {node}`."
+
+
+def _digest(secret: str) -> str:
+    return hashlib.sha256(secret.encode()).hexdigest()

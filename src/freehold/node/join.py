@@ -1,0 +1,91 @@
+"""How a node joins a federation and stays in it. The secret is sent only to a coordinator that the token's pin vouches for.
+
+In this order: the token is parsed; the roots are fetched over a connection that proves nothing; those that the pin doesn't name
+are thrown away; then, over TLS that trusts only the rest, the secret and the certificate request are sent.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Protocol
+
+from freehold.errors import JoinTokenError, UsageError
+from freehold.node import credentials
+from freehold.node.credentials import Credentials, Membership
+from freehold.wire.certificate import federation_of, pinned
+from freehold.wire.jointoken import JoinToken
+from freehold.wire.messages import Certificate, EnrollRequest, RenewRequest, decode, encode
+
+_LONGEST_TOKEN = 4096
+
+
+class CoordinatorClient(Protocol):
+    """What joining needs of the network. Both raise Unreachable, or the error that the coordinator answered with."""
+
+    def fetch_roots(self, url: str, pin: str) -> str:
+        """The coordinator's roots in PEM, over TLS that verifies nothing; the pin may be checked here already."""
+
+    def post(self, url: str, path: str, body: bytes, *, roots: str, pair: Path | None) -> bytes:
+        """The answer to a POST over TLS that trusts these roots alone, with the key and certificate in `pair`."""
+
+
+def read_token(source: Path | str) -> JoinToken:
+    """The token in a file, or on standard input for "-": never an argument, which every process of the machine can read."""
+    try:
+        if str(source) == "-":
+            return JoinToken.parse(sys.stdin.read(_LONGEST_TOKEN))
+        with open(source, encoding="utf-8") as file:
+            return JoinToken.parse(file.read(_LONGEST_TOKEN))
+    except OSError as error:
+        raise JoinTokenError(
+            f"The join token's file cannot be read: {error.strerror}.", hint="Give --join-file FILE, or - for stdin."
+        ) from None
+    except UnicodeDecodeError:
+        raise JoinTokenError("The join token's file is not text.", hint="It holds one line, beginning with fh1.") from None
+
+
+def join(
+    state: Path, token: JoinToken, *, url: str, node: str, client: CoordinatorClient, federation: str | None = None
+) -> Credentials:
+    """Make this node a member, and return its identity, on the disk.
+
+    May be called again after any failure: an answer that was lost is given again. `federation` is needed only when the root
+    doesn't name it. Raises PinMismatch before anything was sent to the wrong coordinator.
+    """
+    _check_other_membership(state, federation, node)
+    roots = pinned(client.fetch_roots(url, token.pin), token.pin)
+    found = federation or federation_of(roots)
+    if found is None:
+        raise UsageError("The coordinator's root doesn't name its federation.", hint="Give the federation's name.")
+    _check_other_membership(state, found, node)
+    # Named by the token, so that with the same token the same key is used: then the coordinator knows a repeated request.
+    key = credentials.folder_of(state) / f"joining-{token.id}.key"
+    credentials.sweep(state, keep=key)
+    request = credentials.request("csr" if key.exists() else "new-key", key, node)
+    message = EnrollRequest(federation=found, node=node, token_id=token.id, secret=token.secret, csr=request)
+    answer = decode(client.post(url, "/v1/enroll", encode(message), roots=roots, pair=None), Certificate)
+    return credentials.install(state, key, answer, Membership(federation=found, node=node, url=url))
+
+
+def renew(state: Path, client: CoordinatorClient) -> Credentials:
+    """Replace this node's certificate by one with a new key; the old one stays in place until then, and after any failure."""
+    current = credentials.load(state)
+    member = current.membership
+    key = credentials.folder_of(state) / "renewing.key"
+    credentials.sweep(state, keep=current.pair)
+    message = RenewRequest(csr=credentials.request("new-key", key, member.node))
+    roots = current.roots.read_text(encoding="ascii")
+    answer = decode(client.post(member.url, "/v1/renew", encode(message), roots=roots, pair=current.pair), Certificate)
+    return credentials.install(state, key, answer, member)
+
+
+def _check_other_membership(state: Path, federation: str | None, node: str) -> None:
+    if not (state / "identity" / "current.pem").exists():
+        return
+    member = credentials.load(state).membership
+    if member.node != node or federation not in (None, member.federation):
+        raise UsageError(
+            f"This node is already {member.node!r} in federation {member.federation!r}.",
+            hint="Give a new node another --state folder, or leave first: `freehold node leave`.",
+        )
