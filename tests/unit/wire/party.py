@@ -110,6 +110,7 @@ class Coordinator:
 
     def close(self) -> None:
         self.do(self._serving.close())
+        self.do(asyncio.sleep(0))
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(20)
         self._loop.close()
