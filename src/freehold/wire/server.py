@@ -211,7 +211,12 @@ class Serving:
     async def close(self) -> None:
         """Stop listening, give running requests five seconds, and cut what is left."""
         self._server.close()
+        assert self._runner.server is not None
+        live = [connection.transport for connection in self._runner.server.connections]
         await self._runner.cleanup()
+        for transport in live:
+            if transport is not None:
+                transport.abort()  # TLS would wait half a minute for the other side to say goodbye
 
 
 async def serve(
