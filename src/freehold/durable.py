@@ -33,6 +33,15 @@ def write(path: Path, body: bytes | Iterable[bytes | memoryview], *, point: str,
         raise
 
 
+def sync(path: Path) -> None:
+    """Put the bytes of a file on the disk."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
 def name(part: Path, path: Path, *, point: str) -> None:
     """Give a file that is on the disk its final name."""
     os.replace(part, path)
@@ -42,11 +51,7 @@ def name(part: Path, path: Path, *, point: str) -> None:
 
 def sync_folder(folder: Path) -> None:
     """Make the names in a folder survive a power cut."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    sync(folder)
 
 
 def commit(finish: Callable[[], object], *points: str) -> None:

@@ -63,6 +63,11 @@ class OpenRun:
         return self.run.id
 
     @property
+    def sum_bytes(self) -> int:
+        """More than the tensors of a contribution take: eight bytes for each number."""
+        return layout_of(self.run.contribution).length
+
+    @property
     def quorum(self) -> int:
         """Answers that make the round count."""
         return min(self.plan.round.quorum or len(self.cohort), len(self.cohort))

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import sqlalchemy as sa
 
@@ -28,6 +28,9 @@ from freehold.wire.messages import Blob
 INLINE_BYTES = 64 * 1024
 """Blobs up to this size lie in the database, and travel inside of messages."""
 
+READING = "freehold_reading"
+"""The execution option of a connection that will not write."""
+
 T = TypeVar("T")
 
 
@@ -36,6 +39,16 @@ class _Job:
     work: Callable[[sa.Connection], Any]
     point: str
     done: Callable[[Any, BaseException | None], None]
+
+
+class Put(NamedTuple):
+    """A blob that is on the disk, or will be with its row."""
+
+    sha256: str
+    length: int
+    body: bytes | None
+    place: str | None
+    """Name in the blob folder, of what is too large for a row."""
 
 
 def connect(url: str) -> sa.Engine:
@@ -54,7 +67,9 @@ def connect(url: str) -> sa.Engine:
 
         @sa.event.listens_for(engine, "begin")
         def begin(connection: sa.Connection) -> None:
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
+            # Who only reads waits for nobody; who may write must not find out later that another one did.
+            reads = connection.get_execution_options().get(READING, False)
+            connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
 
     return engine
 
@@ -85,7 +100,7 @@ class Store:
 
     def read(self, work: Callable[[sa.Connection], T]) -> T:
         """Run `work`, which only reads."""
-        with _explained(), self.engine.connect() as connection:
+        with _explained(), self.engine.connect().execution_options(**{READING: True}) as connection:
             return work(connection)
 
     def close(self) -> None:
@@ -126,25 +141,24 @@ class Store:
 
     # Blobs.
 
-    def put_file(self, body: bytes | memoryview | Path, *, point: str) -> tuple[str, int, bytes | None, str | None]:
-        """Make a body safe before its row is written: (sha256, length, body or None, place or None).
+    def put_file(self, body: bytes | memoryview | Path, *, point: str, sha256: str = "") -> Put:
+        """Make a body safe before its row is written.
 
-        A path is a file of ours on the same disk, written and synced; it is moved.
+        A path is a finished file of ours on the same disk, whose digest is `sha256`; it is moved.
         """
         if isinstance(body, Path):
-            with body.open("rb") as file:
-                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-            length, place = body.stat().st_size, self._place(sha256)
+            place = self._place(sha256)
+            durable.sync(body)
             durable.name(body, self.folder / place, point=point)
-            return sha256, length, None, place
+            return Put(sha256, (self.folder / place).stat().st_size, None, place)
         sha256 = hashlib.sha256(body).hexdigest()
         if len(body) <= INLINE_BYTES:
-            return sha256, len(body), bytes(body), None
+            return Put(sha256, len(body), bytes(body), None)
         place = self._place(sha256)
         durable.write(self.folder / place, (body,), point=point)
-        return sha256, len(body), None, place
+        return Put(sha256, len(body), None, place)
 
-    def insert_blob(self, connection: sa.Connection, put: tuple[str, int, bytes | None, str | None]) -> str:
+    def insert_blob(self, connection: sa.Connection, put: Put) -> str:
         """The row of what `put_file` made safe; its SHA-256. If it is there already, the new file goes."""
         sha256, length, body, place = put
         there = connection.execute(sa.select(blobs.c.sha256).where(blobs.c.sha256 == sha256)).first()

@@ -19,7 +19,7 @@ import msgspec
 from freehold.coordinator import study_records as records
 from freehold.coordinator.child import ServerCode, ServerStates
 from freehold.coordinator.run import OpenRun
-from freehold.coordinator.store import Store
+from freehold.coordinator.store import Put, Store
 from freehold.drawing import draw_cohort
 from freehold.errors import Conflict, FreeholdError, Late, ServerCodeFailed, StudyRefused, UnknownRun
 from freehold.events import Event, Listener, silent
@@ -51,6 +51,7 @@ class Studies:
         self._tasks: set[asyncio.Task[None]] = set()
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._child = asyncio.Lock()
+        self._closing = False
 
     # Studies.
 
@@ -156,7 +157,7 @@ class Studies:
                 woken.clear()
                 settled, work = self._settled(node, pending), self._next(node)
                 left = deadline - asyncio.get_running_loop().time()
-                if settled or work is not None or left <= 0:
+                if settled or work is not None or left <= 0 or self._closing:
                     return settled, work
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(woken.wait(), left)
@@ -209,6 +210,13 @@ class Studies:
             )
         return found
 
+    def shows(self, node: str, sha256: str) -> bool:
+        """Whether these bytes belong to work that this node was asked for."""
+        return any(
+            node in run.cohort and sha256 in (run.plan_blob.sha256, run.shared.sha256 if run.shared else "")
+            for run in self._runs.values()
+        )
+
     async def contribute(self, node: str, run: str, round: int, *, weight: float, sha256: str, body: bytes | Path) -> None:
         """Take a contribution: when this returns, it is in the store and will be counted, once.
 
@@ -218,13 +226,12 @@ class Studies:
         before = open_run.received.get(node)
         if before is None:
             await asyncio.to_thread(_verify, body, open_run, weight)
-            length = len(body) if isinstance(body, bytes) else body.stat().st_size
-            put = await asyncio.to_thread(self._store.put_file, body, point="coordinator.contribution")
+            put = await asyncio.to_thread(self._store.put_file, body, point="coordinator.contribution", sha256=sha256)
             now = self._clock()
 
             def insert(connection: Any) -> str | None:
                 there = records.insert_contribution(
-                    connection, run=run, round=round, node=node, sha256=sha256, length=length, weight=weight, now=now
+                    connection, run=run, round=round, node=node, sha256=sha256, length=put.length, weight=weight, now=now
                 )
                 if there is None:
                     self._store.insert_blob(connection, put)
@@ -235,8 +242,8 @@ class Studies:
                 if open_run.round != round or open_run.closing:
                     raise Late(f"Round {round} of run {run} closed meanwhile.", hint="Nothing is wrong; ask for work again.")
                 open_run.received[node], open_run.weights[node] = sha256, weight
-                await self._fold(open_run, put)
-                self._tell(Event("contribution.received", {"run": run, "round": round, "node": node, "bytes": length}))
+                await self._fold(open_run, put, weight)
+                self._tell(Event("contribution.received", {"run": run, "round": round, "node": node, "bytes": put.length}))
                 self._consider(open_run)
                 return
         if before != sha256:
@@ -245,16 +252,13 @@ class Studies:
                 hint="The first one counts. The node discards the second when it asks for work.",
             )
 
-    async def _fold(self, run: OpenRun, put: tuple[str, int, bytes | None, str | None]) -> None:
-        sha256, _, body, place = put
-        weight = next(run.weights[n] for n, s in run.received.items() if s == sha256)
+    async def _fold(self, run: OpenRun, put: Put, weight: float) -> None:
         assert run.tally is not None
         async with run.folding:
-            if body is not None:
-                run.tally.sum.add(body, weight)
-            else:
-                assert place is not None
-                await asyncio.to_thread(_fold_file, run, self._store.folder / place, weight)
+            if put.body is not None:
+                run.tally.sum.add(put.body, weight)
+            elif put.place is not None:
+                await asyncio.to_thread(_fold_file, run, self._store.folder / put.place, weight)
 
     async def measured(self, node: str, message: Measures | Declined) -> None:
         """Take what a node measured, or that it declined to train or measure."""
@@ -285,6 +289,8 @@ class Studies:
 
     async def advance(self) -> None:
         """Open runs that wait, as long as fewer than OPEN_RUNS of their study are open and enough nodes are there."""
+        if self._closing:
+            return
         for study in dict.fromkeys(run.study for run in self._runs.values()):
             own = [run for run in self._runs.values() if run.study == study]
             free = OPEN_RUNS - sum(run.state in ("training", "measuring") for run in own)
@@ -305,7 +311,7 @@ class Studies:
 
     def _consider(self, run: OpenRun) -> None:
         """Close the round if everybody was heard, or at the deadline if enough were."""
-        if run.closing or run.state not in ("training", "measuring"):
+        if self._closing or run.closing or run.state not in ("training", "measuring"):
             return
         now = self._clock()
         enough = run.state == "measuring" or (len(run.received) >= run.quorum and run.received)
@@ -442,6 +448,21 @@ class Studies:
         for node in nodes:
             for event in self._waiting.get(node, ()):
                 event.set()
+
+    def wake_all(self) -> None:
+        """Answer every poll now, with nothing if there is nothing."""
+        self._closing = True
+        self.wake(list(self._waiting))
+
+    async def close(self) -> None:
+        """Wait for what is being written; nothing new is begun."""
+        self._closing = True
+        for timer in self._timers.values():
+            timer.cancel()
+        while self._tasks:
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+        for run in self._runs.values():
+            run.drop_tally()
 
     def _forget(self, study: str) -> None:
         for run in [r for r in self._runs.values() if r.study == study]:

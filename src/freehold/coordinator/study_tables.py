@@ -1,4 +1,4 @@
-"""The tables of studies: runs, rounds, contributions, measures, and the small blobs among them."""
+"""The tables of studies: who offers data, runs, rounds, contributions, measures, and the small blobs among them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,13 @@ import sqlalchemy as sa
 from freehold.coordinator.schema import metadata
 
 _RUN, _HEX, _NAME = sa.String(32), sa.String(64), sa.String(63)
+
+offers = sa.Table(
+    "offers",
+    metadata,
+    sa.Column("node", _NAME, primary_key=True),
+    sa.Column("datasets", sa.Text, nullable=False),  # names, a comma between them
+)
 
 studies = sa.Table(
     "studies",

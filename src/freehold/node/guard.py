@@ -145,11 +145,7 @@ class Guard:
             if isinstance(reply, Failed):
                 raise DataUnfit(reply.message, hint=reply.hint)
             if isinstance(reply, Opened):
-                self._note(
-                    self._studies[hashlib.sha256(text).hexdigest()],
-                    "data",
-                    {"examples": reply.examples, "findings": reply.findings},
-                )
+                self._note(plan, "data", {"examples": reply.examples, "findings": reply.findings})
 
         return opening
 

@@ -130,7 +130,11 @@ class Peers:
 
     def drop(self, identity: Identity) -> int:
         """Cut all connections of an identity, whichever certificate they were made with, at once; how many there were."""
-        live = list(self._live.pop(_key(identity), ()))
+        return self.drop_named(identity.federation, identity.role, identity.name)
+
+    def drop_named(self, federation: str, role: str, name: str) -> int:
+        """The same by name."""
+        live = list(self._live.pop((federation, role, name), ()))
         for transport in live:
             transport.abort()
         return len(live)

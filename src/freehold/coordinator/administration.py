@@ -1,0 +1,246 @@
+"""What an operator can ask of a coordinator, over a Unix socket that only the coordinator's own user can open."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from aiohttp import web
+
+from freehold.coordinator.enrolment import Enrolment
+from freehold.coordinator.presence import CONNECTED_S, Presence
+from freehold.coordinator.store import Store
+from freehold.coordinator.studies import Studies
+from freehold.coordinator.study_tables import contributions, measures, rounds, runs, studies
+from freehold.errors import UnknownRun
+from freehold.events import Event, Listener
+from freehold.plan import parse, runs_of
+from freehold.wire import admin
+from freehold.wire.ingest import read_message
+from freehold.wire.server import refusals, reply
+
+
+class Administration:
+    """Answers an operator."""
+
+    def __init__(
+        self,
+        *,
+        enrolment: Enrolment,
+        studies: Studies,
+        store: Store,
+        presence: Presence,
+        denied: Callable[[str, bool], Awaitable[None]],
+        url: Callable[[], str],
+        tell: Listener,
+    ) -> None:
+        """`denied(identity, on)` is told when the deny list changes."""
+        self._enrolment, self._studies, self._store, self._presence = enrolment, studies, store, presence
+        self._denied, self._url, self._tell = denied, url, tell
+        self._since = time.time()
+        self.refused: Counter[str] = Counter()
+
+    def listen(self, event: Event) -> None:
+        """Count refusals."""
+        if event.name == "request.refused":
+            self.refused[str(event.fields["code"])] += 1
+
+    def build(self) -> web.Application:
+        """The application to serve."""
+        app = web.Application(middlewares=[refusals(self._tell)])
+        app.router.add_get("/v1/status", self._status)
+        app.router.add_get("/v1/tokens", self._tokens)
+        app.router.add_post("/v1/tokens", self._create_token)
+        app.router.add_post("/v1/tokens/revoke", self._revoke)
+        app.router.add_post("/v1/deny", self._deny)
+        app.router.add_post("/v1/allow", self._allow)
+        app.router.add_get("/v1/studies", self._list)
+        app.router.add_post("/v1/studies", self._start)
+        app.router.add_post("/v1/studies/stop", self._stop)
+        app.router.add_get("/v1/studies/{digest}", self._results)
+        return app
+
+    async def _status(self, request: web.Request) -> web.StreamResponse:
+        now = time.time()
+        nodes = [
+            admin.NodeInfo(
+                name=name, datasets=sorted(seen.datasets), last_seen=seen.last, connected=now - seen.last < CONNECTED_S
+            )
+            for name, seen in sorted(self._presence.all().items())
+        ]
+        return reply(
+            admin.Status(
+                federation=self._enrolment.authority.federation,
+                url=self._url(),
+                release=version("freehold"),
+                since=self._since,
+                nodes=nodes,
+                studies=self._infos(),
+                refused=dict(self.refused),
+            )
+        )
+
+    async def _tokens(self, request: web.Request) -> web.StreamResponse:
+        found = await asyncio.to_thread(self._enrolment.tokens)
+        return reply(
+            admin.Tokens(
+                tokens=[
+                    admin.TokenInfo(
+                        id=t.id,
+                        node=t.node,
+                        uses=t.uses,
+                        created=t.created,
+                        expires=t.expires,
+                        creator=t.creator,
+                        revoked=t.revoked,
+                    )
+                    for t in found
+                ]
+            )
+        )
+
+    async def _create_token(self, request: web.Request) -> web.StreamResponse:
+        message = await read_message(request, admin.TokenRequest)
+        made = await asyncio.to_thread(
+            self._enrolment.create_token, creator="operator", ttl_s=message.ttl_s, node=message.node, uses=message.uses
+        )
+        return reply(admin.TokenMade(token=made.format(), expires=time.time() + message.ttl_s, url=self._url()))
+
+    async def _revoke(self, request: web.Request) -> web.StreamResponse:
+        message = await read_message(request, admin.Subject)
+        await asyncio.to_thread(self._enrolment.revoke_token, message.name, by="operator")
+        return reply(admin.Done())
+
+    async def _deny(self, request: web.Request) -> web.StreamResponse:
+        message = await read_message(request, admin.Subject)
+        await asyncio.to_thread(self._enrolment.deny, message.name, by="operator", reason=message.reason)
+        await self._denied(message.name, True)
+        return reply(admin.Done())
+
+    async def _allow(self, request: web.Request) -> web.StreamResponse:
+        message = await read_message(request, admin.Subject)
+        await asyncio.to_thread(self._enrolment.allow, message.name, by="operator")
+        await self._denied(message.name, False)
+        return reply(admin.Done())
+
+    async def _list(self, request: web.Request) -> web.StreamResponse:
+        return reply(admin.Studies(studies=self._infos()))
+
+    async def _start(self, request: web.Request) -> web.StreamResponse:
+        message = await read_message(request, admin.StudyRequest)
+        return reply(admin.StudyStarted(digest=await self._studies.start(message.plan, message.signature)))
+
+    async def _stop(self, request: web.Request) -> web.StreamResponse:
+        message = await read_message(request, admin.Subject)
+        await self._studies.stop(self._digest(message.name), message.reason or "stopped by the operator")
+        return reply(admin.Done())
+
+    async def _results(self, request: web.Request) -> web.StreamResponse:
+        return reply(self._store.read(lambda c: results(c, self._store, self._digest(request.match_info["digest"]))))
+
+    def _digest(self, name: str) -> str:
+        """A study by its digest, the beginning of it, or its name."""
+
+        def find(connection: sa.Connection) -> list[str]:
+            whole = sa.or_(
+                studies.c.digest.startswith(name), studies.c.digest.startswith(f"sha256:{name}"), studies.c.name == name
+            )
+            return list(connection.execute(sa.select(studies.c.digest).where(whole)).scalars())
+
+        found = self._store.read(find)
+        if len(found) != 1:
+            raise UnknownRun(
+                f"{len(found)} studies are called {name!r}.", hint="`freehold study list` shows their digests; give one of them."
+            )
+        return found[0]
+
+    def _infos(self) -> list[admin.StudyInfo]:
+        live = {run.id: run for run in self._studies.open_runs()}
+
+        def read(connection: sa.Connection) -> list[admin.StudyInfo]:
+            infos = []
+            for row in connection.execute(sa.select(studies).order_by(studies.c.started)):
+                plan = parse(self._store.blob_bytes(row.plan).decode())
+                named = {run.id: run for run in runs_of(plan)}
+                told = []
+                for r in connection.execute(sa.select(runs).where(runs.c.study == row.digest).order_by(runs.c.number)):
+                    now = live.get(r.id)
+                    told.append(
+                        admin.RunInfo(
+                            id=r.id,
+                            algorithm=named[r.id].algorithm.name,
+                            repeat=named[r.id].repeat,
+                            state=now.state if now else r.state,
+                            round=now.round if now else r.round,
+                            rounds=plan.training.rounds,
+                            asked=list(now.cohort) if now else [],
+                            heard=sorted(now.received) if now else [],
+                            deadline=now.deadline if now else 0.0,
+                        )
+                    )
+                infos.append(
+                    admin.StudyInfo(
+                        digest=row.digest,
+                        name=row.name,
+                        state=row.state,
+                        started=row.started,
+                        ended=row.ended,
+                        reason=row.reason,
+                        runs=told,
+                    )
+                )
+            return infos
+
+        return self._store.read(read)
+
+
+def results(connection: sa.Connection, store: Store, digest: str) -> admin.Results:
+    """All that is known of a study."""
+    plan = connection.execute(sa.select(studies.c.plan).where(studies.c.digest == digest)).scalar_one()
+    own = sa.select(runs.c.id).where(runs.c.study == digest)
+    told: dict[str, dict[str, str]] = {}
+    for row in connection.execute(sa.select(measures).where(measures.c.run.in_(own))):
+        told.setdefault(row.run, {})[row.node] = row.body
+    heard: dict[tuple[str, int], list[Any]] = {}
+    sent: dict[str, int] = {}
+    for row in connection.execute(sa.select(contributions).where(contributions.c.run.in_(own)).order_by(contributions.c.node)):
+        heard.setdefault((row.run, row.round), []).append(row)
+        sent[row.node] = sent.get(row.node, 0) + row.length
+    closed = connection.execute(
+        sa.select(rounds).where(rounds.c.run.in_(own), rounds.c.closed.is_not(None)).order_by(rounds.c.run, rounds.c.round)
+    )
+    return admin.Results(
+        plan=store.blob_bytes(plan).decode(),
+        rounds=[
+            admin.RoundInfo(
+                run=r.run,
+                round=r.round,
+                heard=[c.node for c in heard.get((r.run, r.round), []) if c.counted],
+                seconds=r.closed - r.opened,
+                bytes=sum(c.length for c in heard.get((r.run, r.round), [])),
+            )
+            for r in closed
+        ],
+        measures=told,
+        sent_bytes=sent,
+    )
+
+
+async def serve_unix(app: web.Application, path: Path) -> web.AppRunner:
+    """Serve on a Unix socket of mode 0600; a socket that a killed coordinator left is replaced."""
+    path.unlink(missing_ok=True)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=2.0)
+    await runner.setup()
+    mask = os.umask(0o177)  # the socket must never be open to others, not even for a moment
+    try:
+        await web.UnixSite(runner, str(path)).start()
+    finally:
+        os.umask(mask)
+    return runner

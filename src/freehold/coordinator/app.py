@@ -1,0 +1,204 @@
+"""The coordinator's side of each route: who asks, what they may, and what becomes of it."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable
+
+import msgspec
+from aiohttp import web
+
+from freehold.coordinator.enrolment import Enrolment
+from freehold.coordinator.peer import read_peer
+from freehold.coordinator.presence import Presence
+from freehold.coordinator.store import Store
+from freehold.coordinator.studies import Studies
+from freehold.errors import CertificateRefused, NoCertificate, ProtocolVersion, UnknownRun, WireError
+from freehold.events import Listener
+from freehold.wire import openapi, routes
+from freehold.wire.ingest import Ingest, read_message
+from freehold.wire.messages import (
+    RUN_PATTERN,
+    SHA256_PATTERN,
+    VERSION,
+    Declined,
+    EnrollRequest,
+    Leave,
+    Measures,
+    Pending,
+    RenewRequest,
+    WorkReply,
+    WorkRequest,
+)
+from freehold.wire.server import Identity, Peers, refusals, reply
+
+Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+_ROOM_BYTES = 1 << 16
+"""What the header of a contribution may take beside its tensors."""
+
+
+class App:
+    """Answers the routes of `wire.routes`."""
+
+    def __init__(
+        self,
+        *,
+        enrolment: Enrolment,
+        studies: Studies,
+        store: Store,
+        presence: Presence,
+        ingest: Ingest,
+        peers: Peers,
+        tell: Listener,
+    ) -> None:
+        self._enrolment, self._studies, self._store = enrolment, studies, store
+        self._presence, self._ingest, self._peers, self._tell = presence, ingest, peers, tell
+        self._document = openapi.document()
+
+    def build(self) -> web.Application:
+        """The application to serve."""
+        answers: dict[routes.Route, Answer] = {
+            routes.CA: self._roots,
+            routes.ENROLL: self._enroll,
+            routes.RENEW: self._renew,
+            routes.WORK: self._work,
+            routes.BLOB: self._blob,
+            routes.CONTRIBUTE: self._contribute,
+            routes.MEASURES: self._measures,
+            routes.DECLINED: self._declined,
+            routes.LEAVE: self._leave,
+            routes.OPENAPI: self._openapi,
+        }
+        app = web.Application(middlewares=[refusals(self._tell)], client_max_size=1 << 62)
+        for route in routes.ROUTES:
+            app.router.add_route(route.method, route.path, answers[route])
+        return app
+
+    # Enrolment.
+
+    async def _roots(self, request: web.Request) -> web.StreamResponse:
+        return web.Response(text=self._enrolment.authority.roots_pem, content_type="application/x-pem-file")
+
+    async def _enroll(self, request: web.Request) -> web.StreamResponse:
+        message = await read_message(request, EnrollRequest)
+        return reply(await asyncio.to_thread(self._enrolment.enroll, message, address=request.remote or "-"))
+
+    async def _renew(self, request: web.Request) -> web.StreamResponse:
+        self._node(request)
+        message = await read_message(request, RenewRequest)
+        peer = read_peer(_certificate(request))
+        return reply(await asyncio.to_thread(self._enrolment.renew, message, peer=peer, address=request.remote or "-"))
+
+    async def _leave(self, request: web.Request) -> web.StreamResponse:
+        node = self._node(request)
+        await read_message(request, Leave)
+        await asyncio.to_thread(self._enrolment.leave, read_peer(_certificate(request)))
+        self._presence.gone(node.name)
+        await self._studies.gone(node.name)
+        return reply(WorkReply(received=True))
+
+    # Work.
+
+    async def _work(self, request: web.Request) -> web.StreamResponse:
+        node = self._node(request)
+        message = await read_message(request, WorkRequest)
+        return reply(await self._next(node, message.datasets, message.pending, message.wait_s))
+
+    async def _next(
+        self, node: Identity, datasets: list[str], pending: list[Pending], wait_s: float, *, received: bool = False
+    ) -> WorkReply:
+        if await self._presence.heard(node.name, datasets):
+            await self._studies.advance()
+        settled, work = await self._studies.work(node.name, pending, wait_s)
+        return WorkReply(settled=settled, work=work, received=received)
+
+    async def _blob(self, request: web.Request) -> web.StreamResponse:
+        node = self._node(request)
+        sha256 = request.match_info["sha256"]
+        if not re.fullmatch(SHA256_PATTERN, sha256) or not self._studies.shows(node.name, sha256):
+            raise UnknownRun("This node has no open work with those bytes.", hint="The round may be over; ask for work again.")
+        path = self._store.blob_path(sha256)
+        if path is None:
+            return web.Response(body=self._store.blob_bytes(sha256), content_type="application/octet-stream")
+        return web.FileResponse(path, chunk_size=1 << 18)
+
+    async def _contribute(self, request: web.Request) -> web.StreamResponse:
+        node = self._node(request)
+        version = _header(request, routes.VERSION_HEADER, r"[0-9]{1,6}")
+        if int(version) != VERSION:
+            raise ProtocolVersion(
+                f"The node speaks version {version} of the protocol, this coordinator {VERSION}.",
+                hint="Install the same Freehold release on both sides.",
+            )
+        run, round_ = _part(request, "run", RUN_PATTERN), int(_part(request, "round", r"[0-9]{1,10}"))
+        sha256 = _header(request, routes.SHA256_HEADER, SHA256_PATTERN)
+        weight = float(_header(request, routes.WEIGHT_HEADER, r"[0-9]{1,15}(\.[0-9]{1,15})?(e[+-]?[0-9]{1,2})?"))
+        wait_s = float(_header(request, routes.WAIT_HEADER, r"[0-9]{1,3}(\.[0-9]{1,6})?", "0"))
+        datasets = _header(request, routes.DATASETS_HEADER, r"[a-z0-9,-]{0,4000}", "")
+        pending = _pending(_header(request, routes.PENDING_HEADER, r"[0-9a-f:,-]{0,8000}", ""))
+        limit = self._studies.expects(node.name, run, round_).sum_bytes + _ROOM_BYTES
+        body = await self._ingest.receive_body(request, sha256=sha256, limit_bytes=limit)
+        try:
+            await self._studies.contribute(node.name, run, round_, weight=weight, sha256=sha256, body=body)
+        finally:
+            if not isinstance(body, bytes):
+                await asyncio.to_thread(body.unlink, missing_ok=True)
+        return reply(await self._next(node, [d for d in datasets.split(",") if d], pending, min(wait_s, 300.0), received=True))
+
+    async def _measures(self, request: web.Request) -> web.StreamResponse:
+        return await self._told(request, Measures)
+
+    async def _declined(self, request: web.Request) -> web.StreamResponse:
+        return await self._told(request, Declined)
+
+    async def _told(self, request: web.Request, kind: type[Measures] | type[Declined]) -> web.StreamResponse:
+        node = self._node(request)
+        message = await read_message(request, kind)
+        await self._studies.measured(node.name, message)
+        return reply(await self._next(node, message.datasets, message.pending, message.wait_s, received=True))
+
+    async def _openapi(self, request: web.Request) -> web.StreamResponse:
+        return web.Response(body=msgspec.json.encode(self._document), content_type="application/json")
+
+    def _node(self, request: web.Request) -> Identity:
+        found = self._peers.required(request)
+        if found.role != "node" or found.federation != self._enrolment.authority.federation:
+            raise CertificateRefused(
+                f"The certificate is that of {found.role} {found.name} in {found.federation}, not of a node of this federation.",
+                hint="Join this federation with a token.",
+            )
+        return found
+
+
+def _certificate(request: web.Request) -> bytes:
+    ssl_object = request.get_extra_info("ssl_object")
+    found = ssl_object.getpeercert(True) if ssl_object is not None else None
+    if not found:
+        raise NoCertificate("This needs a certificate of the federation.", hint="Join with a token first.")
+    return bytes(found)
+
+
+def _part(request: web.Request, name: str, pattern: str) -> str:
+    found = request.match_info[name]
+    if not re.fullmatch(pattern, found):
+        raise WireError(f"The path has no valid {name}.", hint="See docs/reference/wire.md.")
+    return found
+
+
+def _header(request: web.Request, name: str, pattern: str, default: str | None = None) -> str:
+    found = request.headers.get(name, default)
+    if found is None or not re.fullmatch(pattern, found):
+        raise WireError(f"The header {name} is missing or malformed.", hint="See docs/reference/wire.md.")
+    return found
+
+
+def _pending(text: str) -> list[Pending]:
+    found = []
+    for entry in filter(None, text.split(",")):
+        run, _, round_ = entry.partition(":")
+        if not re.fullmatch(RUN_PATTERN, run) or not re.fullmatch(r"[0-9]{1,10}", round_):
+            raise WireError(f"The header {routes.PENDING_HEADER} is malformed.", hint="See docs/reference/wire.md.")
+        found.append(Pending(run=run, round=int(round_)))
+    return found

@@ -1,0 +1,173 @@
+"""A running coordinator: its parts put together over one state folder, started and stopped.
+
+<state>/coordinator.sqlite   enrolment and studies      <state>/blobs/       what is too large for a row
+<state>/authority/           issuer and trusted roots   <state>/ca/          the root's key, which can be taken offline
+<state>/server.pem           its own key and chain      <state>/admin.sock   administration, mode 0600
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import sqlalchemy as sa
+
+from freehold.coordinator.administration import Administration, serve_unix
+from freehold.coordinator.app import App
+from freehold.coordinator.authority import Authority
+from freehold.coordinator.child import ServerCode
+from freehold.coordinator.enrolment import Enrolment
+from freehold.coordinator.enrolment_tables import denied, readings, transactions
+from freehold.coordinator.presence import Presence
+from freehold.coordinator.store import Store, connect
+from freehold.coordinator.studies import Studies
+from freehold.errors import CoordinatorError
+from freehold.events import Event, Listener, silent
+from freehold.wire.ingest import Ingest
+from freehold.wire.process import Spawn, spawn
+from freehold.wire.server import Identity, Peers, save_connection_memory, serve, server_context
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How a coordinator runs."""
+
+    state: Path
+    federation: str = "freehold"
+    host: str = "127.0.0.1"
+    port: int = 8443  # 0: any free one
+    names: tuple[str, ...] = ()  # DNS names and addresses that nodes know it by; () = the host's own
+    database: str = ""  # URL; "" = SQLite in the state folder
+    ca_dir: Path | None = None  # where the root's key is; None = in the state folder
+
+    def hosts(self) -> tuple[str, ...]:
+        """The names in its certificate."""
+        if self.names:
+            return self.names
+        own = [socket.gethostname(), "localhost", "127.0.0.1"]
+        try:
+            if not ipaddress.ip_address(self.host).is_unspecified:
+                own.append(self.host)
+        except ValueError:
+            own.append(self.host)
+        return tuple(dict.fromkeys(own))
+
+
+@dataclass(kw_only=True)
+class Service:
+    """A coordinator between `start` and `stop`."""
+
+    settings: Settings
+    clock: Callable[[], float] = time.time
+    listener: Listener = silent
+    spawn: Spawn = spawn
+    _denied: set[str] = field(default_factory=set)
+    _stops: list[Callable[[], object]] = field(default_factory=list)
+
+    async def start(self) -> None:
+        """Take up every study where it was, then listen."""
+        state = self.settings.state
+        state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        save_connection_memory()
+        authority = Authority.open(
+            state / "authority",
+            federation=self.settings.federation,
+            now=self.clock(),
+            ca_dir=self.settings.ca_dir or state / "ca",
+        )
+        engine = connect(self.settings.database or f"sqlite:///{state / 'coordinator.sqlite'}")
+        self.store = Store(engine, state / "blobs")
+        with engine.connect() as connection:
+            self._denied = set(connection.execute(sa.select(denied.c.what)).scalars())
+        self.enrolment = Enrolment(
+            authority=authority, transaction=transactions(engine), reading=readings(engine), clock=self.clock
+        )
+        self.code = ServerCode(spawn=self.spawn)
+        self.presence = Presence(self.store, self.clock)
+        self.studies = Studies(self.store, self.code, self.presence.offering, clock=self.clock, tell=self._tell)
+        self.peers = Peers(clock=self.clock, denied=self._is_denied)
+        self.ingest = Ingest(state / "blobs")
+        self.administration = Administration(
+            enrolment=self.enrolment,
+            studies=self.studies,
+            store=self.store,
+            presence=self.presence,
+            denied=self._deny,
+            url=lambda: self.url,
+            tell=self._tell,
+        )
+        await self.studies.recover()
+        pair = state / "server.pem"
+        self._renew_server_at = authority.issue_server(pair, hosts=self.settings.hosts(), now=self.clock())
+        self._context = server_context(pair, pair, authority.roots_pem)
+        app = App(
+            enrolment=self.enrolment,
+            studies=self.studies,
+            store=self.store,
+            presence=self.presence,
+            ingest=self.ingest,
+            peers=self.peers,
+            tell=self._tell,
+        ).build()
+        try:
+            self._serving = await serve(app, self.settings.host, self.settings.port, self._context)
+        except OSError as error:
+            await self._close_parts()
+            raise CoordinatorError(
+                f"Cannot listen on {self.settings.host}:{self.settings.port}: {error.strerror}.",
+                hint="Another program has the port, or the address is not this machine's; give --port or --host.",
+            ) from error
+        self._admin = await serve_unix(self.administration.build(), state / "admin.sock")
+        self._tell(Event("coordinator.started", {"url": self.url, "federation": self.settings.federation}))
+
+    @property
+    def url(self) -> str:
+        """Where nodes find it."""
+        return f"https://{self.settings.hosts()[0] if self.settings.names else _shown(self.settings.host)}:{self._serving.port}"
+
+    async def stop(self) -> None:
+        """Answer what waits, then end; every study stays where it is."""
+        self.studies.wake_all()
+        await self._serving.close()
+        await self._admin.cleanup()
+        await self._close_parts()
+        self._tell(Event("coordinator.stopped", {}))
+
+    async def _close_parts(self) -> None:
+        await self.studies.close()
+        self.code.end()
+        self.ingest.close()
+        await asyncio.to_thread(self.store.close)
+
+    def _is_denied(self, identity: Identity) -> bool:
+        serial = identity.serial.lower().lstrip("0")
+        return bool({serial, f"{identity.role}/{identity.name}"} & self._denied)
+
+    async def _deny(self, what: str, on: bool) -> None:
+        if not on:
+            self._denied.discard(what)
+            return
+        self._denied.add(what)
+        role, _, name = what.partition("/")
+        if name:
+            self.peers.drop_named(self.settings.federation, role, name)
+            if role == "node":
+                self.presence.gone(name)
+                await self.studies.gone(name)
+
+    def _tell(self, event: Event) -> None:
+        if hasattr(self, "administration"):
+            self.administration.listen(event)
+        self.listener(event)
+
+
+def _shown(host: str) -> str:
+    try:
+        return socket.gethostname() if ipaddress.ip_address(host).is_unspecified else host
+    except ValueError:
+        return host

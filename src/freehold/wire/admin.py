@@ -1,0 +1,194 @@
+"""What an operator and the coordinator say to each other: messages, and a client over the coordinator's Unix socket."""
+
+from __future__ import annotations
+
+import http.client
+import socket
+from pathlib import Path
+from typing import TypeVar
+
+from freehold.errors import FreeholdError, Unreachable, WireError, by_code
+from freehold.wire.messages import Message, Problem, decode, encode
+
+M = TypeVar("M", bound=Message)
+
+
+class TokenRequest(Message, frozen=True, kw_only=True):
+    """POST /v1/tokens."""
+
+    node: str | None = None
+    ttl_s: float = 86400.0
+    uses: int = 1
+
+
+class TokenMade(Message, frozen=True, kw_only=True):
+    """The only time that a token's secret is shown."""
+
+    token: str
+    expires: float
+    url: str
+
+
+class TokenInfo(Message, frozen=True, kw_only=True):
+    """A token without its secret; times are Unix time."""
+
+    id: str
+    node: str | None
+    uses: int
+    created: float
+    expires: float
+    creator: str
+    revoked: float | None
+
+
+class Tokens(Message, frozen=True, kw_only=True):
+    """GET /v1/tokens."""
+
+    tokens: list[TokenInfo]
+
+
+class Subject(Message, frozen=True, kw_only=True):
+    """POST /v1/tokens/revoke, /v1/deny, /v1/allow and /v1/studies/stop: a token, an identity or a study."""
+
+    name: str
+    reason: str = ""
+
+
+class Done(Message, frozen=True, kw_only=True):
+    """It was done."""
+
+
+class NodeInfo(Message, frozen=True, kw_only=True):
+    """A node; times are Unix time, 0 for never since the start."""
+
+    name: str
+    datasets: list[str]
+    last_seen: float
+    connected: bool
+
+
+class RunInfo(Message, frozen=True, kw_only=True):
+    """A run."""
+
+    id: str
+    algorithm: str
+    repeat: int
+    state: str
+    round: int
+    rounds: int
+    asked: list[str]
+    heard: list[str]
+    deadline: float
+
+
+class StudyInfo(Message, frozen=True, kw_only=True):
+    """A study."""
+
+    digest: str
+    name: str
+    state: str
+    started: float
+    ended: float | None
+    reason: str | None
+    runs: list[RunInfo]
+
+
+class Studies(Message, frozen=True, kw_only=True):
+    """GET /v1/studies."""
+
+    studies: list[StudyInfo]
+
+
+class StudyRequest(Message, frozen=True, kw_only=True):
+    """POST /v1/studies: a plan as TOML, and its signature."""
+
+    plan: str
+    signature: str | None = None
+
+
+class StudyStarted(Message, frozen=True, kw_only=True):
+    """The plan's digest, by which the study is known."""
+
+    digest: str
+
+
+class RoundInfo(Message, frozen=True, kw_only=True):
+    """A closed round; seconds from its opening to its closing, and what its contributions weighed in bytes."""
+
+    run: str
+    round: int
+    heard: list[str]
+    seconds: float
+    bytes: int
+
+
+class Results(Message, frozen=True, kw_only=True):
+    """GET /v1/studies/{digest}: what is known of a study. `measures`: run -> node -> the node's message as JSON."""
+
+    plan: str
+    rounds: list[RoundInfo]
+    measures: dict[str, dict[str, str]]
+    sent_bytes: dict[str, int]
+    """Node -> bytes of its contributions."""
+
+
+class Status(Message, frozen=True, kw_only=True):
+    """GET /v1/status."""
+
+    federation: str
+    url: str
+    release: str
+    since: float
+    nodes: list[NodeInfo]
+    studies: list[StudyInfo]
+    refused: dict[str, int]
+    """Error number -> requests that were refused with it."""
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: Path, timeout_s: float) -> None:
+        super().__init__("localhost", timeout=timeout_s)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self._path))
+
+
+class Admin:
+    """Asks a coordinator over its Unix socket, which only its own user can open."""
+
+    def __init__(self, path: Path, *, timeout_s: float = 60.0) -> None:
+        self._path, self._timeout_s = path, timeout_s
+
+    def get(self, route: str, kind: type[M]) -> M:
+        """Ask; raises Unreachable, or what the coordinator refused with."""
+        return self._ask("GET", route, b"", kind)
+
+    def post(self, route: str, message: Message, kind: type[M]) -> M:
+        """Tell; raises as `get`."""
+        return self._ask("POST", route, encode(message), kind)
+
+    def _ask(self, method: str, route: str, body: bytes, kind: type[M]) -> M:
+        connection = _UnixConnection(self._path, self._timeout_s)
+        try:
+            connection.request(method, route, body, {"Content-Type": "application/json"})
+            answer = connection.getresponse()
+            found = answer.read()
+        except OSError as error:
+            raise Unreachable(
+                f"No coordinator answers at {self._path}: {error.strerror or error}.",
+                hint="Start it with `freehold coordinator start`, or name its state folder with --state.",
+            ) from error
+        except http.client.HTTPException as error:
+            raise Unreachable("The coordinator ended within an answer.", hint="Look at its log.") from error
+        finally:
+            connection.close()
+        if answer.status == 200:
+            return decode(found, kind)
+        try:
+            told = decode(found, Problem)
+        except WireError:
+            raise WireError(f"The coordinator answers with status {answer.status}.", hint="Look at its log.") from None
+        raise (by_code(told.code) or FreeholdError)(told.message, hint=told.hint)
