@@ -1,0 +1,132 @@
+"""A running node: joins if it has to, keeps its certificate fresh, shows its page, and works until it is told to stop.
+
+<state>/identity/   key, certificate, roots (see `node.credentials`)
+<state>/vault/      personal states        <state>/studies/   what the node found out about each study, for its page
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from freehold.errors import FreeholdError, NotJoined, UsageError
+from freehold.events import Event, Listener, silent
+from freehold.node import credentials
+from freehold.node.agent import Agent
+from freehold.node.credentials import Credentials, renew_at
+from freehold.node.join import Network, join, renew
+from freehold.wire.client import Connection, retry, trusting
+from freehold.wire.jointoken import JoinToken
+from freehold.wire.process import Spawn, spawn
+
+RENEWAL_RETRY_S = 300.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How a node runs."""
+
+    name: str
+    state: Path
+    datasets: Mapping[str, Path] = field(default_factory=dict)
+    """Name -> table; whatever a plan calls its task."""
+    coordinator: str = ""
+    """URL; "" = the one that it joined."""
+    token: JoinToken | None = None
+    federation: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, path in self.datasets.items():
+            if not path.is_file() or not os.access(path, os.R_OK):
+                raise UsageError(f"The data {name} at {path} is no readable file.", hint="Give --data NAME=FILE.")
+
+
+class Service:
+    """A node between `start` and `stop`."""
+
+    def __init__(self, settings: Settings, *, listener: Listener = silent, spawn: Spawn = spawn) -> None:
+        self.settings, self._tell, self._spawn = settings, listener, spawn
+        self.agent: Agent | None = None
+        self._stopping = threading.Event()
+
+    def identity(self) -> Credentials:
+        """This node's identity, joining for it if there is none; raises NotJoined without a token."""
+        try:
+            found = credentials.load(self.settings.state)
+        except NotJoined:
+            found = None
+        if found is not None and time.time() < found.not_after:
+            return found
+        if self.settings.token is None or not self.settings.coordinator:
+            raise NotJoined(
+                f"Node {self.settings.name} has no valid identity in {self.settings.state}.",
+                hint="Give --coordinator URL and --join-file FILE, with a token from `freehold token create`.",
+            )
+        token = self.settings.token
+
+        def attempt() -> Credentials:
+            return join(
+                self.settings.state,
+                token,
+                url=self.settings.coordinator,
+                node=self.settings.name,
+                network=Network(),
+                federation=self.settings.federation,
+            )
+
+        found = retry(attempt, sleep=self._stopping.wait, random=random.random, clock=time.monotonic, give_up_s=60.0)
+        self._tell(Event("node.joined", {"node": self.settings.name, "federation": found.membership.federation}))
+        return found
+
+    def run(self) -> None:
+        """Join, then work until `stop`. Raises what joining raises."""
+        found = self.identity()
+        url = self.settings.coordinator or found.membership.url
+        connection = Connection(url, trusting(found.roots.read_text(encoding="ascii"), (found.pair, found.pair)))
+        self.agent = Agent(
+            connection,
+            node=found.membership.node,
+            state=self.settings.state,
+            datasets=self.settings.datasets,
+            url=url,
+            tell=self._tell,
+            spawn=self._spawn,
+        )
+        renewing = threading.Thread(target=self._keep_fresh, args=(found,), name="renewal", daemon=True)
+        renewing.start()
+        if not self._stopping.is_set():
+            self.agent.run()
+
+    def stop(self) -> None:
+        """End soon."""
+        self._stopping.set()
+        if self.agent is not None:
+            self.agent.stop()
+
+    def _keep_fresh(self, found: Credentials) -> None:
+        due = renew_at(found.not_before, found.not_after, random.random())
+        while not self._stopping.wait(max(due - time.time(), 0.0)):
+            try:
+                found = renew(self.settings.state, Network())
+                due = renew_at(found.not_before, found.not_after, random.random())
+                self._tell(Event("certificate.renewed", {"until": found.not_after}))
+            except FreeholdError as error:
+                self._tell(Event("certificate.not_renewed", {"code": error.code}))
+                due = time.time() + RENEWAL_RETRY_S * (0.5 + random.random())
+
+
+def until_signaled(stop: Callable[[], None]) -> None:
+    """Call `stop` on SIGTERM and SIGINT; the second one ends the process at once."""
+
+    def handle(number: int, frame: object) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        stop()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, handle)
