@@ -81,7 +81,7 @@ def transactions(engine: sa.Engine) -> Callable[[], AbstractContextManager[Enrol
     def transaction() -> Iterator[EnrolmentRecords]:
         with engine.connect() as connection:
             yield SqlRecords(connection)
-            durable.commit(connection.commit, point="coordinator.enrolment")
+            durable.commit(connection.commit, "coordinator.enrolment")
 
     return transaction
 
