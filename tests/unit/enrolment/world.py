@@ -17,6 +17,7 @@ from freehold.coordinator import enrolment_tables
 from freehold.coordinator.authority import Authority
 from freehold.coordinator.enrolment import Enrolment
 from freehold.coordinator.schema import metadata
+from freehold.coordinator.store import connect
 from freehold.errors import Unreachable
 from freehold.wire import spki
 from freehold.wire.jointoken import JoinToken
@@ -47,7 +48,7 @@ class World:
         self.authority = Authority.open(folder / "authority", federation=FEDERATION, now=self.clock(), ca_dir=folder / "ca")
         self.server = folder / "authority" / "server.pem"
         self.authority.issue_server(self.server, hosts=[HOST, "127.0.0.1"], now=self.clock())
-        self.engine = sa.create_engine(f"sqlite:///{folder / 'store.sqlite'}", connect_args={"timeout": 60})
+        self.engine = connect(f"sqlite:///{folder / 'store.sqlite'}")
         metadata.create_all(self.engine)
         self.enrolment = Enrolment(
             authority=self.authority,
