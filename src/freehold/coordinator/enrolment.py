@@ -101,7 +101,7 @@ class Enrolment:
         """
         wait_s = self.attempts.wait_s(address)
         if wait_s:
-            raise TokenRefused("Too many attempts from this address have failed.", hint=f"Try again in {math.ceil(wait_s)} seconds.")
+            raise TokenRefused("Too many attempts from this address have failed.", hint=f"Try again in {math.ceil(wait_s)} s.")
         event = Event(time=self.clock(), event="enroll", name=request.node, token_id=request.token_id, address=address)
         try:
             with self._step(event) as records:
