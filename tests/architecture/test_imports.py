@@ -29,8 +29,8 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "report": EVERYWHERE,
     "tracking": EVERYWHERE,
     "study": EVERYWHERE | {"core", "algorithms", "models", "data", "tasks", "engines", "report", "tracking"},
-    "node": EVERYWHERE | {"durable", "failpoints", "wire"},
-    "coordinator": EVERYWHERE | {"durable", "failpoints", "wire"},
+    "node": EVERYWHERE | {"durable", "failpoints", "wire", "core", "algorithms", "data", "tasks", "engines"},
+    "coordinator": EVERYWHERE | {"durable", "failpoints", "wire", "core", "algorithms", "data", "tasks", "engines"},
     "freehold": EVERYWHERE | {"core", "data", "report", "study"},
     "cli": EVERYWHERE | {"freehold", "core", "algorithms", "models", "data", "tasks", "engines", "report", "tracking", "study"},
 }
@@ -52,8 +52,8 @@ THIRD_PARTIES: dict[str, frozenset[str]] = {
     "report": frozenset({"jinja2", "matplotlib", "msgspec", "numpy", "scipy"}),
     "tracking": frozenset({"mlflow", "tensorboard"}),
     "study": frozenset({"msgspec", "numpy", "polars", "safetensors", "torch"}),
-    "node": frozenset({"cryptography", "msgspec"}),  # cryptography: node.identity, a process of its own
-    "coordinator": frozenset({"cryptography", "sqlalchemy"}),
+    "node": frozenset({"cryptography", "msgspec", "safetensors", "torch"}),  # the agent: msgspec alone, see tests/unit/enrolment
+    "coordinator": frozenset({"cryptography", "msgspec", "safetensors", "sqlalchemy", "torch"}),
     "freehold": frozenset(),
     "cli": frozenset({"rich", "typer"}),
 }

@@ -24,8 +24,7 @@ from freehold import durable
 from freehold.coordinator import certificates, csr
 from freehold.coordinator.certificates import DAY_S, Issued, Issuer, Role
 from freehold.errors import CoordinatorError
-from freehold.wire import jointoken
-from freehold.wire.certificate import blocks, outline
+from freehold.wire import spki
 
 ROOT_LIFE_S = 3650 * DAY_S
 ISSUER_LIFE_S = 365 * DAY_S
@@ -93,8 +92,8 @@ class Authority:
         return _pem([first, *(root for root in self.roots if root != first)])
 
     def pin(self) -> str:
-        """The digest of the key of the root that now signs, as join tokens carry it."""
-        return jointoken.encode(outline(_pem([self._anchor()])).key_digest)
+        """The digest of the key of the root that now signs: join tokens carry it."""
+        return spki.digest(_pem([self._anchor()]))
 
     def sign(self, request: str, *, role: Role, name: str, now: float, lifetime_s: float = NODE_LIFE_S) -> Issued:
         """A certificate that says its holder is `name` in this federation, with the chain below the root.
@@ -170,14 +169,14 @@ def renew_issuer(folder: Path, *, ca_dir: Path, federation: str, now: float) -> 
 def trust(folder: Path, root: str) -> None:
     """Trust another root, in PEM, beside those trusted already."""
     path = folder / "roots.pem"
-    known = blocks(path.read_text(encoding="ascii")) if path.exists() else []
-    _write(path, "".join(dict.fromkeys([*known, *blocks(root)])), "coordinator.authority.roots")
+    known = spki.certificates(path.read_text(encoding="ascii")) if path.exists() else []
+    _write(path, "".join(dict.fromkeys([*known, *spki.certificates(root)])), "coordinator.authority.roots")
 
 
 def distrust(folder: Path, pin: str) -> None:
     """Trust the root with this pin no longer; raises CoordinatorError when it is the last one."""
     path = folder / "roots.pem"
-    left = [block for block in blocks(path.read_text(encoding="ascii")) if jointoken.encode(outline(block).key_digest) != pin]
+    left = [block for block in spki.certificates(path.read_text(encoding="ascii")) if spki.digest(block) != pin]
     if not left:
         raise CoordinatorError("This is the only root that is trusted.", hint="`trust` the one that replaces it first.")
     _write(path, "".join(left), "coordinator.authority.roots")

@@ -33,7 +33,7 @@ class Issued:
 
     chain: str
     serial: str
-    """In hexadecimal."""
+    """In the hexadecimal form of `SSLSocket.getpeercert()`."""
     key_digest: str
     not_before: float
     not_after: float
@@ -141,7 +141,7 @@ def _leaf(
     )
     return Issued(
         chain=certificate.public_bytes(Encoding.PEM).decode() + above,
-        serial=f"{certificate.serial_number:x}",
+        serial=certificate.serial_number.to_bytes(20, "big").lstrip(b"\0").hex().upper(),
         key_digest=key_digest(key),
         not_before=certificate.not_valid_before_utc.timestamp(),
         not_after=certificate.not_valid_after_utc.timestamp(),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import math
 import re
 import secrets
 from collections.abc import Callable, Iterator
@@ -18,14 +19,14 @@ from freehold.coordinator.attempts import Attempts
 from freehold.coordinator.authority import NODE_LIFE_S, Authority
 from freehold.coordinator.certificates import DAY_S, Issued, Role, check_name
 from freehold.coordinator.enrolment_records import CertificateRecord, EnrolmentRecords, Event, NodeRecord, TokenRecord
-from freehold.coordinator.peer import Peer
 from freehold.errors import CertificateRefused, CsrRefused, Denied, FreeholdError, TokenRefused, UsageError
 from freehold.wire import jointoken
 from freehold.wire.jointoken import JoinToken
 from freehold.wire.messages import Certificate, EnrollRequest, RenewRequest
+from freehold.wire.server import Identity
 
 _NOBODY = "0" * 64
-_DENIABLE = "[0-9a-f]{1,40}|(" + "|".join(get_args(Role)) + ")/[a-z0-9-]{1,63}"
+_DENIABLE = "[0-9A-F]{2,40}|(" + "|".join(get_args(Role)) + ")/[a-z0-9-]{1,63}"
 _NODE: frozenset[Role] = frozenset({"node"})
 
 
@@ -100,7 +101,7 @@ class Enrolment:
         """
         wait_s = self.attempts.wait_s(address)
         if wait_s:
-            raise TokenRefused("Too many attempts from this address have failed.", hint=f"Try again in {wait_s:.0f} seconds.")
+            raise TokenRefused("Too many attempts from this address have failed.", hint=f"Try again in {math.ceil(wait_s)} s.")
         event = Event(time=self.clock(), event="enroll", name=request.node, token_id=request.token_id, address=address)
         try:
             with self._step(event) as records:
@@ -109,7 +110,7 @@ class Enrolment:
             self.attempts.failed(address)
             raise
 
-    def renew(self, request: RenewRequest, *, peer: Peer, address: str) -> Certificate:
+    def renew(self, request: RenewRequest, *, peer: Identity, address: str) -> Certificate:
         """A new certificate for a node that presents a valid one; the request's key must be new. The old one stays valid.
 
         Raises CertificateRefused, Denied or CsrRefused.
@@ -121,20 +122,23 @@ class Enrolment:
             if not enrolled:
                 raise CertificateRefused(f"Node {peer.name!r} is not enrolled here.", hint="Join again, with a new token.")
             issued = self._sign(request.csr, "node", peer.name, event.time)
-            if issued.key_digest == peer.key_digest:
-                raise _key_used()
             return self._record(records, issued, "node", peer.name, event)
 
-    def admit(self, peer: Peer, *, roles: frozenset[Role] = _NODE) -> None:
+    def admit(self, peer: Identity, *, roles: frozenset[Role] = _NODE) -> None:
         """Raise CertificateRefused or Denied unless this identity may speak now; to be asked at each request."""
         with self.reading() as records:
             _admit(records, peer, self.authority.federation, self.clock(), roles)
 
-    def leave(self, peer: Peer) -> None:
+    def is_denied(self, peer: Identity) -> bool:
+        """Whether its serial or its name is on the deny list."""
+        with self.reading() as records:
+            return records.denied(peer.serial, f"{peer.role}/{peer.name}") is not None
+
+    def leave(self, peer: Identity) -> None:
         """A node leaves for good: its certificates are denied, and its name is free. Once more does nothing."""
         event = Event(time=self.clock(), event="leave", name=peer.name, serial=peer.serial)
         with self._step(event) as records:
-            peer.check(federation=self.authority.federation, now=event.time, roles=_NODE)
+            _check_peer(peer, self.authority.federation, event.time, _NODE)
             records.end_node(peer.name, event.time)
             _deny_certificates(records, peer.name, event.time, "left")
             records.deny(peer.serial, event.time, "left")
@@ -259,10 +263,22 @@ def _check_token(token: TokenRecord, request: EnrollRequest, now: float) -> None
         raise TokenRefused(f"The join token is not for node {request.node!r}.", hint=_ask_for_another(request.node))
 
 
-def _admit(records: EnrolmentRecords, peer: Peer, federation: str, now: float, roles: frozenset[Role]) -> None:
-    peer.check(federation=federation, now=now, roles=roles)
-    if records.denied(peer.serial, peer.identity) is not None:
-        raise Denied(f"{peer.identity} is on the deny list.", hint="It left, was replaced, or the operator denied it.")
+def _admit(records: EnrolmentRecords, peer: Identity, federation: str, now: float, roles: frozenset[Role]) -> None:
+    _check_peer(peer, federation, now, roles)
+    if records.denied(peer.serial, f"{peer.role}/{peer.name}") is not None:
+        raise Denied(f"{peer.role}/{peer.name} is on the deny list.", hint="It left, was replaced, or the operator denied it.")
+
+
+def _check_peer(peer: Identity, federation: str, now: float, roles: frozenset[Role]) -> None:
+    """TLS has verified the chain, and the dates when the connection was made; a connection may outlive a certificate."""
+    if peer.federation != federation:
+        raise CertificateRefused(f"The certificate is of federation {peer.federation!r}, this one is {federation!r}.")
+    if peer.role not in roles:
+        raise CertificateRefused(f"The certificate is a {peer.role}'s; this needs that of: {', '.join(sorted(roles))}.")
+    if now >= peer.not_after:
+        raise CertificateRefused("The certificate has expired.", hint=_ask_for_another(peer.name))
+    if now < peer.not_before:
+        raise CertificateRefused("The certificate is not valid yet.", hint="Set the clocks of both machines.")
 
 
 def _deny_certificates(records: EnrolmentRecords, name: str, now: float, reason: str) -> None:

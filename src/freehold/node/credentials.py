@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Literal
 
 from freehold import durable
-from freehold.errors import NodeError, NotJoined
-from freehold.wire.certificate import outline
+from freehold.errors import NodeError, NotJoined, WireError
+from freehold.wire import spki
 from freehold.wire.messages import Certificate
 
 CHILD_TIMEOUT_S = 60.0
@@ -59,20 +59,21 @@ def load(state: Path) -> Credentials:
     """The identity of the node whose state is in this folder; raises NotJoined when it has none. It may have expired."""
     folder = state / "identity"
     try:
-        dates = outline((folder / "current.pem").read_text(encoding="ascii"))
+        chain = spki.certificates((folder / "current.pem").read_text(encoding="ascii"))
+        not_before, not_after = spki.dates(chain[0])
         membership = Membership(**json.loads((folder / "federation.json").read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise NotJoined("This node has not joined a federation.", hint="Start it with --coordinator and --join-file.") from None
-    except (TypeError, ValueError):
+    except (IndexError, TypeError, ValueError, WireError):
         raise NodeError(
-            f"{folder / 'federation.json'} is damaged.", hint="Restore it, or delete the folder and join again."
+            f"The identity in {folder} is damaged.", hint="Restore it, or delete the folder and join again."
         ) from None
     return Credentials(
         membership=membership,
         pair=folder / "current.pem",
         roots=folder / "roots.pem",
-        not_before=dates.not_before,
-        not_after=dates.not_after,
+        not_before=not_before,
+        not_after=not_after,
     )
 
 

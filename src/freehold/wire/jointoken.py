@@ -23,15 +23,16 @@ class JoinToken:
     """A join token; its `repr` and `str` leave the secret out. Raises JoinTokenError for malformed parts."""
 
     pin: str
-    """SHA-256 of the root's SubjectPublicKeyInfo."""
+    """SHA-256 of the root's SubjectPublicKeyInfo, in hexadecimal as `wire.spki` has it."""
     id: str
     secret: str = field(repr=False)
 
     def __post_init__(self) -> None:
-        _check_base64(self.pin, _PIN_BYTES, "pin (its second part)")
+        if not re.fullmatch(r"[0-9a-f]{64}", self.pin):
+            raise _malformed(f"pin (its second part) is not {_PIN_BYTES} bytes")
         if not re.fullmatch(r"[0-9a-f]{8}", self.id):
             raise _malformed("number (its third part) is not 8 hexadecimal digits")
-        _check_base64(self.secret, SECRET_BYTES, "secret (its last part)")
+        _decode(self.secret, SECRET_BYTES, "secret (its last part)")
 
     @classmethod
     def parse(cls, text: str) -> JoinToken:
@@ -41,11 +42,11 @@ class JoinToken:
             raise _malformed(f"beginning is not {VERSION!r}")
         if len(parts) != 4:
             raise _malformed(f"parts are {len(parts)} in number, and not 4")
-        return cls(pin=parts[1], id=parts[2], secret=parts[3])
+        return cls(pin=_decode(parts[1], _PIN_BYTES, "pin (its second part)").hex(), id=parts[2], secret=parts[3])
 
     def format(self) -> str:
         """The text that `parse` reads, the secret included."""
-        return ".".join((VERSION, self.pin, self.id, self.secret))
+        return ".".join((VERSION, encode(bytes.fromhex(self.pin)), self.id, self.secret))
 
 
 def encode(part: bytes) -> str:
@@ -53,7 +54,7 @@ def encode(part: bytes) -> str:
     return base64.urlsafe_b64encode(part).rstrip(b"=").decode()
 
 
-def _check_base64(text: str, length: int, part: str) -> None:
+def _decode(text: str, length: int, part: str) -> bytes:
     # Encoded again, so that each token has exactly one spelling.
     try:
         raw = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
@@ -61,6 +62,7 @@ def _check_base64(text: str, length: int, part: str) -> None:
         raise _malformed(f"{part} is not base64url") from None
     if len(raw) != length or encode(raw) != text:
         raise _malformed(f"{part} is not {length} bytes in base64url without padding")
+    return raw
 
 
 def _malformed(what: str) -> JoinTokenError:

@@ -1,15 +1,17 @@
-"""The digest of a certificate's public key: what a join token pins. Read by a small, strict DER reader."""
+"""What a process without cryptography reads of a certificate: its key's digest, which a join token pins, and its dates."""
 
 from __future__ import annotations
 
 import hashlib
 import re
 import ssl
+from datetime import UTC, datetime
 from typing import Final
 
 from freehold.errors import WireError
 
 _SEQUENCE, _INTEGER, _VERSION = 0x30, 0x02, 0xA0
+_TIMES: Final = {0x17: "%y%m%d%H%M%SZ", 0x18: "%Y%m%d%H%M%SZ"}
 _CERTIFICATE: Final = re.compile(r"-----BEGIN CERTIFICATE-----\n[A-Za-z0-9+/=\n]+-----END CERTIFICATE-----\n?")
 
 
@@ -29,16 +31,38 @@ def digest(pem: str) -> str:
 
 def public_key(der: bytes) -> bytes:
     """The SubjectPublicKeyInfo of a certificate, both in DER; raises WireError."""
+    # Before it: the serial number, the signature's algorithm, the issuer, the dates and the subject.
+    at, end = _field(der, (_INTEGER, _SEQUENCE, _SEQUENCE, _SEQUENCE, _SEQUENCE))
+    return der[at : _element(der, at, end, _SEQUENCE)[1]]
+
+
+def dates(pem: str) -> tuple[float, float]:
+    """From when until when one certificate is valid, in Unix time; raises WireError unless it is one."""
+    try:
+        der = ssl.PEM_cert_to_DER_cert(pem)
+        begin, end = _element(der, *_field(der, (_INTEGER, _SEQUENCE, _SEQUENCE)), _SEQUENCE)
+        found = []
+        while begin < end:
+            tag = der[begin]
+            start, begin = _element(der, begin, end, tag)
+            found.append(datetime.strptime(der[start:begin].decode("ascii"), _TIMES[tag]).replace(tzinfo=UTC).timestamp())
+        not_before, not_after = found
+    except (ValueError, KeyError):
+        raise _malformed() from None
+    return not_before, not_after
+
+
+def _field(der: bytes, before: tuple[int, ...]) -> tuple[int, int]:
+    """Where the field of a certificate's body that comes after these begins, and where the body ends."""
     begin, end = _element(der, 0, len(der), _SEQUENCE)
     if end != len(der):
         raise _malformed()
     at, end = _element(der, begin, end, _SEQUENCE)
     if der[at : at + 1] == bytes([_VERSION]):
         _, at = _element(der, at, end, _VERSION)
-    # The serial number; the signature's algorithm, the issuer, the dates and the subject.
-    for tag in (_INTEGER, _SEQUENCE, _SEQUENCE, _SEQUENCE, _SEQUENCE):
+    for tag in before:
         _, at = _element(der, at, end, tag)
-    return der[at : _element(der, at, end, _SEQUENCE)[1]]
+    return at, end
 
 
 def _element(der: bytes, at: int, limit: int, tag: int) -> tuple[int, int]:

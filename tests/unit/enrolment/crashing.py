@@ -12,7 +12,7 @@ from tests.unit.enrolment.world import HOST, Loopback, World
 def main(action: str, folder: str, state: str, *token: str) -> None:
     world = World(Path(folder))
     if action == "join":
-        join(Path(state), read_token(token[0]), url=f"https://{HOST}", node="alice", client=Loopback(world))
+        join(Path(state), read_token(token[0]), url=f"https://{HOST}", node="alice", network=Loopback(world))
     else:
         renew(Path(state), Loopback(world))
     world.engine.dispose()

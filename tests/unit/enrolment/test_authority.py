@@ -3,6 +3,7 @@ from __future__ import annotations
 import ssl
 from pathlib import Path
 
+import msgspec
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed25519, rsa
@@ -11,10 +12,10 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from freehold.coordinator import authority as ca
 from freehold.coordinator.authority import Authority, create_root, distrust, renew_issuer, trust
 from freehold.coordinator.certificates import DAY_S, Issued
-from freehold.coordinator.peer import read_peer
 from freehold.errors import CertificateRefused, CoordinatorError, CsrRefused
-from freehold.wire import certificate
-from tests.unit.enrolment.world import FEDERATION, World, csr, handshake, pem_of
+from freehold.wire import spki
+from freehold.wire.server import Identity
+from tests.unit.enrolment.world import FEDERATION, World, csr, handshake, identity_of, pem_of
 
 MINUTES = 60.0
 
@@ -28,7 +29,7 @@ def issue(authority: Authority, now: float, folder: Path, key: object = None, **
     return path
 
 
-def meet(world: World, pair: Path | None, roots: str | None = None, host: str = "localhost") -> bytes | None:
+def meet(world: World, pair: Path | None, roots: str | None = None, host: str = "localhost") -> Identity | None:
     return handshake(world.server, world.authority.roots_pem, roots or world.authority.roots_pem, pair, host)
 
 
@@ -43,11 +44,10 @@ def meet(world: World, pair: Path | None, roots: str | None = None, host: str = 
     ids=["P-256", "P-384", "Ed25519", "RSA-2048"],
 )
 def test_tls_takes_each_kind_of_key_and_shows_who_it_is(world: World, tmp_path: Path, key: object) -> None:
-    der = meet(world, issue(world.authority, world.clock(), tmp_path, key))
-    assert der is not None
-    peer = read_peer(der)
-    assert (peer.federation, peer.identity) == (FEDERATION, "node/alice")
-    peer.check(federation=FEDERATION, now=world.clock())
+    peer = meet(world, issue(world.authority, world.clock(), tmp_path, key))
+    assert peer is not None
+    assert (peer.federation, peer.role, peer.name) == (FEDERATION, "node", "alice")
+    world.enrolment.admit(peer)
 
 
 def test_without_a_certificate_a_connection_is_made_and_shows_nobody(world: World) -> None:
@@ -93,9 +93,6 @@ def test_a_nodes_certificate_is_no_servers_and_signs_nothing(world: World, tmp_p
 def test_a_servers_certificate_is_no_nodes(world: World) -> None:
     with pytest.raises(ssl.SSLError):
         meet(world, world.server)
-    server = ssl.PEM_cert_to_DER_cert(certificate.blocks(world.server.read_text())[0])
-    with pytest.raises(CertificateRefused, match="names no node"):
-        read_peer(server)
 
 
 @pytest.mark.parametrize("skew", [-10 * MINUTES, 10 * MINUTES])
@@ -105,9 +102,10 @@ def test_clocks_may_be_ten_minutes_apart(tmp_path: Path, skew: float) -> None:
     authority = Authority.open(tmp_path / "skewed", federation=FEDERATION, now=now, ca_dir=tmp_path / "skewed-ca")
     authority.issue_server(world.server, hosts=["localhost"], now=now)
     pair = issue(authority, now, tmp_path)
-    der = handshake(world.server, authority.roots_pem, authority.roots_pem, pair)
-    assert der is not None
-    read_peer(der).check(federation=FEDERATION, now=now)
+    peer = handshake(world.server, authority.roots_pem, authority.roots_pem, pair)
+    assert peer is not None
+    world.clock.now = now
+    world.enrolment.admit(peer)
     world.engine.dispose()
 
 
@@ -117,16 +115,18 @@ def test_an_expired_certificate_is_refused_by_tls_and_by_the_check(world: World,
     pair = issue(authority, long_ago, tmp_path)
     with pytest.raises(ssl.SSLError):
         handshake(world.server, authority.roots_pem, world.authority.roots_pem, pair)
-    peer = read_peer(ssl.PEM_cert_to_DER_cert(certificate.blocks(pair.read_text())[0]))
-    peer.check(federation=FEDERATION, now=long_ago)
+    peer = identity_of(pair.read_text())
     with pytest.raises(CertificateRefused, match="expired"):
-        peer.check(federation=FEDERATION, now=world.clock())
-    with pytest.raises(CertificateRefused, match="not valid yet"):
-        peer.check(federation=FEDERATION, now=long_ago - DAY_S)
+        world.enrolment.admit(peer)
+    world.clock.now = long_ago
+    world.enrolment.admit(peer)
     with pytest.raises(CertificateRefused, match="federation"):
-        peer.check(federation="others", now=long_ago)
+        world.enrolment.admit(msgspec.structs.replace(peer, federation="others"))
     with pytest.raises(CertificateRefused, match="operator"):
-        peer.check(federation=FEDERATION, now=long_ago, roles=frozenset({"operator"}))
+        world.enrolment.admit(peer, roles=frozenset({"operator"}))
+    world.clock.now -= DAY_S
+    with pytest.raises(CertificateRefused, match="not valid yet"):
+        world.enrolment.admit(peer)
 
 
 def parsed(issued: Issued) -> x509.Certificate:
@@ -227,7 +227,7 @@ def test_a_root_is_replaced_while_nodes_go_on(world: World, tmp_path: Path) -> N
     switched = Authority.from_files(**files)  # type: ignore[arg-type]
     switched.issue_server(world.server, hosts=["localhost"], now=now)
     assert switched.pin() != old_pin
-    assert certificate.pinned(switched.roots_pem, old_pin) != certificate.pinned(switched.roots_pem, switched.pin())
+    assert [spki.digest(root) for root in spki.certificates(switched.roots_pem)] == [switched.pin(), old_pin]
     new_pair = issue(switched, now, tmp_path)
     for pair in (old_pair, new_pair):
         assert handshake(world.server, switched.roots_pem, both.roots_pem, pair) is not None
@@ -244,8 +244,8 @@ def test_an_authority_of_ones_own_may_lie_below_a_foreign_root(world: World, tmp
     brought = Authority.from_files(
         federation="others", roots=world.folder / "authority" / "roots.pem", issuer=world.folder / "authority" / "issuer.pem"
     )
-    der = handshake(world.server, brought.roots_pem, brought.roots_pem, issue(brought, world.clock(), tmp_path))
-    assert der is not None and read_peer(der).federation == "others"
+    peer = handshake(world.server, brought.roots_pem, brought.roots_pem, issue(brought, world.clock(), tmp_path))
+    assert peer is not None and peer.federation == "others"
 
 
 def test_certificates_alone_are_trusted_but_sign_nothing(world: World) -> None:

@@ -19,7 +19,7 @@ from freehold.errors import CertificateRefused, CoordinatorError, CsrRefused, De
 from freehold.wire import jointoken
 from freehold.wire.jointoken import JoinToken
 from freehold.wire.messages import EnrollRequest
-from tests.unit.enrolment.world import ADDRESS, FEDERATION, World, csr, peer_of
+from tests.unit.enrolment.world import ADDRESS, FEDERATION, World, csr, identity_of, peer_of
 
 WRONG = jointoken.encode(b"planted-wrong-24-bytes!!")
 
@@ -31,7 +31,7 @@ def token_of(world: World, **options: object) -> JoinToken:
 def test_a_token_makes_a_node_once(world: World) -> None:
     token = token_of(world)
     peer = peer_of(world.enroll(token, csr(name="EVIL")))
-    assert peer.identity == "node/alice"
+    assert (peer.role, peer.name) == ("node", "alice")
     world.enrolment.admit(peer)
     with pytest.raises(TokenRefused, match="has been used"):
         world.enroll(token, csr(), "bob")
@@ -177,7 +177,7 @@ def test_no_error_and_no_message_shows_a_secret(world: World) -> None:
 def test_renewal_keeps_the_name_whatever_the_request_says(world: World) -> None:
     old = world.joined()
     new = peer_of(world.renew(old, csr(name="EVIL")))
-    assert new.identity == "node/alice" and new.serial != old.serial
+    assert (new.role, new.name) == ("node", "alice") and new.serial != old.serial
     for peer in (old, new):
         world.enrolment.admit(peer)
 
@@ -246,7 +246,7 @@ def test_a_node_that_left_is_out_and_its_name_is_free(world: World) -> None:
 
 def test_an_operator_is_certified_as_one_and_does_not_pass_for_a_node(world: World) -> None:
     issued = world.enrolment.certify(csr(), role="operator", name="olga", by="root")
-    peer = peer_of(world.enrolment._answer("olga", issued.chain, issued.not_after))
+    peer = identity_of(issued.chain)
     world.enrolment.admit(peer, roles=frozenset({"operator"}))
     with pytest.raises(CertificateRefused):
         world.enrolment.admit(peer)

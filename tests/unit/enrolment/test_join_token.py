@@ -7,17 +7,16 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from freehold.errors import JoinTokenError, PinMismatch, WireError
-from freehold.wire import jointoken
-from freehold.wire.certificate import federation_of, outline, pinned
+from freehold.errors import JoinTokenError, WireError
+from freehold.wire import jointoken, spki
 from freehold.wire.jointoken import JoinToken
 
 PIN, SECRET = jointoken.encode(bytes(32)), jointoken.encode(b"planted-secret-24-bytes!")
-TOKEN = JoinToken(pin=PIN, id="0123abcd", secret=SECRET)
+TOKEN = JoinToken(pin=bytes(32).hex(), id="0123abcd", secret=SECRET)
 ALPHABET = string.ascii_letters + string.digits + "-_=. \n+/é"
 
 tokens = st.builds(
-    lambda pin, number, secret: JoinToken(pin=jointoken.encode(pin), id=number.hex(), secret=jointoken.encode(secret)),
+    lambda pin, number, secret: JoinToken(pin=pin.hex(), id=number.hex(), secret=jointoken.encode(secret)),
     st.binary(min_size=32, max_size=32),
     st.binary(min_size=4, max_size=4),
     st.binary(min_size=24, max_size=24),
@@ -70,16 +69,12 @@ def test_a_token_shows_its_secret_only_when_formatted() -> None:
 
 
 @given(st.binary(max_size=200))
-def test_bytes_that_are_no_certificate_have_no_outline(body: bytes) -> None:
+def test_bytes_that_are_no_certificate_have_no_dates(body: bytes) -> None:
     with pytest.raises(WireError):
-        outline(ssl.DER_cert_to_PEM_cert(body))
+        spki.dates(ssl.DER_cert_to_PEM_cert(body))
 
 
-def test_a_bundle_without_the_pinned_root_is_refused() -> None:
-    with pytest.raises(PinMismatch):
-        pinned("", PIN)
-
-
-def test_what_is_no_root_names_no_federation() -> None:
-    with pytest.raises(WireError):
-        federation_of("nonsense")
+@pytest.mark.parametrize("part", [{"pin": "0"}, {"id": "0"}, {"secret": "0"}])
+def test_no_malformed_token_can_be_made(part: dict[str, str]) -> None:
+    with pytest.raises(JoinTokenError):
+        JoinToken(**({"pin": "0" * 64, "id": "0" * 8, "secret": SECRET} | part))

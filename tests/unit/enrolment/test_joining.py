@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from freehold.coordinator.peer import Peer, read_peer
 from freehold.errors import JoinTokenError, NodeError, NotJoined, PinMismatch, TokenRefused, Unreachable, UsageError
 from freehold.failpoints import VARIABLE
 from freehold.node import credentials
@@ -20,6 +19,7 @@ from freehold.node.join import join, read_token, renew
 from freehold.wire import jointoken
 from freehold.wire.jointoken import JoinToken
 from freehold.wire.messages import Certificate
+from freehold.wire.server import Identity
 from tests.unit.enrolment.world import FEDERATION, HOST, Loopback, World, csr, handshake, pem_of
 
 URL = f"https://{HOST}"
@@ -35,15 +35,14 @@ def token_of(world: World, node: str | None = "alice") -> JoinToken:
 
 
 def joined(world: World, state: Path) -> Credentials:
-    return join(state, token_of(world), url=URL, node="alice", client=Loopback(world))
+    return join(state, token_of(world), url=URL, node="alice", network=Loopback(world))
 
 
-def accepted(world: World, state: Path) -> Peer:
+def accepted(world: World, state: Path) -> Identity:
     """The node as the coordinator sees it, after a handshake with what is installed."""
     installed = credentials.load(state)
-    der = handshake(world.server, world.authority.roots_pem, installed.roots.read_text(), installed.pair)
-    assert der is not None
-    peer = read_peer(der)
+    peer = handshake(world.server, world.authority.roots_pem, installed.roots.read_text(), installed.pair)
+    assert peer is not None
     world.enrolment.admit(peer)
     return peer
 
@@ -54,11 +53,14 @@ def files(state: Path) -> set[str]:
 
 def test_a_node_joins_and_is_known(world: World, state: Path) -> None:
     client = Loopback(world)
-    made = join(state, token_of(world), url=URL, node="alice", client=client)
+    made = join(state, token_of(world), url=URL, node="alice", network=client)
     assert client.calls == ["roots", "/v1/enroll"]
     assert made.membership == Membership(federation=FEDERATION, node="alice", url=URL)
     assert made.not_before < world.clock() < made.not_after
-    assert accepted(world, state).identity == "node/alice"
+    peer = accepted(world, state)
+    assert peer.name == "alice"
+    with world.enrolment.reading() as records:
+        assert records.serials("node", "alice", world.clock()) == [peer.serial]  # as the deny list will have it
 
 
 def test_only_its_owner_can_read_what_a_node_keeps(world: World, state: Path) -> None:
@@ -70,9 +72,9 @@ def test_only_its_owner_can_read_what_a_node_keeps(world: World, state: Path) ->
 
 def test_nothing_is_sent_to_a_coordinator_that_the_pin_does_not_name(world: World, state: Path) -> None:
     client = Loopback(world)
-    wrong = JoinToken(pin=jointoken.encode(bytes(32)), id="00000000", secret=jointoken.encode(bytes(24)))
+    wrong = JoinToken(pin="0" * 64, id="00000000", secret=jointoken.encode(bytes(24)))
     with pytest.raises(PinMismatch):
-        join(state, wrong, url=URL, node="alice", client=client)
+        join(state, wrong, url=URL, node="alice", network=client)
     assert client.calls == ["roots"] and not state.exists()
 
 
@@ -82,7 +84,7 @@ def test_a_root_that_somebody_put_beside_the_right_one_is_not_trusted(world: Wor
     client = Loopback(between)
     client.roots = between.authority.roots_pem + world.authority.roots_pem
     with pytest.raises(ssl.SSLCertVerificationError):
-        join(state, token_of(world), url=URL, node="alice", client=client)
+        join(state, token_of(world), url=URL, node="alice", network=client)
     assert client.calls == ["roots"]
     between.engine.dispose()
 
@@ -91,11 +93,11 @@ def test_after_a_lost_answer_the_same_token_gets_the_same_certificate(world: Wor
     client, token = Loopback(world), token_of(world)
     client.lose_answer = True
     with pytest.raises(Unreachable):
-        join(state, token, url=URL, node="alice", client=client)
+        join(state, token, url=URL, node="alice", network=client)
     with pytest.raises(NotJoined):
         credentials.load(state)
     client.lose_answer = False
-    join(state, token, url=URL, node="alice", client=client)
+    join(state, token, url=URL, node="alice", network=client)
     assert [node.name for node in world.enrolment.nodes()] == ["alice"]
     accepted(world, state)
 
@@ -104,7 +106,7 @@ def test_a_new_token_means_a_new_key(world: World, state: Path) -> None:
     client = Loopback(world)
     client.lose_answer = True
     with pytest.raises(Unreachable):
-        join(state, token_of(world), url=URL, node="alice", client=client)
+        join(state, token_of(world), url=URL, node="alice", network=client)
     joined(world, state)
     accepted(world, state)
     assert files(state) == {"current.pem", "roots.pem", "federation.json"}
@@ -113,7 +115,7 @@ def test_a_new_token_means_a_new_key(world: World, state: Path) -> None:
 def test_a_refused_token_leaves_the_node_as_it_was(world: World, state: Path) -> None:
     before = joined(world, state).pair.read_bytes()
     with pytest.raises(TokenRefused):
-        join(state, token_of(world, node=None), url=URL, node="alice", client=Loopback(world))
+        join(state, token_of(world, node=None), url=URL, node="alice", network=Loopback(world))
     assert credentials.load(state).pair.read_bytes() == before
     accepted(world, state)
 
@@ -122,7 +124,7 @@ def test_a_node_is_one_node_of_one_federation(world: World, state: Path) -> None
     joined(world, state)
     for node, federation in (("bob", None), ("alice", "others")):
         with pytest.raises(UsageError, match="already 'alice'"):
-            join(state, token_of(world), url=URL, node=node, client=Loopback(world), federation=federation)
+            join(state, token_of(world), url=URL, node=node, network=Loopback(world), federation=federation)
 
 
 def test_renewal_has_a_new_key_and_the_old_pair_stays_until_then(world: World, state: Path) -> None:
@@ -136,7 +138,7 @@ def test_renewal_has_a_new_key_and_the_old_pair_stays_until_then(world: World, s
     client.lose_answer = False
     renew(state, client)
     now = accepted(world, state)
-    assert now.identity == was.identity and now.key_digest != was.key_digest and now.serial != was.serial
+    assert now.name == was.name and now.serial != was.serial and credentials.load(state).pair.read_text()[:200] != old[:200]
     assert files(state) == {"current.pem", "roots.pem", "federation.json"}
 
 
@@ -184,7 +186,7 @@ def test_a_token_is_read_from_a_file_or_from_standard_input(
 def test_a_failed_join_shows_no_secret(world: World, state: Path, capfd: pytest.CaptureFixture[str]) -> None:
     planted = JoinToken(pin=world.authority.pin(), id="00000000", secret=jointoken.encode(b"planted-secret-24-bytes!"))
     with pytest.raises(TokenRefused) as caught:
-        join(state, planted, url=URL, node="alice", client=Loopback(world))
+        join(state, planted, url=URL, node="alice", network=Loopback(world))
     shown = "".join(traceback.format_exception(caught.value)) + repr(caught.value) + "".join(capfd.readouterr())
     assert "TokenRefused" in shown and planted.secret not in shown
     assert planted.secret not in "".join(path.read_text() for path in state.rglob("*") if path.is_file())
@@ -233,7 +235,7 @@ def test_a_join_that_is_killed_anywhere_is_done_again_with_the_same_token(
         return
     with pytest.raises(NotJoined):
         credentials.load(state)
-    join(state, token, url=URL, node="alice", client=Loopback(world))
+    join(state, token, url=URL, node="alice", network=Loopback(world))
     accepted(world, state)
     assert [node.name for node in world.enrolment.nodes()] == ["alice"]
     assert files(state) == {"current.pem", "roots.pem", "federation.json"}

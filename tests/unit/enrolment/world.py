@@ -16,11 +16,14 @@ from cryptography.x509.oid import NameOID
 from freehold.coordinator import enrolment_tables
 from freehold.coordinator.authority import Authority
 from freehold.coordinator.enrolment import Enrolment
-from freehold.coordinator.peer import Peer, read_peer
 from freehold.coordinator.schema import metadata
+from freehold.coordinator.store import connect
 from freehold.errors import Unreachable
+from freehold.wire import spki
 from freehold.wire.jointoken import JoinToken
-from freehold.wire.messages import Certificate, EnrollRequest, RenewRequest, decode, encode
+from freehold.wire.messages import Certificate, EnrollRequest, Message, RenewRequest
+from freehold.wire.routes import ENROLL, RENEW, Route
+from freehold.wire.server import Identity, _identity
 
 FEDERATION = "hearts"
 HOST = "localhost"
@@ -45,7 +48,7 @@ class World:
         self.authority = Authority.open(folder / "authority", federation=FEDERATION, now=self.clock(), ca_dir=folder / "ca")
         self.server = folder / "authority" / "server.pem"
         self.authority.issue_server(self.server, hosts=[HOST, "127.0.0.1"], now=self.clock())
-        self.engine = sa.create_engine(f"sqlite:///{folder / 'store.sqlite'}", connect_args={"timeout": 60})
+        self.engine = connect(f"sqlite:///{folder / 'store.sqlite'}")
         metadata.create_all(self.engine)
         self.enrolment = Enrolment(
             authority=self.authority,
@@ -58,11 +61,11 @@ class World:
         values = {"federation": FEDERATION, "token_id": token.id, "secret": token.secret} | other
         return self.enrolment.enroll(EnrollRequest(node=node, csr=csr, **values), address=ADDRESS)
 
-    def joined(self, node: str = "alice") -> Peer:
+    def joined(self, node: str = "alice") -> Identity:
         token = self.enrolment.create_token(creator="root", node=node)
         return peer_of(self.enroll(token, csr(), node))
 
-    def renew(self, peer: Peer, request: str) -> Certificate:
+    def renew(self, peer: Identity, request: str) -> Certificate:
         return self.enrolment.renew(RenewRequest(csr=request), peer=peer, address=ADDRESS)
 
     def log(self) -> list[tuple[str, str | None, int]]:
@@ -82,21 +85,22 @@ class Loopback:
         self.calls.append("roots")
         return self.roots
 
-    def post(self, url: str, path: str, body: bytes, *, roots: str, pair: Path | None) -> bytes:
-        der = handshake(self.world.server, self.world.authority.roots_pem, roots, pair)
-        self.calls.append(path)
+    def ask(self, url: str, route: Route, message: Message, *, roots: str, pair: Path | None) -> Certificate:
+        peer = handshake(self.world.server, self.world.authority.roots_pem, roots, pair)
+        self.calls.append(route.path)
         enrolment = self.world.enrolment
-        if path == "/v1/enroll":
-            answer = enrolment.enroll(decode(body, EnrollRequest), address=ADDRESS)
+        if isinstance(message, EnrollRequest):
+            assert route is ENROLL
+            answer = enrolment.enroll(message, address=ADDRESS)
         else:
-            assert path == "/v1/renew" and der is not None
-            answer = enrolment.renew(decode(body, RenewRequest), peer=read_peer(der), address=ADDRESS)
+            assert route is RENEW and isinstance(message, RenewRequest) and peer is not None
+            answer = enrolment.renew(message, peer=peer, address=ADDRESS)
         if self.lose_answer:
             raise Unreachable("The connection broke.")
-        return encode(answer)
+        return answer
 
 
-def handshake(server: Path, server_roots: str, client_roots: str, pair: Path | None, host: str = HOST) -> bytes | None:
+def handshake(server: Path, server_roots: str, client_roots: str, pair: Path | None, host: str = HOST) -> Identity | None:
     """A TLS 1.3 handshake, strictly verified on both sides; the client's certificate as the server sees it."""
     ends = []
     for side, roots, own in ((ssl.PROTOCOL_TLS_SERVER, server_roots, server), (ssl.PROTOCOL_TLS_CLIENT, client_roots, pair)):
@@ -121,7 +125,8 @@ def handshake(server: Path, server_roots: str, client_roots: str, pair: Path | N
             except ssl.SSLWantReadError:
                 pass
     assert not left
-    return serving.getpeercert(binary_form=True)
+    shown = serving.getpeercert()
+    return _identity(shown) if shown else None
 
 
 def csr(key: object = None, name: str = "whoever", extension: x509.ExtensionType | None = None) -> str:
@@ -137,5 +142,16 @@ def pem_of(key: object) -> str:
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()  # type: ignore[attr-defined]
 
 
-def peer_of(answer: Certificate) -> Peer:
-    return read_peer(ssl.PEM_cert_to_DER_cert(answer.chain.split("-----END")[0] + "-----END CERTIFICATE-----"))
+def peer_of(answer: Certificate) -> Identity:
+    return identity_of(answer.chain)
+
+
+def identity_of(chain: str) -> Identity:
+    """Who the first certificate of a chain names, without a handshake."""
+    certificate = x509.load_pem_x509_certificates(chain.encode())[0]
+    (uri,) = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    federation, role, name = uri.value.removeprefix("spiffe://").split("/")
+    not_before, not_after = spki.dates(spki.certificates(chain)[0])
+    serial = f"{certificate.serial_number:X}"
+    serial = serial.zfill(len(serial) + len(serial) % 2)
+    return Identity(federation=federation, role=role, name=name, serial=serial, not_before=not_before, not_after=not_after)
