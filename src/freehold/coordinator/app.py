@@ -10,11 +10,10 @@ import msgspec
 from aiohttp import web
 
 from freehold.coordinator.enrolment import Enrolment
-from freehold.coordinator.peer import read_peer
 from freehold.coordinator.presence import Presence
 from freehold.coordinator.store import Store
 from freehold.coordinator.studies import Studies
-from freehold.errors import CertificateRefused, NoCertificate, ProtocolVersion, UnknownRun, WireError
+from freehold.errors import CertificateRefused, ProtocolVersion, UnknownRun, WireError
 from freehold.events import Listener
 from freehold.wire import openapi, routes
 from freehold.wire.ingest import Ingest, read_message
@@ -86,15 +85,14 @@ class App:
         return reply(await asyncio.to_thread(self._enrolment.enroll, message, address=request.remote or "-"))
 
     async def _renew(self, request: web.Request) -> web.StreamResponse:
-        self._node(request)
+        peer = self._node(request)
         message = await read_message(request, RenewRequest)
-        peer = read_peer(_certificate(request))
         return reply(await asyncio.to_thread(self._enrolment.renew, message, peer=peer, address=request.remote or "-"))
 
     async def _leave(self, request: web.Request) -> web.StreamResponse:
         node = self._node(request)
         await read_message(request, Leave)
-        await asyncio.to_thread(self._enrolment.leave, read_peer(_certificate(request)))
+        await asyncio.to_thread(self._enrolment.leave, node)
         self._presence.gone(node.name)
         await self._studies.gone(node.name)
         return reply(WorkReply(received=True))
@@ -170,14 +168,6 @@ class App:
                 hint="Join this federation with a token.",
             )
         return found
-
-
-def _certificate(request: web.Request) -> bytes:
-    ssl_object = request.get_extra_info("ssl_object")
-    found = ssl_object.getpeercert(True) if ssl_object is not None else None
-    if not found:
-        raise NoCertificate("This needs a certificate of the federation.", hint="Join with a token first.")
-    return bytes(found)
 
 
 def _part(request: web.Request, name: str, pattern: str) -> str:
