@@ -110,11 +110,17 @@ class Coordinator:
 
     def close(self) -> None:
         self.do(self._serving.close())
-        self.do(asyncio.sleep(0))
+        self.do(self._quiet())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(20)
         self._loop.close()
         self._ingest.close()
+
+    async def _quiet(self) -> None:
+        """Until the loop watches nothing but itself: a client may have gone within a handshake."""
+        async with asyncio.timeout(10):
+            while len(self._loop._selector.get_map()) > 1 or len(asyncio.all_tasks()) > 1:  # type: ignore[attr-defined]
+                await asyncio.sleep(0)
 
     def _app(self) -> web.Application:
         app = web.Application(middlewares=[refusals(self.events.put)])
