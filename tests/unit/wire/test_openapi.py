@@ -49,7 +49,10 @@ def test_paths_are_filled_in() -> None:
     assert BLOB.at(sha256="ab") == "/v1/blobs/ab"
 
 
-@pytest.mark.parametrize(("text", "fits"), [("", True), ("a", True), ("heart,lungs-2", True), (",", False), ("a,", False), ("A", False), ("a b", False)])
+@pytest.mark.parametrize(
+    ("text", "fits"),
+    [("", True), ("a", True), ("heart,lungs-2", True), (",", False), ("a,", False), ("A", False), ("a b", False)],
+)
 def test_the_header_of_data_sets_is_a_list_of_names(text: str, fits: bool) -> None:
     assert DATASETS_HEADER == "Freehold-Datasets"
     if fits:

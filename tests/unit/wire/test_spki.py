@@ -62,7 +62,16 @@ def test_damaged_bytes_are_refused_or_read_within_their_bounds(kind: str, at: in
 
 @pytest.mark.parametrize(
     "der",
-    [b"", b"\x30", b"\x30\x00", b"\x30\x80\x00\x00", b"\x30\x81\x01\x00", b"\x30\x85\x00\x00\x00\x00\x01", b"\x30\x84\xff\xff\xff\xff", b"\x31\x00"],
+    [
+        b"",
+        b"\x30",
+        b"\x30\x00",
+        b"\x30\x80\x00\x00",
+        b"\x30\x81\x01\x00",
+        b"\x30\x85\x00\x00\x00\x00\x01",
+        b"\x30\x84\xff\xff\xff\xff",
+        b"\x31\x00",
+    ],
 )
 def test_what_is_not_der_is_refused(der: bytes) -> None:
     with pytest.raises(WireError):
