@@ -95,6 +95,7 @@ class Coordinator:
         self._thread = threading.Thread(target=self._loop.run_forever)
         self._thread.start()
         self.holding = threading.Event()
+        self._released = asyncio.Event()
         context = server_context(*authority.server(), authority.pem)
         self._serving = self.do(serve(self._app(), "127.0.0.1", port, context))
         self.port = self._serving.port
@@ -109,6 +110,7 @@ class Coordinator:
         return self.do(call())
 
     def close(self) -> None:
+        self.call(self._released.set)
         self.do(self._serving.close())
         self.do(self._quiet())
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -162,7 +164,8 @@ class Coordinator:
     async def _hold(self, request: web.Request) -> web.Response:
         self.peers.required(request)
         self.holding.set()
-        await asyncio.sleep(60)
+        async with asyncio.timeout(60):
+            await self._released.wait()
         return web.Response()
 
 
