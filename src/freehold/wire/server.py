@@ -215,10 +215,11 @@ class Serving:
     async def close(self) -> None:
         """Stop listening, give running requests five seconds, and cut what is left."""
         self._server.close()
-        assert self._runner.server is not None
-        live = [connection.transport for connection in self._runner.server.connections]
+        made = self._runner.server
+        assert made is not None
+        live = {connection.transport for connection in made.connections}
         await self._runner.cleanup()
-        for transport in live:
+        for transport in live | {connection.transport for connection in made.connections}:
             if transport is not None:
                 transport.abort()  # TLS would wait half a minute for the other side to say goodbye
 
@@ -263,7 +264,8 @@ def save_connection_memory() -> Literal["shared", "small", "unknown"]:
     if not isinstance(getattr(protocol, "max_size", None), int):
         return "unknown"
     parts = {"_ssl_buffer", "_ssl_buffer_view"}
-    known = all(parts <= {*method.__code__.co_names} for method in (protocol.__init__, protocol.get_buffer))
+    codes = [getattr(method, "__code__", None) for method in (protocol.__init__, protocol.get_buffer)]
+    known = all(code is not None and parts <= {*code.co_names} for code in codes)
     if not ((3, 11) <= sys.version_info[:2] <= (3, 14) and known):
         protocol.max_size = _BUFFER_BYTES // 2
         return "small"

@@ -95,6 +95,7 @@ class Coordinator:
         self._thread = threading.Thread(target=self._loop.run_forever)
         self._thread.start()
         self.holding = threading.Event()
+        self._released = asyncio.Event()
         context = server_context(*authority.server(), authority.pem)
         self._serving = self.do(serve(self._app(), "127.0.0.1", port, context))
         self.port = self._serving.port
@@ -109,12 +110,19 @@ class Coordinator:
         return self.do(call())
 
     def close(self) -> None:
+        self.call(self._released.set)
         self.do(self._serving.close())
-        self.do(asyncio.sleep(0))
+        self.do(self._quiet())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(20)
         self._loop.close()
         self._ingest.close()
+
+    async def _quiet(self) -> None:
+        """Until the loop watches nothing but itself: a client may have gone within a handshake."""
+        async with asyncio.timeout(10):
+            while len(self._loop._selector.get_map()) > 1 or len(asyncio.all_tasks()) > 1:  # type: ignore[attr-defined]
+                await asyncio.sleep(0)
 
     def _app(self) -> web.Application:
         app = web.Application(middlewares=[refusals(self.events.put)])
@@ -156,7 +164,8 @@ class Coordinator:
     async def _hold(self, request: web.Request) -> web.Response:
         self.peers.required(request)
         self.holding.set()
-        await asyncio.sleep(60)
+        async with asyncio.timeout(60):
+            await self._released.wait()
         return web.Response()
 
 
