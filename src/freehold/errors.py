@@ -30,7 +30,7 @@
     ├── CoordinatorError      400  a coordinator that cannot go on
     │   ├── TokenRefused      401  a join token that is used, expired, revoked or for another node
     │   ├── NoCertificate     402  a request that needs a certificate came without one
-    │   ├── CertificateRefused 403 a certificate that is expired, of another federation, or of another role
+    │   ├── CertificateRefused  403  a certificate that is expired, of another federation, or of another role
     │   ├── Denied            404  an identity on the deny list
     │   ├── CsrRefused        405  a certificate request that is malformed or reuses a key
     │   ├── UnknownRun        406  a run or round that does not exist, or not for this node

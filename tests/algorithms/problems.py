@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from freehold.core import Task, draw_cohort, task_from
+from freehold.core import Task, task_from
+from freehold.drawing import draw_cohort
 from freehold.engines import Feed, Work
 from freehold.engines.loop import ADAPTING
 from tests.algorithms.oracles import Log, Net, Pair

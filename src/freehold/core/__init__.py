@@ -43,7 +43,6 @@ from freehold.core.trees import (
     unflatten,
     zeros,
 )
-from freehold.drawing import digest_seed, draw_cohort
 
 __all__ = [
     "Algorithm",
@@ -84,9 +83,7 @@ __all__ = [
     "descend",
     "descend_adam",
     "difference",
-    "digest_seed",
     "dot",
-    "draw_cohort",
     "entry_of",
     "fix",
     "flatten",

@@ -10,7 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from freehold.core import Batch, Steps, digest_seed, generator, tree_map
+from freehold.core import Batch, Steps, generator, tree_map
+from freehold.drawing import digest_seed
 from freehold.errors import TooFewExamples, UsageError
 from freehold.plan import Plan
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch.nn.functional as F
 
-from freehold.core import Task, digest_seed, task_from
+from freehold.core import Task, task_from
 from freehold.data import Prepared
+from freehold.drawing import digest_seed
 from freehold.models import mlp
 from freehold.plan import Training
 from freehold.tasks.definition import TaskDefinition, rates

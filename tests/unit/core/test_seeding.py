@@ -8,7 +8,8 @@ from scipy import stats
 from torch import Tensor
 from torch.func import vmap
 
-from freehold.core import digest_seed, fold, generator, normal, uniform
+from freehold.core import fold, generator, normal, uniform
+from freehold.drawing import digest_seed
 
 F64 = torch.float64
 

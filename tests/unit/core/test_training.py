@@ -9,7 +9,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from freehold.core import Algorithm, ClientResult, Round, Steps, Tree, algorithm_entry, draw_cohort, train
+from freehold.core import Algorithm, ClientResult, Round, Steps, Tree, algorithm_entry, train
+from freehold.drawing import draw_cohort
 from freehold.engines import Feed, LoopEngine, VectorEngine, Work
 from freehold.errors import Diverged, UsageError
 from tests.problems import CLIENTS, distance, feed_for, plain, same

@@ -1,0 +1,242 @@
+"""Rounds open, wait and close: in one transaction, whose contributions counted, the new states, and who is asked next."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from freehold.coordinator import study_records as records
+from freehold.coordinator.child import ServerCode, ServerStates
+from freehold.coordinator.run import OpenRun
+from freehold.coordinator.store import Store
+from freehold.drawing import draw_cohort
+from freehold.errors import FreeholdError, ServerCodeFailed
+from freehold.events import Event, Listener, silent
+from freehold.wire.messages import Blob
+
+OPEN_RUNS = 2
+"""Runs of a study that are open at once: while one closes, the nodes work on the other."""
+
+T = TypeVar("T")
+
+
+class Rounds:
+    """The runs that are not over, and their open rounds. Methods run on the event loop."""
+
+    def __init__(
+        self,
+        store: Store,
+        code: ServerCode,
+        nodes: Callable[[str, bool], Sequence[str]],
+        wake: Callable[[Sequence[str] | None], None],
+        *,
+        clock: Callable[[], float] = time.time,
+        tell: Listener = silent,
+    ) -> None:
+        """`nodes(dataset, connected_only)` lists who may be asked, sorted. `wake(nodes)` has polls answered; None: all."""
+        self._store, self._code, self._nodes, self._wake, self._clock, self._tell = store, code, nodes, wake, clock, tell
+        self.runs: dict[str, OpenRun] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._child = asyncio.Lock()
+        self._closing = False
+
+    async def ask(self, question: Callable[[], T]) -> T:
+        """Put a question to the child that runs algorithm code, one at a time."""
+        async with self._child:
+            return await asyncio.to_thread(question)
+
+    async def advance(self) -> None:
+        """Open runs that wait, as long as fewer than OPEN_RUNS of their study are open and enough nodes are there."""
+        if self._closing:
+            return
+        for study in dict.fromkeys(run.study for run in self.runs.values()):
+            own = [run for run in self.runs.values() if run.study == study]
+            free = OPEN_RUNS - sum(run.state in ("training", "measuring") for run in own)
+            for run in [r for r in own if r.state == "waiting"][: max(free, 0)]:
+                if len(self._population(run)) < run.plan.round.least_nodes or run.closing:
+                    continue
+                run.closing = True  # nobody else begins it
+                self._spawn(self._begin(run))
+
+    async def _begin(self, run: OpenRun) -> None:
+        plan = run.plan_blob.body or self._store.blob_bytes(run.plan_blob.sha256)
+        states = await self._ask(run, lambda: self._code.begin(plan, run.run.number))
+        if states is not None:
+            await self._next_round(run, 0, states, counted={}, weight=0.0)
+
+    def _population(self, run: OpenRun) -> list[str]:
+        return list(self._nodes(run.plan.task.name, run.plan.clients == "devices"))
+
+    def consider(self, run: OpenRun) -> None:
+        """Close the round if everybody was heard, or at the deadline if enough were."""
+        if self._closing or run.closing or run.state not in ("training", "measuring"):
+            return
+        now = self._clock()
+        enough = run.state == "measuring" or (len(run.received) >= run.quorum and run.received)
+        if (run.complete and run.cohort) or (now >= run.deadline and enough):
+            run.closing = True
+            self._spawn(self._close(run))
+        elif now >= run.deadline:
+            self._tell(Event("round.short", {"run": run.id, "round": run.round, "heard": len(run.received)}))
+            self._spawn(self.extend(run, run.cohort, now + run.plan.round.deadline_s))
+        else:
+            self._at(run, run.deadline - now)
+
+    def _at(self, run: OpenRun, after_s: float) -> None:
+        if run.id in self._timers:
+            self._timers[run.id].cancel()
+        self._timers[run.id] = asyncio.get_running_loop().call_later(after_s, self.consider, run)
+
+    async def extend(self, run: OpenRun, cohort: Sequence[str], deadline: float) -> None:
+        """Wait on, perhaps for fewer nodes."""
+        await self._store.write(
+            lambda c: records.extend(c, run=run.id, round=run.round, cohort=cohort, deadline=deadline), "coordinator.extend"
+        )
+        run.cohort, run.deadline = tuple(cohort), deadline
+        self.consider(run)
+
+    async def _close(self, run: OpenRun) -> None:
+        if run.state == "measuring":
+            await self._finish(run)
+            return
+        assert run.tally is not None and run.server is not None
+        counted, weight = dict(run.received), sum(run.weights[n] for n in sorted(run.received))
+        async with run.folding:
+            plan = run.plan_blob.body or self._store.blob_bytes(run.plan_blob.sha256)
+            server, tally = self._store.blob_bytes(run.server), run.tally.fd
+
+            def update() -> ServerStates:
+                return self._code.close_round(
+                    plan,
+                    run.run.number,
+                    round=run.round,
+                    heard=len(counted),
+                    population=run.population,
+                    server=server,
+                    tally=tally,
+                )
+
+            states = await self._ask(run, update)
+        if states is not None:
+            await self._next_round(run, run.round + 1, states, counted=counted, weight=weight)
+
+    async def _ask(self, run: OpenRun, question: Callable[[], ServerStates]) -> ServerStates | None:
+        try:
+            return await self.ask(question)
+        except ServerCodeFailed as error:
+            await self._fail(run, error)
+            return None
+
+    async def _fail(self, run: OpenRun, error: FreeholdError) -> None:
+        now, reason = self._clock(), str(error)
+        await self._store.write(
+            lambda c: records.end_study(c, run.study, state="failed", now=now, reason=reason), "coordinator.study_ended"
+        )
+        self.forget(run.study)
+        self._tell(Event("study.failed", {"study": run.study, "run": run.id, "code": error.code}))
+
+    async def _next_round(
+        self, run: OpenRun, round: int, states: ServerStates, *, counted: Mapping[str, str], weight: float
+    ) -> None:
+        server = await asyncio.to_thread(self._store.put_file, states.server, point="coordinator.state")
+        same = states.shared is states.server or states.shared == states.server
+        shared = server if same else await asyncio.to_thread(self._store.put_file, states.shared, point="coordinator.state")
+        population = self._population(run)
+        training = run.plan.training
+        over = round >= training.rounds
+        size = len(population) if over else min(run.plan.round.cohort or len(population), len(population))
+        cohort = draw_cohort(population, size, seed=run.run.seed, index=round) if population else []
+        now = self._clock()
+        deadline = now + run.plan.round.deadline_s
+
+        def settle(connection: Any) -> list[Path]:
+            old = (
+                records.close_round(connection, run=run.id, round=round - 1, counted=counted, weight=weight, now=now)
+                if round
+                else []
+            )
+            self._store.insert_blob(connection, server)
+            self._store.insert_blob(connection, shared)
+            old += records.put_states(connection, run.id, server=server[0], shared=shared[0])
+            records.open_round(
+                connection,
+                run=run.id,
+                round=round,
+                cohort=cohort,
+                population=len(population),
+                now=now,
+                deadline=deadline,
+                state="measuring" if over else "training",
+            )
+            return self._store.release(connection, set(old) - {server[0], shared[0]})
+
+        files = await self._store.write(settle, "coordinator.round")
+        run.counted = dict(counted)
+        run.server, run.shared = server[0], Blob(sha256=shared[0], length=shared[1], body=shared[2])
+        run.open(round, tuple(cohort), len(population), deadline)
+        await asyncio.to_thread(_remove, files)
+        if round:
+            self._tell(
+                Event("round.closed", {"run": run.id, "round": round - 1, "heard": len(counted), "population": len(population)})
+            )
+        self.consider(run)
+        self._wake(cohort)
+
+    async def _finish(self, run: OpenRun) -> None:
+        now = self._clock()
+        last = all(other.id == run.id for other in self.runs.values() if other.study == run.study)
+
+        def end(connection: Any) -> None:
+            records.close_round(connection, run=run.id, round=run.round, counted={}, weight=0.0, now=now)
+            records.set_run_state(connection, run.id, "finished")
+            if last:
+                records.end_study(connection, run.study, state="finished", now=now)
+
+        await self._store.write(end, "coordinator.run_ended")
+        del self.runs[run.id]
+        run.state = "finished"
+        self._tell(Event("run.finished", {"run": run.id, "study": run.study}))
+        if last:
+            self._tell(Event("study.finished", {"study": run.study}))
+        await self.advance()
+        self._wake(None)
+
+    async def close(self) -> None:
+        """Wait for what is being written; nothing new is begun."""
+        self._closing = True
+        for timer in self._timers.values():
+            timer.cancel()
+        while self._tasks:
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+        for run in self.runs.values():
+            run.drop_tally()
+
+    def forget(self, study: str) -> None:
+        """Drop all that is open of a study."""
+        for run in [r for r in self.runs.values() if r.study == study]:
+            del self.runs[run.id]
+            run.state = "stopped"
+            run.drop_tally()
+            if run.id in self._timers:
+                self._timers.pop(run.id).cancel()
+        self._wake(None)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            code = error.code if isinstance(error, FreeholdError) else 0
+            self._tell(Event("coordinator.error", {"kind": type(error).__name__, "code": code}))
+
+
+def _remove(files: Sequence[Path]) -> None:
+    for path in files:
+        path.unlink(missing_ok=True)
