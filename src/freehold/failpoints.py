@@ -28,6 +28,13 @@ _armed = _parse(os.environ.get(VARIABLE, ""))
 _reached: dict[str, int] = {}
 
 
+def arm(text: str) -> None:
+    """Read the variable's text anew, in a process that was forked."""
+    _armed.clear()
+    _armed.update(_parse(text))
+    _reached.clear()
+
+
 def failpoint(name: str) -> None:
     """Do what the environment says about `name`: nothing, in production.
 

@@ -13,7 +13,7 @@ import urllib.request
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final, TypeAlias
 
-from freehold.errors import UsageError
+from freehold.errors import NotJoined, UsageError
 
 PIECE_BYTES: Final = 1 << 16
 
@@ -35,14 +35,21 @@ def resolve(host: str, port: int) -> list[Address]:
 def trusting(roots: str, certificate: tuple[Path, Path] | None = None) -> Callable[[], ssl.SSLContext]:
     """TLS 1.3 with peers that these roots (PEM) vouch for, and no others; `certificate` is the node's chain and its key.
 
-    The files are read at each new connection, so that a renewed certificate counts from then on.
+    The files are read at each new connection, so that a renewed certificate counts from then on; making one raises NotJoined
+    when they cannot be used.
     """
 
     def context() -> ssl.SSLContext:
         made = _context()
         made.load_verify_locations(cadata=roots)
         if certificate is not None:
-            made.load_cert_chain(*certificate)
+            try:
+                made.load_cert_chain(*certificate)
+            except OSError as error:
+                raise NotJoined(
+                    f"This node's certificate or key cannot be used: {error.strerror or error}.",
+                    hint="Join again with a new token.",
+                ) from error
         return made
 
     return context

@@ -183,6 +183,8 @@ def refusals(listen: Listener) -> Middleware:
                 raise
             found, status = WireError(f"{error.reason}.", hint="See docs/reference/wire.md for what can be asked."), error.status
         except Exception as error:
+            if isinstance(error, ConnectionError) and request.transport is None:
+                raise  # nobody is there to be told
             found, status = CoordinatorError("The coordinator failed.", hint="Its log says where."), 500
             listen(Event("request.failed", {"kind": type(error).__name__, "place": _place(error), "route": route}))
         listen(Event("request.refused", {"code": found.code, "status": status, "route": route}))

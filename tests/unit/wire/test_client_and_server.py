@@ -18,6 +18,7 @@ from freehold.errors import (
     CoordinatorError,
     Denied,
     NoCertificate,
+    NotJoined,
     PinMismatch,
     ProtocolVersion,
     TooLarge,
@@ -196,6 +197,19 @@ def test_a_renewed_certificate_counts_after_a_reconnect(party: Party, coordinato
         old.write_bytes(new.read_bytes())
     node.close()
     work(node)
+
+
+def test_a_certificate_that_cannot_be_read_is_not_the_networks_fault(party: Party, coordinator: Coordinator) -> None:
+    certificate, key = party.authority.node()
+    for files in ((certificate, key.with_name("gone")), (certificate, party.authority.node()[1])):
+        with pytest.raises(NotJoined):
+            work(party.node(coordinator.port, certificate=files))
+
+
+@pytest.mark.parametrize("head", ["X: " + "x" * 100_000, "\r\n".join(f"X{i}: x" for i in range(200))])
+def test_too_many_headers_are_refused(party: Party, coordinator: Coordinator, head: str) -> None:
+    with raw(party, coordinator.port, head) as tls:
+        assert tls.recv(100).split(b" ")[1] == b"400"
 
 
 def test_a_node_reconnects_after_a_restart(party: Party) -> None:
