@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import os
 import random
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ import msgspec
 
 from freehold.errors import FreeholdError, NodeError, PeerGone, Unreachable
 from freehold.events import Event, Listener, silent
+from freehold.failpoints import failpoint
 from freehold.node.errands import (
     FromGuard,
     Hello,
@@ -101,7 +101,7 @@ class Agent:
         url: str,
         tell: Listener = silent,
         spawn: Spawn = spawn,
-        sleep: Callable[[float], object] | None = None,
+        sleep: Callable[[float], object] = time.sleep,
     ) -> None:
         self._connection, self._tell = connection, tell
         self._hello = Hello(node=node, state=str(state), datasets={k: str(v) for k, v in datasets.items()})
@@ -109,20 +109,15 @@ class Agent:
         self._plans: dict[str, bytes] = {}
         self._pending: list[Pending] = []
         self._busy = time.monotonic()
-        self._stopping = threading.Event()
-        self._sleep = sleep or self._stopping.wait
+        self._sleep = sleep
         self.status = Status(node=node, coordinator=url)
 
-    def stop(self) -> None:
-        """Let `run` return soon; an answer that is being waited for is given up."""
-        self._stopping.set()
-
     def run(self) -> None:
-        """Work until stopped."""
+        """Work until something is raised; then the guard is ended, whose vault is always in order."""
         self._errand(Settle())
         reply: WorkReply | None = None
         try:
-            while not self._stopping.is_set():
+            while True:
                 if reply is None:
                     reply = self._ask(self._poll)
                 reply = self._follow(reply)
@@ -131,15 +126,15 @@ class Agent:
             self._guard.end()
 
     def _poll(self) -> WorkReply:
-        request = WorkRequest(wait_s=POLL_S, datasets=sorted(self._hello.datasets), pending=self._pending)
-        return self._connection.post(WORK.path, request, WorkReply, wait_s=POLL_S)
+        # The first answer after a connection was lost comes at once, so that the node knows that it is back.
+        wait_s = POLL_S if self.status.state == "connected" else 0.0
+        request = WorkRequest(wait_s=wait_s, datasets=sorted(self._hello.datasets), pending=self._pending)
+        return self._connection.post(WORK.path, request, WorkReply, wait_s=wait_s)
 
     def _ask(self, attempt: Callable[[], WorkReply]) -> WorkReply | None:
-        """Ask until the coordinator answers; None when it refuses, which is told, or the node is to stop."""
+        """Ask until the coordinator answers; None when it refuses, which is told."""
 
-        def once() -> WorkReply | None:
-            if self._stopping.is_set():
-                return None
+        def once() -> WorkReply:
             try:
                 found = attempt()
             except Unreachable as error:
@@ -216,7 +211,9 @@ class Agent:
         }
         path = CONTRIBUTE.at(run=work.run, round=work.round)
         pieces = Pieces(fd=fd, length=found.length)
+        failpoint("agent.sending")
         reply = self._connection.put(path, headers, found.length, pieces, sha256=found.sha256, reply=WorkReply, wait_s=wait_s)
+        failpoint("agent.sent")
         self.status.rounds += 1
         self.status.sent_bytes += found.length
         self._tell(
