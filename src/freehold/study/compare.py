@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from freehold.algorithms import prefer
+from freehold.algorithms.select import FEWEST
 from freehold.data import Prepared
 from freehold.errors import CheckpointError, UsageError
 from freehold.plan import digest
@@ -23,6 +24,7 @@ from freehold.study.trials import fitting
 from freehold.tasks import TaskDefinition, build_task
 
 SELECT = "select"
+SERVE = "What each would serve"
 
 
 def run_comparison(
@@ -35,9 +37,11 @@ def run_comparison(
     command: str,
     baseline: str = "local",
     notes: Sequence[str] = (),
+    warnings: Sequence[str] = (),
+    asked: str = "",
     strict: bool = False,
 ) -> Comparison:
-    """Run all rows with all seeds.
+    """Run all rows with all seeds. `asked` is the row that the report is to lead with.
 
     A row that the model does not allow is left out with a note, or raises where `strict`. Raises Interrupted after Ctrl-C.
     """
@@ -60,7 +64,7 @@ def run_comparison(
     results = run_cells(cells, job)
     by_row = {t.name: {c.seed: results[c.label] for c in cells if c.trial is t} for t in kept}
     rows = [_row(t, by_row[t.name], by_row.get(baseline, {})) for t in kept]
-    served = _select_row(definition, by_row, seeds)
+    served, facts = _select_row(definition, by_row, seeds), _facts(first, newcomers)
     if checkpoint:
         checkpoint.remove()
     return Comparison(
@@ -69,7 +73,7 @@ def run_comparison(
         problem="classification" if first.classes or task.classes else "regression",
         metric=definition.metric,
         higher_is_better=True,
-        clients=_facts(first, newcomers),
+        clients=facts,
         rows=(*rows, *served),
         baseline=baseline,
         test_share=_test_share(first),
@@ -77,9 +81,10 @@ def run_comparison(
         splits=source.splits,
         command=command,
         versions=versions(),
-        notes=(*notes, *left_out),
-        warnings=(*first.warnings, *_skipped(first)),
+        notes=(*notes, *left_out, *(_choice_note(rows, served[0], facts, definition.noun) if served else ())),
+        warnings=tuple(dict.fromkeys((*warnings, *first.warnings, *_skipped(first)))),
         noun=definition.noun,
+        asked=asked,
     )
 
 
@@ -176,7 +181,22 @@ def _select_row(definition: TaskDefinition, by_row: Mapping[str, Mapping[int, Ce
                 paired_se={c: _paired_se(r, cells["local"].right[c]) for c, r in right.items() if len(r) > 1},
             )
         )
-    return [Row(name=SELECT, title="What each would serve", algorithm=SELECT, results=tuple(results))]
+    return [Row(name=SELECT, title=SERVE, algorithm=SELECT, hyperparameters=candidates, results=tuple(results))]
+
+
+def _choice_note(rows: Sequence[Row], served: Row, facts: Sequence[ClientFacts], noun: tuple[str, str]) -> list[str]:
+    """What `select` chooses among, and why it would stay with training alone."""
+    titles = {row.name: row.title for row in rows}
+    local, *others = [titles[str(name)] for name in served.hyperparameters.values()]
+    few = [client.name for client in facts if client.validation < FEWEST]
+    text = (
+        f"{SERVE}: {local}, {' or '.join(others)}, as each {noun[0]}'s own validation data say; {local} stays unless another's "
+        f"loss there is lower by more than one standard error."
+    )
+    if few:
+        who = ", ".join(few[:5]) + (f" and {len(few) - 5} more" if len(few) > 5 else "")
+        text += f" With fewer than {FEWEST} validation examples {local} stays always: {who}."
+    return [text]
 
 
 def _facts(prepared: Prepared, newcomers: Sequence[str]) -> tuple[ClientFacts, ...]:
