@@ -118,15 +118,17 @@ def _admitted(
     if small and kind == "silos":
         listing = ", ".join(f"{client} ({size})" for client, size in list(small.items())[:5])
         raise TooFewExamples(
-            f"{len(small)} client{'s have' if len(small) > 1 else ' has'} fewer than {min_examples} examples: "
+            f"{len(small)} client{'s have' if len(small) > 1 else ' has'} fewer than {min_examples} "
+            f"example{'' if min_examples == 1 else 's'}: "
             f"{listing}{', ...' * (len(small) > 5)}.",
-            hint='Lower min_examples, leave these clients out, or say clients = "devices", which skips and counts them.',
+            hint=f"Say --min-examples {min(small.values())} (in Python: min_examples={min(small.values())}), leave these clients "
+            "out, or say --devices (devices=True), which skips small clients and counts them.",
         )
     clients = tuple(client for client in population.clients if client not in small)
     if not clients:
         raise TooFewExamples(
             f"None of {len(small)} clients has {min_examples} examples; the largest has {max(small.values(), default=0)}.",
-            hint="Lower min_examples.",
+            hint="Lower --min-examples (in Python: min_examples).",
         )
     return clients, small
 

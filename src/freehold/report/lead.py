@@ -59,7 +59,8 @@ def lead(comparison: Comparison, summaries: Sequence[RowSummary]) -> Lead | None
     best_other = max(among, key=rank)
     asked = next((row for row in rows if row.name == comparison.asked), None)
     alone = comparison.row(comparison.baseline)
-    stays = alone is not None and figure == "validation" and alone.name in by_name and rank(alone) >= rank(asked or best_other)
+    known = alone is not None and alone.name in by_name and by_name[alone.name].validation is not None
+    stays = alone is not None and known and figure == "validation" and rank(alone) >= rank(asked or best_other)
     return Lead(
         row=asked or best_other,
         alone=alone if stays else None,

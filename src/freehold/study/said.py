@@ -1,0 +1,36 @@
+"""What a study says of its data and of itself: the oddities of a user's table, a title, and the call that repeats it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from freehold.data import Population, check, told
+
+MOST = 6
+"""Oddities that a report repeats; `freehold data check` lists all."""
+
+
+def oddities(population: Population, *, min_examples: int) -> tuple[str, ...]:
+    """The most important findings of `freehold data check`, in its words; notes are left out."""
+    serious = [finding for finding in check(population, min_examples=min_examples) if finding.level != "note"]
+    # What is wrong with the cells changes what is learned; few examples and lopsided labels show in the report as well.
+    serious.sort(key=lambda finding: (finding.level != "error", finding.column is None))
+    kept = tuple(told(finding) for finding in serious[:MOST])
+    left = len(serious) - len(kept)
+    return kept if left == 0 else (*kept, f"{left} more finding{'' if left == 1 else 's'} of this kind: see freehold data check.")
+
+
+def title_of(population: Population) -> str:
+    """What a report on a user's data is called: the file, or for a bare frame its target and its clients' column."""
+    schema = population.schema
+    if population.name == "frame" and schema is not None:
+        return f"{schema.target.name} by {schema.client}" if schema.client else schema.target.name
+    return population.name
+
+
+def call(function: str, data: object, given: Mapping[str, object]) -> str:
+    """The Python call, such as `freehold.compare(frame, client='site', target='y', seeds=3)`; what is None or () is left out."""
+    named = [f"{name}={value!r}" for name, value in given.items() if value not in (None, (), [], False)]
+    shown = repr(str(data)) if isinstance(data, str | Path) else "population" if isinstance(data, Population) else "frame"
+    return f"freehold.{function}({', '.join([shown, *named])})"
