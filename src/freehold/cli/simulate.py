@@ -59,8 +59,6 @@ def simulate(
         raise UsageError("--data belongs to a plan.", hint="Name the data itself: freehold simulate FILE")
 
     def study(settings: Settings) -> Comparison:
-        import msgspec
-
         from freehold import study
         from freehold.plan import dumps, load_plan
 
@@ -71,7 +69,7 @@ def simulate(
             found = load(source, table)
             plan = _plan(found, algorithm or "ditto", parts, training)
         if training.seeds:
-            plan = msgspec.structs.replace(plan, repeats=training.seeds)
+            plan = study.repeated(plan, training.seeds)
         if write_plan is not None:
             write(write_plan, dumps(plan))
             errors().print(f"Written: {write_plan}")

@@ -5,7 +5,7 @@ from freehold.study.cell import Interrupted
 from freehold.study.compare import run_comparison
 from freehold.study.settings import EngineName, Settings, Trial
 from freehold.study.source import FlambySplit, RepeatedSplits, Source
-from freehold.study.trials import flamby_trials, plan_for, trials_for, trials_of
+from freehold.study.trials import flamby_trials, plan_for, repeated, trials_for, trials_of
 
 __all__ = [
     "SEEDS",
@@ -23,6 +23,7 @@ __all__ = [
     "make_plan",
     "plan_for",
     "read",
+    "repeated",
     "run_comparison",
     "simulate",
     "trials_for",

@@ -22,7 +22,7 @@ from freehold.study.settings import Settings, Trial
 from freehold.study.source import FlambySplit, RepeatedSplits
 from freehold.study.spec import with_spec
 from freehold.study.trials import Settings as Hyperparameters
-from freehold.study.trials import flamby_trials, plan_for, trials_for, trials_of
+from freehold.study.trials import flamby_trials, plan_for, repeated, trials_for, trials_of
 from freehold.study.watch import watch
 from freehold.tasks import TaskDefinition, rates, task_definition
 from freehold.tasks.flamby import SEEDS as FLAMBY_SEEDS
@@ -228,8 +228,7 @@ def make_plan(
     plan = plan_for(
         definition, algorithm, hyperparameters=hyperparameters, training=training, options=options, companions=companions
     )
-    plan = msgspec.structs.replace(plan, repeats=repeats)
-    return with_spec(plan, definition, _source(definition, population).prepared(seed))
+    return with_spec(repeated(plan, repeats), definition, _source(definition, population).prepared(seed))
 
 
 def _flamby(seeds: Sequence[int], settings: Settings, command: str) -> Comparison:

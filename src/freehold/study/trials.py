@@ -86,6 +86,11 @@ def trials_of(plan: Plan) -> tuple[Trial, ...]:
     return tuple(Trial(name=p.algorithm.name, title=title_of(p.algorithm.name), plan=p) for p in plans)
 
 
+def repeated(plan: Plan, seeds: int) -> Plan:
+    """The plan, run with this many seeds."""
+    return msgspec.structs.replace(plan, repeats=seeds)
+
+
 def flamby_trials(definition: TaskDefinition) -> tuple[Trial, ...]:
     """The rows of the published tables."""
     return tuple(
