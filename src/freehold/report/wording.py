@@ -254,8 +254,8 @@ def _agrees(metric: str, mean: float | None, alone: float | None, difference: fl
 def _alone(found: Lead, summary: RowSummary) -> str:
     gains = summary.verdicts.get("gain", 0) or (summary.paired is not None and summary.paired.verdict == "gain")
     brought = "" if gains else ": joining brought nothing that these data can show"
-    best = "does at least as well" if found.why == "asked" else "is best"
-    return f"Training alone {best} here, by validation data{brought}."
+    best = {"asked": "does at least as well here", "usual": "is best of the usual few here"}.get(found.why, "is best here")
+    return f"Training alone {best}, by validation data{brought}."
 
 
 def _why(comparison: Comparison, summaries: Sequence[RowSummary], found: Lead, summary: RowSummary) -> str:
