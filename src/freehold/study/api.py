@@ -17,7 +17,7 @@ from freehold.errors import UsageError, near_miss
 from freehold.plan import Plan, Scalar, Training, load_plan
 from freehold.report import Comparison
 from freehold.study.compare import run_comparison
-from freehold.study.said import call, oddities, title_of
+from freehold.study.said import beside_published, call, oddities, title_of
 from freehold.study.settings import Settings, Trial
 from freehold.study.source import FlambySplit, RepeatedSplits
 from freehold.study.spec import with_spec
@@ -234,9 +234,10 @@ def make_plan(
 def _flamby(seeds: Sequence[int], settings: Settings, command: str) -> Comparison:
     definition = task_definition("heart-flamby")
     trials = flamby_trials(definition)
-    return run_comparison(
+    found = run_comparison(
         definition, FlambySplit(), trials, seeds=seeds, settings=settings, command=command, baseline="Local", strict=True
     )
+    return replace(found, notes=(*found.notes, beside_published(found)))
 
 
 def _run(

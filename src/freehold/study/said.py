@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from freehold.data import Population, check, told
+from freehold.report import Comparison, summarize
 
 MOST = 6
 """Oddities that a report repeats; `freehold data check` lists all."""
@@ -34,3 +35,20 @@ def call(function: str, data: object, given: Mapping[str, object]) -> str:
     named = [f"{name}={value!r}" for name, value in given.items() if value not in (None, (), [], False)]
     shown = repr(str(data)) if isinstance(data, str | Path) else "population" if isinstance(data, Population) else "frame"
     return f"freehold.{function}({', '.join([shown, *named])})"
+
+
+def beside_published(comparison: Comparison) -> str:
+    """How near the rows come to the published table, in a sentence or two."""
+    points = {row.name: (row, 100 * (each.mean or 0.0)) for row, each in zip(comparison.rows, summarize(comparison), strict=True)}
+    listed = [(row, mean, 100 * row.published) for row, mean in points.values() if row.published is not None]
+    spread = [(row, mean, at) for row, mean, at in listed if row.published_std is not None]
+    outside = [(row, mean, at) for row, mean, at in spread if abs(mean - at) > 100 * (row.published_std or 0.0)]
+    if outside:
+        named = ", ".join(f"{row.title} ({mean - at:+.1f} points)".replace("-", "\u2212") for row, mean, at in outside)
+        text = (
+            f"Farther from the published mean than its published standard deviation over seeds: {named}; the other rows are not."
+        )
+    else:
+        text = f"All {len(spread)} rows with a published standard deviation over seeds lie within it of the published mean."
+    others = [(row, mean, at) for row, mean, at in listed if row.published_std is None]
+    return text + "".join(f" {row.title} has none, and differs by {abs(mean - at):.1f} points." for row, mean, at in others)
