@@ -108,9 +108,10 @@ def _blocks(console: Console, table: list[list[str]]) -> None:
 
 
 def _width(table: list[list[str]], index: int) -> int:
-    """Cells that a column needs: headers are broken between words, values are not."""
-    words = [word for word in table[0][index].split() or [""]]
-    return max(cell_len(text) for text in (*words, *(line[index] for line in table[1:])))
+    """Cells that a column needs: headers are broken between words, values after a comma."""
+    words = table[0][index].split() or [""]
+    pieces = [piece for line in table[1:] for piece in re.split(r"(?<=,) (?=\D)", line[index])]
+    return max(map(cell_len, (*words, *pieces)))
 
 
 def _print(console: Console, table: list[list[str]]) -> None:
@@ -131,11 +132,11 @@ def _print(console: Console, table: list[list[str]]) -> None:
 
 
 def _shared_out(room: int, table: list[list[str]]) -> list[int]:
-    """The width of each column: what it needs, and of what is left, as much as its header can use, from the left."""
+    """The width of each column: what it needs, and of what is left, as much as it can use, from the left."""
     widths = [_width(table, index) for index in range(len(table[0]))]
     spare = room - sum(widths) - GAP * (len(widths) - 1)
-    for index, header in enumerate(table[0]):
-        more = max(0, min(spare, cell_len(header) - widths[index]))
+    for index in range(len(table[0])):
+        more = max(0, min(spare, max(cell_len(line[index]) for line in table) - widths[index]))
         widths[index] += more
         spare -= more
     return widths

@@ -221,14 +221,19 @@ def _label_warnings(population: Population, splits: Splits, clients: tuple[str, 
         rows = population.rows[client]
         labels = np.unique(population.target[rows])
         if len(labels) == 1:
-            warnings.append(f"{client}: all {len(rows)} examples are {population.classes[int(labels[0])]!r}.")
+            warnings.append(f"{client}: {_all(len(rows), 'example')} {population.classes[int(labels[0])]!r}.")
             continue
         train = np.unique(population.target[splits[client]["train"]])
         if len(train) == 1:
             warnings.append(
-                f"{client}: all {len(splits[client]['train'])} train examples are {population.classes[int(train[0])]!r}."
+                f"{client}: {_all(len(splits[client]['train']), 'train example')} {population.classes[int(train[0])]!r}."
             )
     return tuple(warnings)
+
+
+def _all(count: int, noun: str) -> str:
+    """'all 12 examples are', 'its one example is'."""
+    return f"its one {noun} is" if count == 1 else f"all {count} {noun}s are"
 
 
 def _split_warnings(population: Population, splits: Splits, clients: tuple[str, ...]) -> tuple[str, ...]:

@@ -315,7 +315,8 @@ class View:
         scale, end_of_scale = (100, 1.0) if self._comparison.metric in SHARES else (1, math.inf)
         points = []
         for client in self._comparison.participants:
-            paired = self._by_name[row.name].per_client[client.name].paired
+            own = self._by_name[row.name].per_client[client.name]
+            paired = own.paired
             if paired is not None and paired.difference is not None:
                 low, high = (  # no two shares differ by more than 1, whatever an interval of few seeds may reach
                     None if end is None else scale * min(max(end, -end_of_scale), end_of_scale)
@@ -324,7 +325,7 @@ class View:
                 points.append(
                     figures.Gain(
                         name=client.name,
-                        written=change(self._comparison.metric, paired.difference, like=self._by_name[row.name].mean),
+                        written=change(self._comparison.metric, paired.difference, like=own.mean),
                         difference=scale * paired.difference,
                         low=low,
                         high=high,

@@ -227,4 +227,8 @@ def _test_share(prepared: Prepared) -> float:
 
 def _skipped(prepared: Prepared) -> tuple[str, ...]:
     count = len(prepared.skipped)
-    return (f"{count} clients had too few examples and were skipped.",) if count else ()
+    return (
+        (f"{count} client{' had' if count == 1 else 's had'} too few examples and {'was' if count == 1 else 'were'} skipped.",)
+        if count
+        else ()
+    )

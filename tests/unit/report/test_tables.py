@@ -87,7 +87,7 @@ def test_the_finding_says_who_gains_and_where_the_data_cannot_tell() -> None:
     text = " ".join(finding(hospitals(), summarize(hospitals())))
     assert "2 of 4 hospitals gain with Ditto (Cleveland, Hungary), none loses" in text
     assert "for 2 (Switzerland, VA Long Beach) the data cannot tell" in text
-    assert "Losing against training alone: Switzerland ⚠ with FedAvg." in text
+    assert "Losing against training alone: Switzerland ⚠ with FedAvg (balanced accuracy −22.6)." in text
     assert "⚠ Switzerland: 93 % are “ill”, so accuracy says little there. Balanced accuracy is" in text
 
 
