@@ -5,7 +5,7 @@ Every table is a list of equally long rows; the first is the header, and the fir
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from freehold.report.result import ClientFacts, Comparison, Row
 from freehold.report.summary import SHARES, ClientSummary, RowSummary, summarize
@@ -114,6 +114,12 @@ def balanced_lines(comparison: Comparison, summaries: Sequence[RowSummary], *, c
 def by_client(table: list[list[str]]) -> list[list[str]]:
     """One line per row of the comparison where there are more of these than clients."""
     return [list(column) for column in zip(*table, strict=True)] if len(table[0]) > len(table) else table
+
+
+def columns_of(table: list[list[str]], wanted: Callable[[str], bool]) -> list[list[str]]:
+    """The columns whose header is `wanted`."""
+    chosen = [index for index, header in enumerate(table[0]) if wanted(header)]
+    return [[line[index] for index in chosen] for line in table]
 
 
 def facts_lines(comparison: Comparison, *, clients: Sequence[ClientFacts] | None = None) -> list[list[str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,7 +14,17 @@ from freehold.report.lead import lead
 from freehold.report.learning import Curves, learning_curves
 from freehold.report.result import ClientFacts, Comparison, Row
 from freehold.report.summary import SHARES, RowSummary, summarize
-from freehold.report.tables import SERVED, balanced_lines, by_client, client_lines, explain, facts_lines, label_shares, lines
+from freehold.report.tables import (
+    SERVED,
+    balanced_lines,
+    by_client,
+    client_lines,
+    columns_of,
+    explain,
+    facts_lines,
+    label_shares,
+    lines,
+)
 from freehold.report.wording import (
     CAUTION,
     DOMINANT,
@@ -93,8 +103,8 @@ class View:
         every = lines(comparison, self._summaries)
         self.lead = comparison.rows.index(found.highlighted) if found else -1
         self.helps = {header: explain(header) for header in every[0]}
-        self.rows = _columns(every, lambda header: not header.startswith(_MORE))
-        self.more = _columns(every, lambda header: not header or header.startswith(_MORE))
+        self.rows = columns_of(every, lambda header: not header.startswith(_MORE))
+        self.more = columns_of(every, lambda header: not header or header.startswith(_MORE))
         self.panels, self.clipped = self._draw_gains()
 
     @property
@@ -103,6 +113,11 @@ class View:
         notes = []
         if len(self._comparison.participants) <= 10:
             notes.append(f"With so few {self._comparison.noun[1]} the lowest decile is the worst one.")
+        if self._odd:
+            notes.append(
+                f"▲, ▼ and ○ are verdicts on accuracy, which says little at {len(self._odd)} of "
+                f"{counted(len(self._comparison.clients), self._comparison.noun)} ({CAUTION}): look at balanced accuracy there."
+            )
         references = [clean(row.title) for row in self._comparison.rows if row.reference]
         if references:
             notes.append(f"{', '.join(references)}: for reference only, it needs all data in one place.")
@@ -364,11 +379,6 @@ class View:
             picture=draw(points, limits=limits, unit=unit, key=f"row{number}", description=label),
             extremes=(*(_extremes(points) if self.many else ()), *self._cautions(row)),
         )
-
-
-def _columns(table: list[list[str]], wanted: Callable[[str], bool]) -> list[list[str]]:
-    chosen = [index for index, header in enumerate(table[0]) if wanted(header)]
-    return [[line[index] for index in chosen] for line in table]
 
 
 def _extremes(points: Sequence[figures.Gain]) -> tuple[str, ...]:
