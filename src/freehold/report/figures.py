@@ -222,6 +222,17 @@ def curves(lines: Sequence[Curve], *, xlabel: str, ylabel: str, description: str
         return sheet.svg(description)
 
 
+def extremes(points: Sequence[Gain]) -> tuple[str, ...]:
+    """The three lowest and the three highest, in words."""
+    ordered = sorted(points, key=lambda point: (point.difference, point.name))
+    ends = (("Lowest", ordered[:3]), ("Highest", ordered[-3:][::-1]))
+    return tuple(
+        f"{word}: "
+        + ", ".join(f"{clean(point.name, 24)} {point.written} {MARKS[point.verdict]}{point.caution}" for point in group)
+        for word, group in ends
+    )
+
+
 def limits_of(points: Sequence[Gain]) -> tuple[float, float]:
     """Limits shared by several pictures: all dots, zero, and intervals up to three times as long as nine in ten of them."""
     ends = sorted(abs(end) for point in points for end in (point.low, point.high) if end is not None)

@@ -377,18 +377,8 @@ class View:
             tally=tally(summary),
             mean=against_baseline(self._comparison.metric, paired, like=summary.mean) if paired is not None else "",
             picture=draw(points, limits=limits, unit=unit, key=f"row{number}", description=label),
-            extremes=(*(_extremes(points) if self.many else ()), *self._cautions(row)),
+            extremes=(*(figures.extremes(points) if self.many else ()), *self._cautions(row)),
         )
-
-
-def _extremes(points: Sequence[figures.Gain]) -> tuple[str, ...]:
-    ordered = sorted(points, key=lambda point: (point.difference, point.name))
-    ends = (("Lowest", ordered[:3]), ("Highest", ordered[-3:][::-1]))
-    return tuple(
-        f"{word}: "
-        + ", ".join(f"{clean(point.name, 24)} {point.written} {MARKS[point.verdict]}{point.caution}" for point in group)
-        for word, group in ends
-    )
 
 
 def _parts(labels: Mapping[str, float]) -> tuple[Part, ...]:
