@@ -17,7 +17,7 @@ from freehold.errors import UsageError, near_miss
 from freehold.plan import Plan, Scalar, Training, load_plan
 from freehold.report import Comparison
 from freehold.study.compare import run_comparison
-from freehold.study.said import beside_published, call, oddities, title_of
+from freehold.study.said import beside_published, call, choice, oddities, title_of
 from freehold.study.settings import Settings, Trial
 from freehold.study.source import FlambySplit, RepeatedSplits
 from freehold.study.spec import with_spec
@@ -251,7 +251,7 @@ def _run(
     lead: str = "",
 ) -> Comparison:
     odd = () if definition.load else oddities(population, min_examples=1)
-    return run_comparison(
+    found = run_comparison(
         definition,
         _source(definition, population),
         trials,
@@ -259,10 +259,10 @@ def _run(
         settings=settings,
         command=command,
         notes=population.notes,
-        warnings=odd,
-        asked=lead,
         strict=strict,
     )
+    warnings = tuple(dict.fromkeys((*odd, *found.warnings)))
+    return replace(found, warnings=warnings, notes=(*found.notes, *choice(found)), asked=lead)
 
 
 def _source(definition: TaskDefinition, population: Population) -> RepeatedSplits:

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 
 from freehold.algorithms import prefer
-from freehold.algorithms.select import FEWEST
 from freehold.data import Prepared
 from freehold.errors import CheckpointError, UsageError
 from freehold.plan import digest
@@ -37,11 +36,9 @@ def run_comparison(
     command: str,
     baseline: str = "local",
     notes: Sequence[str] = (),
-    warnings: Sequence[str] = (),
-    asked: str = "",
     strict: bool = False,
 ) -> Comparison:
-    """Run all rows with all seeds. `asked` is the row that the report is to lead with.
+    """Run all rows with all seeds.
 
     A row that the model does not allow is left out with a note, or raises where `strict`. Raises Interrupted after Ctrl-C.
     """
@@ -64,7 +61,7 @@ def run_comparison(
     results = run_cells(cells, job)
     by_row = {t.name: {c.seed: results[c.label] for c in cells if c.trial is t} for t in kept}
     rows = [_row(t, by_row[t.name], by_row.get(baseline, {})) for t in kept]
-    served, facts = _select_row(definition, by_row, seeds), _facts(first, newcomers)
+    served = _select_row(definition, by_row, seeds)
     if checkpoint:
         checkpoint.remove()
     return Comparison(
@@ -73,7 +70,7 @@ def run_comparison(
         problem="classification" if first.classes or task.classes else "regression",
         metric=definition.metric,
         higher_is_better=True,
-        clients=facts,
+        clients=_facts(first, newcomers),
         rows=(*rows, *served),
         baseline=baseline,
         test_share=_test_share(first),
@@ -81,10 +78,9 @@ def run_comparison(
         splits=source.splits,
         command=command,
         versions=versions(),
-        notes=(*notes, *left_out, *(_choice_note(rows, served[0], facts, definition.noun) if served else ())),
-        warnings=tuple(dict.fromkeys((*warnings, *first.warnings, *_skipped(first)))),
+        notes=(*notes, *left_out),
+        warnings=(*first.warnings, *_skipped(first)),
         noun=definition.noun,
-        asked=asked,
     )
 
 
@@ -184,21 +180,6 @@ def _select_row(definition: TaskDefinition, by_row: Mapping[str, Mapping[int, Ce
     return [Row(name=SELECT, title=SERVE, algorithm=SELECT, hyperparameters=candidates, results=tuple(results))]
 
 
-def _choice_note(rows: Sequence[Row], served: Row, facts: Sequence[ClientFacts], noun: tuple[str, str]) -> list[str]:
-    """What `select` chooses among, and why it would stay with training alone."""
-    titles = {row.name: row.title for row in rows}
-    local, *others = [titles[str(name)] for name in served.hyperparameters.values()]
-    few = [client.name for client in facts if client.validation < FEWEST]
-    text = (
-        f"{SERVE}: {local}, {' or '.join(others)}, as each {noun[0]}'s own validation data say; {local} stays unless another's "
-        f"loss there is lower by more than one standard error."
-    )
-    if few:
-        who = ", ".join(few[:5]) + (f" and {len(few) - 5} more" if len(few) > 5 else "")
-        text += f" With fewer than {FEWEST} validation examples {local} stays always: {who}."
-    return [text]
-
-
 def _facts(prepared: Prepared, newcomers: Sequence[str]) -> tuple[ClientFacts, ...]:
     facts = []
     for client in prepared.clients:
@@ -227,8 +208,5 @@ def _test_share(prepared: Prepared) -> float:
 
 def _skipped(prepared: Prepared) -> tuple[str, ...]:
     count = len(prepared.skipped)
-    return (
-        (f"{count} client{' had' if count == 1 else 's had'} too few examples and {'was' if count == 1 else 'were'} skipped.",)
-        if count
-        else ()
-    )
+    many = "s had too few examples and were" if count > 1 else " had too few examples and was"
+    return (f"{count} client{many} skipped.",) if count else ()

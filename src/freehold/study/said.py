@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from freehold.algorithms.select import FEWEST
 from freehold.data import Population, check, told
 from freehold.report import Comparison, summarize
+from freehold.study.compare import SELECT, SERVE
 
 MOST = 6
 """Oddities that a report repeats; `freehold data check` lists all."""
@@ -20,6 +22,24 @@ def oddities(population: Population, *, min_examples: int) -> tuple[str, ...]:
     kept = tuple(told(finding) for finding in serious[:MOST])
     left = len(serious) - len(kept)
     return kept if left == 0 else (*kept, f"{left} more finding{'' if left == 1 else 's'} of this kind: see freehold data check.")
+
+
+def choice(comparison: Comparison) -> tuple[str, ...]:
+    """What the row `select`, if there is one, chooses among for each client, and who would stay with training alone anyhow."""
+    served = comparison.row(SELECT)
+    if served is None:
+        return ()
+    titles = {row.name: row.title for row in comparison.rows}
+    local, *others = [titles[str(name)] for name in served.hyperparameters.values()]
+    few = [client.name for client in comparison.clients if client.validation < FEWEST]
+    text = (
+        f"{SERVE}: {local}, {' or '.join(others)}, as each {comparison.noun[0]}'s own validation data say; {local} stays unless "
+        "another's loss there is lower by more than about one standard error."
+    )
+    if few:
+        who = ", ".join(few[:5]) + (f" and {len(few) - 5} more" if len(few) > 5 else "")
+        text += f" With fewer than {FEWEST} validation examples {local} stays always: {who}."
+    return (text,)
 
 
 def title_of(population: Population) -> str:
