@@ -48,7 +48,13 @@ def simulate(
         str | None, typer.Option("--data", metavar="FILE", help="The data of a plan whose task has none.", rich_help_panel=DATA)
     ] = None,
     write_plan: Annotated[
-        Path | None, typer.Option("--write-plan", metavar="FILE.toml", help="Write the plan.", rich_help_panel=RESULT)
+        Path | None,
+        typer.Option(
+            "--write-plan",
+            metavar="FILE.toml",
+            help="Write the plan, before training; run, it gives the same.",
+            rich_help_panel=RESULT,
+        ),
     ] = None,
 ) -> None:
     """Simulate one algorithm, or a plan as the federation would run it, beside training alone and FedAvg."""
