@@ -12,8 +12,8 @@ from freehold.errors import PlanError, PlanVersion, UnknownKey, near_miss
 FORMAT: Final = 1
 """The format version that this Freehold reads and writes. Within a format, no default ever changes."""
 
-MOST_EPOCHS: Final = 1_000_000
-MOST_STEPS: Final = 1_000_000
+MOST_EPOCHS: Final = 10_000
+MOST_STEPS: Final = 100_000
 """Work of one round: its batches are drawn before it begins, so a slip of the keyboard must not ask for all memory."""
 
 OPTIONS: Final = {"clients": "a whole number from 1", "partition": "text", "schema": "text"}
