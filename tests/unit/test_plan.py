@@ -364,7 +364,8 @@ def test_work_that_would_ask_for_all_memory_is_refused(work: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"), [({"version": "77"}, "version 77 of the task heart"), ({"digest": "sha256:" + "0" * 64}, "but the installed")]
+    ("changes", "told"),
+    [({"version": "77"}, "version 77 of the task heart"), ({"digest": "sha256:" + "0" * 64}, "but the installed")],
 )
 def test_a_plan_for_another_version_of_the_task_is_refused(changes: dict[str, str], told: str) -> None:
     plan = make_plan("heart", "fedavg", rounds=1)

@@ -5,7 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Mapping
 from dataclasses import replace
 
-from freehold.core import Algorithm, ClientResult, Fraction, Rate, Round, Steps, Tree, Value, checked, declared, leaves, norm, scale
+from freehold.core import (
+    Algorithm,
+    ClientResult,
+    Fraction,
+    Rate,
+    Round,
+    Steps,
+    Tree,
+    Value,
+    checked,
+    declared,
+    leaves,
+    norm,
+    scale,
+)
 from freehold.errors import UnknownName, UsageError, near_miss
 
 

@@ -131,7 +131,8 @@ class TrainingOptions:
         ),
     ] = None
     seeds: Annotated[
-        int | None, typer.Option("--seeds", min=1, max=10_000, metavar="N", help="Seeds 0 to N-1; 5 if not given.", rich_help_panel=STUDY)
+        int | None,
+        typer.Option("--seeds", min=1, max=10_000, metavar="N", help="Seeds 0 to N-1; 5 if not given.", rich_help_panel=STUDY),
     ] = None
     newcomers: Annotated[
         int,

@@ -24,7 +24,9 @@ def load(source: str, table: TableOptions) -> str | Population:
         _refuse(table, source, {field.name for field in fields(table)}, "brings its own columns")
         return source
     if not os.path.exists(path):
-        raise Unreadable(f"There is no file or folder {source[:200]}.", hint="Check the path; names of tasks have no dot and no slash.")
+        raise Unreadable(
+            f"There is no file or folder {source[:200]}.", hint="Check the path; names of tasks have no dot and no slash."
+        )
     if path.is_dir():
         _refuse(table, source, {"client_column", "test"}, "is a folder, in which each file is a client")
     from freehold import study

@@ -93,7 +93,9 @@ def task_from(
     buffers = frozenset(k for k, _ in module.named_buffers())
     frozen = frozenset(k for k, parameter in module.named_parameters() if not parameter.requires_grad)
     if frozen and not init.keys() - buffers - frozen:
-        raise TaskError("Every parameter of the model is frozen, so there is nothing to train.", hint="Set requires_grad on some.")
+        raise TaskError(
+            "Every parameter of the model is frozen, so there is nothing to train.", hint="Set requires_grad on some."
+        )
     head_name = head if head is not None else _last_layer(module)
     try:
         top = module.get_submodule(head_name)

@@ -85,7 +85,9 @@ def check_options(options: Mapping[str, object]) -> None:
             raise UnknownKey(f"Nobody reads {shown(f'task.options.{name}')}.", hint=near_miss(name, OPTIONS))
         counts = type(value) is int and value >= 1
         if not (counts if name == "clients" else isinstance(value, str) and value):
-            raise PlanError(f"task.options.{name} is {shown(value)}, but must be {OPTIONS[name]}.", hint="Correct it, or leave it out.")
+            raise PlanError(
+                f"task.options.{name} is {shown(value)}, but must be {OPTIONS[name]}.", hint="Correct it, or leave it out."
+            )
     if ("clients" in options) != ("partition" in options):
         there, lacking = ("clients", "partition") if "clients" in options else ("partition", "clients")
         raise PlanError(
