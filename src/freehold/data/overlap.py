@@ -38,7 +38,7 @@ def overlapping(population: Population) -> list[tuple[int, int]]:
 
 
 def told_copies(population: Population, rows: Mapping[str, Mapping[str, NDArray[np.int64]]]) -> tuple[str, ...]:
-    """Warnings for examples that are alike in all that is known of them and stand on both sides of a split, or at two clients.
+    """Warnings for examples that are alike in all that is known of them, on both sides of a split or at two clients.
 
     `rows`: client -> split -> rows. Copies are counted, not moved: whether two alike rows are one case, only a person knows.
     """
@@ -65,8 +65,8 @@ def told_copies(population: Population, rows: Mapping[str, Mapping[str, NDArray[
     if both.height:
         name, most, count = list(rows)[int(both["client"][-1])], int(both["n"][-1]), int(both["n"].sum())
         warnings.append(
-            f"{count} validation or test example{'s are' if count > 1 else ' is'} alike in every column to a train example of the "
-            f"same client (most at {name}: {most}). If they are copies, remove them, or keep them together by a group column."
+            f"{count} validation or test example{'s are' if count > 1 else ' is'} alike in every column to a train example of "
+            f"the same client (most at {name}: {most}). If they are copies, remove them, or keep them together by a group column."
         )
     if across:
         warnings.append(f"{across} examples are alike in every column to one of another client. If they are copies, remove them.")

@@ -32,7 +32,7 @@ def test_a_blank_first_line_is_refused(tmp_path: Path, first: str) -> None:
 
 def test_quotes_within_cells_that_pair_up_over_lines_are_refused_with_their_line(tmp_path: Path) -> None:
     bad = HEADER + "".join(ROWS) + 'A,1,5" pipe,1\nB,2,6" pipe,0\n'
-    with pytest.raises(Unreadable, match="Line 22 .* quotation mark"):
+    with pytest.raises(Unreadable, match=r"Line 22 .* quotation mark"):
         read(tmp_path / "a.csv", bad)
     fine = HEADER + "".join(ROWS) + 'A,1,5" by 6" pipe,1\nB,2,"6"" pipe,\nlong",0\n'
     assert sum(read(tmp_path / "b.csv", fine).sizes.values()) == 22

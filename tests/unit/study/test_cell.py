@@ -22,7 +22,7 @@ SPLITS = {"train": range(0, 30), "validation": range(30, 41), "test": range(41, 
 
 
 def prepared(*, wrong_validation: bool = False, wrong_newcomer: bool = False) -> Prepared:
-    """Three clients of one concept; with `wrong_validation` the labels there are the others', with `wrong_newcomer` all of c's."""
+    """Three clients of one concept; `wrong_validation`: the labels there are flipped, `wrong_newcomer`: all of c's are."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(180, 4)).astype(np.float32)
     y = (x @ [1.0, -2.0, 0.5, 0.0] > 0).astype(np.int64)
