@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,17 @@ def test_interrupted_and_resumed_is_bit_equal(tmp_path: Path) -> None:
     assert resumed["rows"] == whole["rows"]
 
 
+def importing(parent: int) -> bool:
+    """Whether a child of the process has begun to load what it needs, and with it Python's own answer to Ctrl-C."""
+    for child in Path(f"/proc/{parent}/task/{parent}/children").read_text(encoding="ascii").split():
+        try:
+            if "numpy" in Path(f"/proc/{child}/maps").read_text(encoding="utf-8"):
+                return True
+        except OSError:  # it has ended meanwhile
+            continue
+    return False
+
+
 @pytest.mark.parametrize("times", [1, 2])
 def test_ctrl_c_of_a_terminal_while_workers_start_ends_all_at_once_without_a_traceback(tmp_path: Path, times: int) -> None:
     source, kept = table(tmp_path / "my.csv", words), tmp_path / "kept"
@@ -45,6 +57,9 @@ def test_ctrl_c_of_a_terminal_while_workers_start_ends_all_at_once_without_a_tra
     ) as run:  # fmt: skip
         assert run.stderr is not None
         assert "training" in run.stderr.readline()
+        deadline = time.monotonic() + 60
+        while not importing(run.pid):
+            assert time.monotonic() < deadline, "no worker was started"
         for _ in range(times):
             os.killpg(run.pid, signal.SIGINT)  # as a terminal does: every process of the group hears it
         told = run.stderr.read()  # ends when the last process of the group has closed it

@@ -75,6 +75,21 @@ def test_a_second_interrupt_ends_the_study_at_once_and_leaves_no_process(tmp_pat
     assert (stopped.value.checkpoint is not None) == any(tmp_path.iterdir())
 
 
+def test_workers_never_see_a_ctrl_c_and_the_parent_does() -> None:
+    blocked: list[bool] = []
+
+    def listen(event: Event) -> None:
+        if event.name == "cell.closed":
+            for child in multiprocessing.active_children():
+                status = Path(f"/proc/{child.pid}/status").read_text(encoding="ascii")
+                mask = int(next(line for line in status.splitlines() if line.startswith("SigBlk")).split()[1], 16)
+                blocked.append(bool(mask >> (signal.SIGINT - 1) & 1))
+
+    compared(settings=Settings(jobs=2, listener=listen))
+    assert blocked and all(blocked)
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, set())
+
+
 def interrupted(folder: Path, rounds: int = 6) -> Path:
     with pytest.raises(Interrupted) as stopped:
         compared(settings=Settings(checkpoint=folder, listener=_StopAfter(rounds)))
