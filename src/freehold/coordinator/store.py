@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, TypeVar
 import sqlalchemy as sa
 
 from freehold import durable
-from freehold.coordinator.schema import metadata
+from freehold.coordinator.migrate import upgrade
 from freehold.coordinator.study_tables import blobs, runs, studies
 from freehold.errors import StoreError
 from freehold.wire.local import Pieces, sealed
@@ -82,7 +82,7 @@ class Store:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.engine, self.folder = engine, folder
         with _explained():
-            metadata.create_all(engine)
+            upgrade(engine)
         self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._writer = threading.Thread(target=self._write, name="store", daemon=True)
         self._writer.start()
