@@ -82,8 +82,8 @@ class Service:
         )
         engine = connect(self.settings.database or f"sqlite:///{state / 'coordinator.sqlite'}")
         self.store = Store(engine, state / "blobs")
-        with engine.connect() as connection:
-            self._denied = set(connection.execute(sa.select(denied.c.what)).scalars())
+        self.store.sweep()
+        self._read_denied()
         self.enrolment = Enrolment(
             authority=authority, transaction=transactions(engine), reading=readings(engine), clock=self.clock
         )
@@ -112,6 +112,7 @@ class Service:
             presence=self.presence,
             ingest=self.ingest,
             peers=self.peers,
+            replaced=self._replaced,
             tell=self._tell,
         ).build()
         try:
@@ -145,14 +146,20 @@ class Service:
         await asyncio.to_thread(self.store.close)
 
     def _is_denied(self, identity: Identity) -> bool:
-        serial = identity.serial.lower().lstrip("0")
-        return bool({serial, f"{identity.role}/{identity.name}"} & self._denied)
+        return bool({identity.serial, identity.serial.lstrip("0"), f"{identity.role}/{identity.name}"} & self._denied)
+
+    def _read_denied(self) -> None:
+        self._denied = set(self.store.read(lambda c: c.execute(sa.select(denied.c.what)).scalars().all()))
+
+    def _replaced(self, node: str, last: asyncio.Transport | None) -> None:
+        """A name has left, or is another machine's from now on: connections of the certificates that it had before are cut."""
+        self._read_denied()
+        self.peers.drop_named(self.settings.federation, "node", node, keep=last)
 
     async def _deny(self, what: str, on: bool) -> None:
+        self._read_denied()
         if not on:
-            self._denied.discard(what)
             return
-        self._denied.add(what)
         role, _, name = what.partition("/")
         if name:
             self.peers.drop_named(self.settings.federation, role, name)

@@ -80,7 +80,7 @@ class Store:
     def __init__(self, engine: sa.Engine, folder: Path) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.engine, self.folder = engine, folder
-        with _explained():
+        with explained():
             metadata.create_all(engine)
         self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._writer = threading.Thread(target=self._write, name="store", daemon=True)
@@ -100,7 +100,7 @@ class Store:
 
     def read(self, work: Callable[[sa.Connection], T]) -> T:
         """Run `work`, which only reads."""
-        with _explained(), self.engine.connect().execution_options(**{READING: True}) as connection:
+        with explained(), self.engine.connect().execution_options(**{READING: True}) as connection:
             return work(connection)
 
     def close(self) -> None:
@@ -126,11 +126,13 @@ class Store:
         """One transaction for all; a job that raises is undone alone."""
         results: list[tuple[Any, BaseException | None]] = []
         try:
-            with _explained(), self.engine.connect() as connection, connection.begin() as transaction:
+            with explained(), self.engine.connect() as connection, connection.begin() as transaction:
                 for job in jobs:
                     try:
                         with connection.begin_nested():
                             results.append((job.work(connection), None))
+                    except sa.exc.OperationalError:
+                        raise  # a full disk: the database may have undone more than this job
                     except Exception as error:
                         results.append((None, error))
                 durable.commit(transaction.commit, *dict.fromkeys(job.point for job in jobs))
@@ -167,6 +169,19 @@ class Store:
         elif place is not None:
             (self.folder / place).unlink(missing_ok=True)
         return sha256
+
+    def drop_file(self, put: Put) -> None:
+        """Remove what `put_file` made safe, and no row names."""
+        if put.place is not None:
+            (self.folder / put.place).unlink(missing_ok=True)
+
+    def sweep(self) -> int:
+        """Remove what a crash left between a file and its row; how many files. For the only coordinator of a folder."""
+        named = set(self.read(lambda c: c.execute(sa.select(blobs.c.place).where(blobs.c.place.is_not(None))).scalars().all()))
+        left = [path for path in self.folder.iterdir() if path.is_file() and path.name not in named]
+        for path in left:
+            path.unlink()
+        return len(left)
 
     def blob(self, sha256: str) -> Blob:
         """A blob as it is announced: small ones with their bytes."""
@@ -220,7 +235,7 @@ def _tell(loop: asyncio.AbstractEventLoop, settle: Callable[..., None], result: 
         return
 
 
-class _explained:
+class explained:
     """A database or disk error as one of ours."""
 
     def __enter__(self) -> None:

@@ -20,12 +20,13 @@ from freehold.coordinator import study_records as records
 from freehold.coordinator.child import ServerCode
 from freehold.coordinator.rounds import Rounds
 from freehold.coordinator.run import OpenRun
-from freehold.coordinator.store import Put, Store
-from freehold.errors import Conflict, Late, StudyRefused, UnknownRun
+from freehold.coordinator.store import Store
+from freehold.errors import Conflict, FreeholdError, Late, StudyRefused, TensorsMalformed, UnknownRun
 from freehold.events import Event, Listener, silent
 from freehold.plan import Plan, digest, parse, runs_of
 from freehold.wire.local import Mapped
 from freehold.wire.messages import Declined, Measure, Measures, Pending, Settled, Train, Work
+from freehold.wire.tally import FixedPointSum
 
 
 class Studies:
@@ -221,11 +222,14 @@ class Studies:
         open_run = self.expects(node, run, round)
         before = open_run.received.get(node)
         if before is None:
-            await asyncio.to_thread(_verify, body, open_run, weight)
+            assert open_run.tally is not None
+            await asyncio.to_thread(_verify, body, open_run, open_run.tally.sum, weight)
             put = await asyncio.to_thread(self._store.put_file, body, point="coordinator.contribution", sha256=sha256)
             now = self._clock()
 
             def insert(connection: Any) -> str | None:
+                if records.round_of(connection, run, round).closed is not None:
+                    raise _closed(run, round)
                 there = records.insert_contribution(
                     connection, run=run, round=round, node=node, sha256=sha256, length=put.length, weight=weight, now=now
                 )
@@ -233,12 +237,18 @@ class Studies:
                     self._store.insert_blob(connection, put)
                 return there
 
-            before = await self._store.write(insert, "coordinator.contribution")
-            if before is None:
+            try:
+                before = await self._store.write(insert, "coordinator.contribution")
+            except FreeholdError:
+                await asyncio.to_thread(self._store.drop_file, put)
+                raise
+            if before is not None:
+                await asyncio.to_thread(self._store.drop_file, put)
+            if before is None or (before == sha256 and open_run.awaits(node) and open_run.round == round):
                 if open_run.round != round or open_run.closing:
-                    raise Late(f"Round {round} of run {run} closed meanwhile.", hint="Nothing is wrong; ask for work again.")
+                    raise _closed(run, round)
                 open_run.received[node], open_run.weights[node] = sha256, weight
-                await self._fold(open_run, put, weight)
+                await self._fold(open_run, sha256, weight)
                 self._tell(Event("contribution.received", {"run": run, "round": round, "node": node, "bytes": put.length}))
                 self._rounds.consider(open_run)
                 return
@@ -248,32 +258,38 @@ class Studies:
                 hint="The first one counts. The node discards the second when it asks for work.",
             )
 
-    async def _fold(self, run: OpenRun, put: Put, weight: float) -> None:
+    async def _fold(self, run: OpenRun, sha256: str, weight: float) -> None:
         assert run.tally is not None
+        total = run.tally.sum
         async with run.folding:
-            if put.body is not None:
-                run.tally.sum.add(put.body, weight)
-            elif put.place is not None:
-                await asyncio.to_thread(_fold_file, run, self._store.folder / put.place, weight)
+            path = self._store.blob_path(sha256)
+            if path is None:
+                total.add(self._store.blob_bytes(sha256), weight)
+            else:
+                await asyncio.to_thread(_fold_file, total, path, weight)
 
     async def measured(self, node: str, message: Measures | Declined) -> None:
         """Take what a node measured, or that it declined to train or measure."""
         run = self._runs.get(message.run)
         if run is None or node not in run.cohort:
             raise UnknownRun(f"This node was not asked for run {message.run}.", hint="The study may be over.")
-        if run.round != message.round or node in run.received:
+        if isinstance(message, Measures) and run.state != "measuring":
+            raise UnknownRun(f"Run {run.id} is not to be measured yet.", hint=f"It is in round {run.round}; ask for work again.")
+        if run.round != message.round or not run.awaits(node):
             return
         if isinstance(message, Declined):
             self._tell(Event("work.declined", {"run": run.id, "round": run.round, "node": node, "code": message.code}))
             if run.state == "training":
                 await self._rounds.extend(run, [n for n in run.cohort if n != node], run.deadline)
                 return
+        round_ = message.round
         body = msgspec.json.encode(message).decode()
         await self._store.write(
             lambda c: records.put_measures(c, run=run.id, round=message.round, node=node, body=body), "coordinator.measures"
         )
-        run.received[node] = ""
-        self._rounds.consider(run)
+        if run.awaits(node) and run.round == round_:
+            run.received[node] = ""
+            self._rounds.consider(run)
 
     async def gone(self, node: str) -> None:
         """A node has left: open rounds no longer wait for it."""
@@ -306,16 +322,20 @@ class Studies:
         return list(self._runs.values())
 
 
-def _verify(body: bytes | Path, run: OpenRun, weight: float) -> None:
-    assert run.tally is not None
+def _verify(body: bytes | Path, run: OpenRun, total: FixedPointSum, weight: float) -> None:
+    if run.plan.training.weighting == "uniform" and weight != 1.0:
+        raise TensorsMalformed(f"A contribution has the weight {weight}.", hint="The plan weighs all nodes alike, with 1.")
     if isinstance(body, bytes):
-        run.tally.sum.check(body, weight)
+        total.check(body, weight)
         return
     with body.open("rb") as file, Mapped(file.fileno()) as view:
-        run.tally.sum.check(view, weight)
+        total.check(view, weight)
 
 
-def _fold_file(run: OpenRun, path: Path, weight: float) -> None:
-    assert run.tally is not None
+def _fold_file(total: FixedPointSum, path: Path, weight: float) -> None:
     with path.open("rb") as file, Mapped(file.fileno()) as view:
-        run.tally.sum.add(view, weight)
+        total.add(view, weight)
+
+
+def _closed(run: str, round: int) -> Late:
+    return Late(f"Round {round} of run {run} closed meanwhile.", hint="Nothing is wrong; ask for work again.")
