@@ -143,6 +143,12 @@ class Store:
 
     # Blobs.
 
+    async def put(self, body: bytes | memoryview | Path, *, point: str, sha256: str = "") -> Put:
+        """As `put_file`; what touches the disk does so in a thread."""
+        if not isinstance(body, Path) and len(body) <= INLINE_BYTES:
+            return self.put_file(body, point=point)
+        return await asyncio.to_thread(self.put_file, body, point=point, sha256=sha256)
+
     def put_file(self, body: bytes | memoryview | Path, *, point: str, sha256: str = "") -> Put:
         """Make a body safe before its row is written.
 
@@ -170,14 +176,10 @@ class Store:
             (self.folder / place).unlink(missing_ok=True)
         return sha256
 
-    def drop_file(self, put: Put) -> None:
-        """Remove what `put_file` made safe, and no row names."""
-        if put.place is not None:
-            (self.folder / put.place).unlink(missing_ok=True)
-
     def sweep(self) -> int:
         """Remove what a crash left between a file and its row; how many files. For the only coordinator of a folder."""
-        named = set(self.read(lambda c: c.execute(sa.select(blobs.c.place).where(blobs.c.place.is_not(None))).scalars().all()))
+        places = sa.union_all(sa.select(blobs.c.place), sa.select(contributions.c.place))
+        named = set(self.read(lambda c: c.execute(places).scalars().all()))
         left = [path for path in self.folder.iterdir() if path.is_file() and path.name not in named]
         for path in left:
             path.unlink()
@@ -210,11 +212,8 @@ class Store:
         for sha256 in sha256s:
             used = sa.select(sa.literal(1)).where(
                 sa.or_(
-                    sa.exists().where(sa.or_(runs.c.server == sha256, runs.c.shared == sha256, runs.c.tally == sha256)),
+                    sa.exists().where(sa.or_(runs.c.server == sha256, runs.c.shared == sha256)),
                     sa.exists().where(studies.c.plan == sha256),
-                    sa.exists().where(
-                        contributions.c.sha256 == sha256, contributions.c.counted.is_(None), contributions.c.folded.is_(False)
-                    ),
                 )
             )
             if connection.execute(used).first() is None:

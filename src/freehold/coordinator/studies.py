@@ -20,8 +20,8 @@ from freehold.coordinator import study_records as records
 from freehold.coordinator.child import ServerCode
 from freehold.coordinator.rounds import Rounds
 from freehold.coordinator.run import OpenRun
-from freehold.coordinator.store import Store
-from freehold.errors import Conflict, FreeholdError, Late, StudyRefused, TensorsMalformed, UnknownRun
+from freehold.coordinator.store import Put, Store
+from freehold.errors import Conflict, Late, StudyRefused, TensorsMalformed, UnknownRun
 from freehold.events import Event, Listener, silent
 from freehold.plan import Plan, digest, parse, runs_of
 from freehold.wire.local import Mapped
@@ -56,7 +56,7 @@ class Studies:
         plan = parse(text)
         identity = digest(plan)
         await self._check(plan, text)
-        put = await asyncio.to_thread(self._store.put_file, text.encode(), point="coordinator.plan")
+        put = await self._store.put(text.encode(), point="coordinator.plan")
         numbered = [(run.id, run.number) for run in runs_of(plan)]
 
         def insert(connection: Any) -> bool:
@@ -139,7 +139,10 @@ class Studies:
             return
         for each in self._store.read(lambda c: records.received(c, run.id, run.round)):
             assert run.tally is not None
-            run.tally.sum.add(self._store.blob_bytes(each.sha256), each.weight)
+            if each.body is not None:
+                run.tally.sum.add(each.body, each.weight)
+            else:
+                _fold_file(run.tally.sum, self._store.folder / each.place, each.weight)
             run.received[each.node], run.weights[each.node] = each.sha256, each.weight
 
     # Nodes.
@@ -223,50 +226,48 @@ class Studies:
         before = open_run.received.get(node)
         if before is None:
             assert open_run.tally is not None
-            await asyncio.to_thread(_verify, body, open_run, open_run.tally.sum, weight)
-            put = await asyncio.to_thread(self._store.put_file, body, point="coordinator.contribution", sha256=sha256)
+            if isinstance(body, bytes):
+                _verify(body, open_run, open_run.tally.sum, weight)
+            else:
+                await asyncio.to_thread(_verify, body, open_run, open_run.tally.sum, weight)
+            put = await self._store.put(body, point="coordinator.contribution", sha256=sha256)
             now = self._clock()
 
             def insert(connection: Any) -> str | None:
-                if records.round_of(connection, run, round).closed is not None:
+                if records.is_closed(connection, run, round):
                     raise _closed(run, round)
-                there = records.insert_contribution(
-                    connection, run=run, round=round, node=node, sha256=sha256, length=put.length, weight=weight, now=now
-                )
-                if there is None:
-                    self._store.insert_blob(connection, put)
-                return there
+                return records.insert_contribution(connection, run=run, round=round, node=node, put=put, weight=weight, now=now)
 
+            kept = False
             try:
                 before = await self._store.write(insert, "coordinator.contribution")
-            except FreeholdError:
-                await asyncio.to_thread(self._store.drop_file, put)
-                raise
-            if before is not None:
-                await asyncio.to_thread(self._store.drop_file, put)
-            if before is None or (before == sha256 and open_run.awaits(node) and open_run.round == round):
-                if open_run.round != round or open_run.closing:
-                    raise _closed(run, round)
-                open_run.received[node], open_run.weights[node] = sha256, weight
-                await self._fold(open_run, sha256, weight)
-                self._tell(Event("contribution.received", {"run": run, "round": round, "node": node, "bytes": put.length}))
-                self._rounds.consider(open_run)
-                return
+                kept = before is None
+                # There and not yet in the sum: the database kept what it had said it could not.
+                if kept or (before == sha256 and open_run.awaits(node) and open_run.round == round):
+                    await self._count(open_run, round, node, put, weight)
+                    return
+            finally:
+                if put.place is not None and not kept:
+                    await asyncio.to_thread((self._store.folder / put.place).unlink, missing_ok=True)
         if before != sha256:
             raise Conflict(
                 f"This node has sent another contribution to round {round} of run {run} before.",
                 hint="The first one counts. The node discards the second when it asks for work.",
             )
 
-    async def _fold(self, run: OpenRun, sha256: str, weight: float) -> None:
-        assert run.tally is not None
+    async def _count(self, run: OpenRun, round: int, node: str, put: Put, weight: float) -> None:
+        """Add a contribution that is in the store to the sum of its round."""
+        if run.round != round or run.closing or run.tally is None:
+            raise _closed(run.id, round)
         total = run.tally.sum
+        run.received[node], run.weights[node] = put.sha256, weight
         async with run.folding:
-            path = self._store.blob_path(sha256)
-            if path is None:
-                total.add(self._store.blob_bytes(sha256), weight)
-            else:
-                await asyncio.to_thread(_fold_file, total, path, weight)
+            if put.body is not None:
+                total.add(put.body, weight)
+            elif put.place is not None:
+                await asyncio.to_thread(_fold_file, total, self._store.folder / put.place, weight)
+        self._tell(Event("contribution.received", {"run": run.id, "round": round, "node": node, "bytes": put.length}))
+        self._rounds.consider(run)
 
     async def measured(self, node: str, message: Measures | Declined) -> None:
         """Take what a node measured, or that it declined to train or measure."""
