@@ -84,19 +84,19 @@ class App:
         return web.Response(text=self._enrolment.authority.roots_pem, content_type="application/x-pem-file")
 
     async def _enroll(self, request: web.Request) -> web.StreamResponse:
-        message = await read_message(request, EnrollRequest)
+        message = await read_message(request, EnrollRequest, pace=self._ingest.pace)
         certificate = await asyncio.to_thread(self._enrolment.enroll, message, address=request.remote or "-")
         self._replaced(message.node, None)
         return reply(certificate)
 
     async def _renew(self, request: web.Request) -> web.StreamResponse:
         peer = self._node(request)
-        message = await read_message(request, RenewRequest)
+        message = await read_message(request, RenewRequest, pace=self._ingest.pace)
         return reply(await asyncio.to_thread(self._enrolment.renew, message, peer=peer, address=request.remote or "-"))
 
     async def _leave(self, request: web.Request) -> web.StreamResponse:
         node = self._node(request)
-        await read_message(request, Leave)
+        await read_message(request, Leave, pace=self._ingest.pace)
         await asyncio.to_thread(self._enrolment.leave, node)
         self._replaced(node.name, request.transport)
         self._presence.gone(node.name)
@@ -107,7 +107,7 @@ class App:
 
     async def _work(self, request: web.Request) -> web.StreamResponse:
         node = self._node(request)
-        message = await read_message(request, WorkRequest)
+        message = await read_message(request, WorkRequest, pace=self._ingest.pace)
         return reply(await self._next(node, message.datasets, message.pending, message.wait_s))
 
     async def _next(
@@ -159,7 +159,7 @@ class App:
 
     async def _told(self, request: web.Request, kind: type[Measures] | type[Declined]) -> web.StreamResponse:
         node = self._node(request)
-        message = await read_message(request, kind)
+        message = await read_message(request, kind, pace=self._ingest.pace)
         await self._studies.measured(node.name, message)
         return reply(await self._next(node, message.datasets, message.pending, message.wait_s, received=True))
 
