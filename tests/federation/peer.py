@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import http.client
 import json
+import select
 import socket
 import ssl
 from collections.abc import Iterator, Mapping
@@ -59,6 +60,8 @@ class Peer:
 
     def send(self, method: str, path: str, headers: Mapping[str, str], body: bytes = b"") -> Answer:
         """The answer to a request whose headers are sent as they are."""
+        if self._http is not None and select.select([self._http.sock], [], [], 0)[0]:
+            self.close()  # it was idle for too long
         if self._http is None:
             port = self.federation.port
             self._http = http.client.HTTPSConnection("127.0.0.1", port, timeout=PATIENCE_S, context=self.trust())
@@ -75,6 +78,16 @@ class Peer:
         if response.will_close:
             self.close()
         return Answer(response.status, _code(response.status, found), found)
+
+    def is_cut(self) -> bool:
+        """Wait for the end of the connection that it has; False if something else comes."""
+        assert self._http is not None
+        try:
+            return self._http.sock.recv(1) == b""
+        except ConnectionError:
+            return True
+        finally:
+            self.close()
 
     def close(self) -> None:
         """Hang up."""

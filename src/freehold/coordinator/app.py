@@ -112,7 +112,7 @@ class App:
         return reply(await self._next(node, message.datasets, message.pending, message.wait_s))
 
     async def _next(
-        self, node: Identity, datasets: list[str], pending: list[Pending], wait_s: float, *, received: bool = False
+        self, node: Identity, datasets: list[str] | None, pending: list[Pending], wait_s: float, *, received: bool = False
     ) -> WorkReply:
         if await self._presence.heard(node.name, datasets):
             await self._studies.advance()
@@ -150,7 +150,8 @@ class App:
         sha256 = _header(request, routes.SHA256_HEADER, SHA256_PATTERN)
         weight = float(_header(request, routes.WEIGHT_HEADER, r"[0-9]{1,17}(\.[0-9]{1,20})?(e[+-]?[0-9]{1,2})?"))
         wait_s = float(_header(request, routes.WAIT_HEADER, r"[0-9]{1,3}(\.[0-9]{1,6})?", "0"))
-        datasets = _header(request, routes.DATASETS_HEADER, routes.DATASETS_PATTERN, "")
+        offered = _header(request, routes.DATASETS_HEADER, routes.DATASETS_PATTERN, "")
+        datasets = list(filter(None, offered.split(","))) if routes.DATASETS_HEADER in request.headers else None
         pending = _pending(_header(request, routes.PENDING_HEADER, routes.PENDING_PATTERN, ""))
         limit = self._studies.expects(node.name, run, round_).sum_bytes + _ROOM_BYTES
         body = await self._ingest.receive_body(request, sha256=sha256, limit_bytes=limit)
@@ -159,7 +160,7 @@ class App:
         finally:
             if not isinstance(body, bytes):
                 await asyncio.to_thread(body.unlink, missing_ok=True)
-        return reply(await self._next(node, [d for d in datasets.split(",") if d], pending, min(wait_s, 300.0), received=True))
+        return reply(await self._next(node, datasets, pending, min(wait_s, 300.0), received=True))
 
     async def _measures(self, request: web.Request) -> web.StreamResponse:
         return await self._told(request, Measures)

@@ -39,13 +39,14 @@ class Presence:
         for name, datasets in store.read(read):
             self._nodes[name] = Seen(datasets=frozenset(filter(None, datasets.split(","))))
 
-    async def heard(self, node: str, datasets: Sequence[str]) -> bool:
-        """A node asks for work; whether it is new, or offers something else than before."""
-        offered = frozenset(datasets)
+    async def heard(self, node: str, datasets: Sequence[str] | None) -> bool:
+        """A node speaks, and may say what it offers; whether it is new, or offers something else than before."""
         before = self._nodes.get(node)
-        if before is not None and before.datasets == offered:
+        if before is not None:
             before.last = self._clock()
+        if datasets is None or (before is not None and before.datasets == frozenset(datasets)):
             return False
+        offered = frozenset(datasets)
 
         def write(connection: sa.Connection) -> None:
             connection.execute(sa.delete(offers).where(offers.c.node == node))

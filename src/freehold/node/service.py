@@ -110,7 +110,9 @@ class Service:
         while not self._stopping.wait(max(due - time.time(), 0.0)):
             try:
                 found = renew(self.settings.state, Network())
-                due = renew_at(found.not_before, found.not_after, random.random())
+                # A short certificate's dates begin before it was made; its rest is not to be spent on renewals alone.
+                rest_s = found.not_after - time.time()
+                due = max(renew_at(found.not_before, found.not_after, random.random()), time.time() + rest_s / 3)
                 self._tell(Event("certificate.renewed", {"until": found.not_after}))
             except FreeholdError as error:
                 self._tell(Event("certificate.not_renewed", {"code": error.code}))

@@ -171,7 +171,7 @@ class Measures(Message, frozen=True, kw_only=True):
     """Of the model that the node trained alone; only where its owner shares the benefit."""
     served: Literal["", "local", "shared", "personal"] = ""
     wait_s: Annotated[float, msgspec.Meta(ge=0, le=300)] = 0.0
-    datasets: Datasets = []
+    datasets: Datasets | None = None
     pending: Unsettled = []
 
 
@@ -183,7 +183,7 @@ class Declined(Message, frozen=True, kw_only=True):
     code: Annotated[int, msgspec.Meta(ge=0, le=9999)]
     message: Words
     wait_s: Annotated[float, msgspec.Meta(ge=0, le=300)] = 0.0
-    datasets: Datasets = []
+    datasets: Datasets | None = None
     pending: Unsettled = []
 
 
@@ -195,7 +195,7 @@ M = TypeVar("M", bound=Message)
 
 
 class _Versioned(msgspec.Struct):
-    version: int = 0
+    version: Annotated[int, msgspec.Meta(ge=0, le=2**31)] = 0
 
 
 def encode(message: Message) -> bytes:
@@ -221,7 +221,7 @@ def decode(body: bytes | bytearray | memoryview, kind: type[M]) -> M:
 
 
 def _where(error: Exception) -> str:
-    """msgspec's words name the place and the type, never the content."""
+    """msgspec's words name the place and the type, and of the content at most a field's name. They go to the sender alone."""
     return f"it is not one: {error}" if isinstance(error, msgspec.ValidationError) else "it is not JSON"
 
 
