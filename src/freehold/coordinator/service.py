@@ -24,6 +24,7 @@ from freehold.coordinator.child import ServerCode
 from freehold.coordinator.enrolment import Enrolment
 from freehold.coordinator.enrolment_tables import denied, readings, transactions
 from freehold.coordinator.presence import Presence
+from freehold.coordinator.signing import trusting
 from freehold.coordinator.store import Store, connect
 from freehold.coordinator.studies import Studies
 from freehold.errors import CoordinatorError
@@ -44,6 +45,7 @@ class Settings:
     names: tuple[str, ...] = ()  # DNS names and addresses that nodes know it by; () = the host's own
     database: str = ""  # URL; "" = SQLite in the state folder
     ca_dir: Path | None = None  # where the root's key is; None = in the state folder
+    study_keys: tuple[Path, ...] = ()  # public keys that sign plans; () = any plan that the admin socket brings
 
     def hosts(self) -> tuple[str, ...]:
         """The names in its certificate."""
@@ -89,7 +91,14 @@ class Service:
         )
         self.code = ServerCode(spawn=self.spawn)
         self.presence = Presence(self.store, self.clock)
-        self.studies = Studies(self.store, self.code, self.presence.offering, clock=self.clock, tell=self._tell)
+        self.studies = Studies(
+            self.store,
+            self.code,
+            self.presence.offering,
+            clock=self.clock,
+            tell=self._tell,
+            admit=trusting(self.settings.study_keys),
+        )
         self.peers = Peers(clock=self.clock, denied=self._is_denied)
         self.ingest = Ingest(state / "blobs")
         self.administration = Administration(
