@@ -38,6 +38,12 @@ def read_settings(path: Path, known: Mapping[str, type]) -> dict[str, Setting]:
     return raw
 
 
+def state_home(environ: Mapping[str, str]) -> Path:
+    """Where Freehold keeps its state unless it is told. A relative XDG_STATE_HOME is ignored, as its specification says."""
+    given = Path(environ.get("XDG_STATE_HOME", ""))
+    return (given if given.is_absolute() else Path.home() / ".local" / "state") / "freehold"
+
+
 def _fits(value: object, kind: type) -> bool:
     if isinstance(value, list):
         return kind is list and all(isinstance(item, str) for item in value)

@@ -293,6 +293,11 @@ class Studies:
             for event in self._waiting.get(node, ()):
                 event.set()
 
+    @property
+    def closing(self) -> bool:
+        """Whether nothing new is begun."""
+        return self._closing
+
     def wake_all(self) -> None:
         """Answer every poll now, with nothing if there is nothing."""
         self._closing = True
