@@ -88,6 +88,10 @@ class Status:
     last_error: str = ""
 
 
+class _Stopped(BaseException):
+    """The node was told to stop while it waited for an answer."""
+
+
 class Agent:
     """One node in one federation."""
 
@@ -110,12 +114,15 @@ class Agent:
         self._pending: list[Pending] = []
         self._busy = time.monotonic()
         self._stopping = threading.Event()
+        self._awaiting = 0
         self._sleep = sleep or self._stopping.wait
         self.status = Status(node=node, coordinator=url)
 
     def stop(self) -> None:
-        """Let `run` return soon; an answer that is being waited for is given up."""
+        """Let `run` return soon. From a signal's handler, an answer that is being waited for is given up."""
         self._stopping.set()
+        if self._awaiting == threading.get_ident():
+            raise _Stopped  # out of the read that the signal interrupted; whatever was sent can be sent again
 
     def run(self) -> None:
         """Work until stopped."""
@@ -126,13 +133,16 @@ class Agent:
                 if reply is None:
                     reply = self._ask(self._poll)
                 reply = self._follow(reply)
+        except _Stopped:
+            pass
         finally:
             self._connection.close()
             self._guard.end()
 
     def _poll(self) -> WorkReply:
-        request = WorkRequest(wait_s=POLL_S, datasets=sorted(self._hello.datasets), pending=self._pending)
-        return self._connection.post(WORK.path, request, WorkReply, wait_s=POLL_S)
+        wait_s = POLL_S if self.status.state == "connected" else 0.0  # the first answer says that the node is connected
+        request = WorkRequest(wait_s=wait_s, datasets=sorted(self._hello.datasets), pending=self._pending)
+        return self._connection.post(WORK.path, request, WorkReply, wait_s=wait_s)
 
     def _ask(self, attempt: Callable[[], WorkReply]) -> WorkReply | None:
         """Ask until the coordinator answers; None when it refuses, which is told, or the node is to stop."""
@@ -141,7 +151,7 @@ class Agent:
             if self._stopping.is_set():
                 return None
             try:
-                found = attempt()
+                found = self._given_up_on_signal(attempt)
             except Unreachable as error:
                 if self.status.state != "unreachable":
                     self._tell(Event("coordinator.unreachable", {"url": self.status.coordinator}))
@@ -159,6 +169,13 @@ class Agent:
             self._tell(Event("coordinator.refused", {"code": error.code}))
             self._sleep(random.random() * 2)
             return None
+
+    def _given_up_on_signal(self, attempt: Callable[[], WorkReply]) -> WorkReply:
+        self._awaiting = threading.get_ident()
+        try:
+            return attempt()
+        finally:
+            self._awaiting = 0
 
     def _follow(self, reply: WorkReply | None) -> WorkReply | None:
         """Do what a reply says; the next one, if the answer to it came along."""

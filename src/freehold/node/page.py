@@ -9,6 +9,7 @@ import json
 import math
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from html import escape
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -31,7 +32,7 @@ h1{font-size:1.6rem;margin:0 0 .25rem}h2{font-size:1.1rem;margin:2rem 0 .5rem}p{
 .card{background:var(--card);border-radius:.5rem;padding:.6rem .8rem}.card b{display:block;font-size:1.3rem}
 table{border-collapse:collapse;width:100%}th,td{text-align:left;padding:.35rem .6rem .35rem 0;border-bottom:1px solid var(--line)}
 th{font-weight:600;color:var(--soft);font-size:.9rem}td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}
-.up{color:var(--good)}.down{color:var(--bad)}ul{margin:.25rem 0;padding-left:1.2rem}code{overflow-wrap:anywhere}
+ul{margin:.25rem 0;padding-left:1.2rem}code{overflow-wrap:anywhere}
 .error{border-left:3px solid var(--bad);padding:.3rem .8rem;background:var(--card)}
 """
 
@@ -127,6 +128,7 @@ def studies_of(state: Path) -> list[dict[str, Any]]:
                 "examples": data.get("examples"),
                 "findings": data.get("findings", []),
                 "worth": _worth(told.get("measured", {})),
+                "serves": Counter(str(run["served"]) for run in told.get("measured", {}).values() if run.get("served")),
             }
         )
     return found
@@ -151,7 +153,6 @@ def _worth(measured: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
                 "alone": statistics.fmean(b for _, b in pairs),
                 "repeats": len(pairs),
                 "test": max((run["splits"].get("test") or {}).get("examples", 0) for run in runs),
-                "served": sorted({str(run.get("served")) for run in runs if run.get("served")}),
             }
         )
     return rows
@@ -205,27 +206,31 @@ def _study(study: Mapping[str, Any]) -> str:
     examples = "" if study["examples"] is None else f"{study['examples']} examples here. "
     rows = ""
     for row in study["worth"]:
-        gain = row["own"] - row["alone"] if row["figure"] == "accuracy" else row["alone"] - row["own"]
-        kind = "up" if gain > 0 else "down" if gain < 0 else ""
         own, alone, difference = (_shown(row["figure"], value) for value in (row["own"], row["alone"], row["own"] - row["alone"]))
         sign = "+" if row["own"] > row["alone"] else ""
         rows += (
             f'<tr><td>{escape(row["algorithm"])}</td><td class="n">{own}</td><td class="n">{alone}</td>'
-            f'<td class="n {kind}">{sign}{difference}</td><td class="n">{row["repeats"]} × {row["test"]}</td>'
-            f"<td>{escape(', '.join(row['served']))}</td></tr>"
+            f'<td class="n">{sign}{difference}</td><td class="n">{row["repeats"]} × {row["test"]}</td>'
+            f"</tr>"
         )
     table = (
         f'<table><tr><th>algorithm</th><th class="n">own model</th><th class="n">alone</th><th class="n">difference</th>'
-        f'<th class="n">repeats × test</th><th>would serve</th></tr>{rows}</table>'
+        f'<th class="n">repeats × test</th></tr>{rows}</table>'
         f'<p class="soft">Mean {escape(study["worth"][0]["figure"])} on this node\'s own tests. Few examples decide little; '
         f"the coordinator's report has the intervals.</p>"
         if rows
         else '<p class="soft">Nothing is measured yet.</p>'
     )
+    head = f"<h3>{escape(str(study['name']))}</h3><p class=soft>{examples}<code>{escape(str(study['plan'])[:23])}…</code></p>"
     return (
-        f"<h3>{escape(str(study['name']))}</h3><p class=soft>{examples}<code>{escape(str(study['plan'])[:23])}…</code></p>{table}"
-        + (f"<p>What is odd about the data:</p><ul>{findings}</ul>" if findings else "")
+        head + table + _serves(study["serves"]) + (f"<p>What is odd about the data:</p><ul>{findings}</ul>" if findings else "")
     )
+
+
+def _serves(counted: Mapping[str, int]) -> str:
+    words = {"local": "the model trained alone", "shared": "the shared model", "personal": "the personal model"}
+    said = ", ".join(f"{words.get(name, name)} ({count}×)" for name, count in sorted(counted.items(), key=lambda i: -i[1]))
+    return f"<p>By its own validation examples this node would serve {escape(said)}.</p>" if said else ""
 
 
 def _shown(figure: str, value: float) -> str:
