@@ -59,7 +59,7 @@ def demo(
         typer.Option("--json", metavar="FILE", help="Write the report as JSON; - is standard output.", rich_help_panel=RESULT),
     ] = None,
 ) -> None:
-    """Run a federation here: a coordinator, and Cleveland, Hungary, Switzerland and VA Long Beach as nodes; then see who gains."""
+    """Run a federation here: a coordinator, and Cleveland, Hungary, Switzerland and VA Long Beach as nodes. Who gains?"""
     results = ResultOptions(json=json, report=report)
     if not simulated:
         if options != RunOptions():

@@ -15,9 +15,11 @@ from freehold.cli.console import interrupted, report_error
 from freehold.cli.coordinator import coordinator
 from freehold.cli.data import data
 from freehold.cli.demo import demo
+from freehold.cli.doctor import doctor
 from freehold.cli.invocation import remember
 from freehold.cli.node import node
 from freehold.cli.simulate import simulate
+from freehold.cli.status import status
 from freehold.cli.study import study
 from freehold.cli.token import token
 from freehold.errors import FreeholdError
@@ -78,6 +80,8 @@ app.add_typer(coordinator, name="coordinator")
 app.add_typer(token, name="token")
 app.add_typer(node, name="node")
 app.add_typer(study, name="study")
+app.command()(status)
+app.command()(doctor)
 
 
 def main() -> None:
