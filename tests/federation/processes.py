@@ -6,6 +6,7 @@ Each event is a JSON line on standard output. With FREEHOLD_FORKSERVER, children
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -27,7 +28,9 @@ async def coordinator(state: str, port: str, settings: str) -> None:
     from freehold.coordinator.service import Service, Settings
 
     service = Service(
-        settings=Settings(state=Path(state), port=int(port), federation="test", **json.loads(settings)), listener=tell, spawn=spawn
+        settings=Settings(state=Path(state), port=int(port), federation="test", **json.loads(settings)),
+        listener=tell,
+        spawn=spawn,
     )
     await service.start()
     told = asyncio.Event()
@@ -38,13 +41,14 @@ async def coordinator(state: str, port: str, settings: str) -> None:
 
 def node(name: str, state: str, url: str, token: str, data: str) -> None:
     from freehold.node.join import read_token
-    from freehold.node.service import Service, Settings, until_signaled
+    from freehold.node.service import Service, Settings, Stopped, stop_when_told
 
     known = read_token(token) if Path(token).exists() else None
     settings = Settings(name=name, state=Path(state), coordinator=url, token=known, datasets={"heart": Path(data)})
     service = Service(settings, listener=tell, spawn=spawn)
-    until_signaled(service.stop)
-    service.run()
+    stop_when_told()
+    with contextlib.suppress(Stopped):
+        service.run()
 
 
 if __name__ == "__main__":

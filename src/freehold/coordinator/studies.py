@@ -135,6 +135,8 @@ class Studies:
         """The open round as it was: who was asked, who was heard, and the sum of what they sent."""
         row = self._store.read(lambda c: records.round_of(c, run.id, run.round))
         run.open(run.round, tuple(filter(None, row.cohort.split(","))), row.population, row.deadline)
+        before = self._store.read(lambda c: records.received(c, run.id, run.round - 1))
+        run.counted = {each.node: each.sha256 for each in before if each.counted}
         if run.state == "measuring":
             run.received = dict.fromkeys(self._store.read(lambda c: records.measures_of(c, run.id, run.round)), "")
             return

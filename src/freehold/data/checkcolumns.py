@@ -9,7 +9,6 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from sklearn.tree import DecisionTreeClassifier
 
 from freehold.data.population import Population
 from freehold.data.schema import Column
@@ -178,6 +177,8 @@ def _told(values: Floats, target: NDArray[np.int64], *, leaves: int, by_value: b
     if len(classes) < 2 or counts.min() < 5:
         return 0.0
     depth: dict[str, Any] = {"max_leaf_nodes": None if by_value else leaves, "class_weight": "balanced", "random_state": 0}
+    from sklearn.tree import DecisionTreeClassifier  # here: it takes a second to import
+
     said = DecisionTreeClassifier(**depth).fit(values[:, None], target).predict(values[:, None])
     return float(np.mean([(said[target == each] == each).mean() for each in classes]))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from sklearn.datasets import load_digits
 
 from freehold.data.population import Population
 
@@ -13,6 +12,8 @@ def digits() -> Population:
 
     Source: Alpaydin and Kaynak, Optical Recognition of Handwritten Digits, UCI 1998 (test part), CC BY 4.0.
     """
+    from sklearn.datasets import load_digits  # here: it takes a second to import
+
     images, labels = load_digits(return_X_y=True)
     return Population(
         name="digits",

@@ -11,7 +11,6 @@ from importlib import resources
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from sklearn.model_selection import train_test_split
 
 from freehold.data.columns import Selection
 from freehold.data.population import Population
@@ -151,6 +150,8 @@ def heart_flamby() -> tuple[Prepared, Prepared]:
 def _published_split(ill: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Train and test rows of one hospital, ascending."""
     balanced = np.bincount(ill, minlength=2).min() > 2
+    from sklearn.model_selection import train_test_split  # here: it takes a second to import
+
     train, test = train_test_split(
         np.arange(len(ill)),
         test_size=1 - 0.66,

@@ -19,7 +19,7 @@ from freehold.errors import FreeholdError, NotJoined, UsageError
 from freehold.node import credentials
 from freehold.node.join import read_token
 from freehold.node.leave import only_one
-from freehold.node.service import Service, Settings, until_signaled
+from freehold.node.service import Service, Settings, Stopped, stop_when_told
 from freehold.settings import Setting, read_settings, state_home
 from freehold.wire.messages import NAME_PATTERN
 
@@ -103,7 +103,7 @@ def run(options: Options) -> None:
         stack.enter_context(only_one(options.state))
         own, settings = _settings(options, stack)
         service = Service(settings, listener=logs.listener(sys.stderr, form, color=color))
-        until_signaled(service.stop)
+        stop_when_told()
         page = ""
         if options.port is not None:
             page = _page(options, service, stack)
@@ -184,8 +184,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         text = f"error {error.code}: {error.message}\n" + (f"hint: {error.hint}\n" if error.hint else "")
         sys.stderr.write("".join(letter if letter.isprintable() or letter == "\n" else "\ufffd" for letter in text))
         return error.exit_code
-    except KeyboardInterrupt:
-        return 130
+    except (Stopped, KeyboardInterrupt):
+        pass
     return 0
 
 

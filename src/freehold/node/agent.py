@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import os
 import random
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ import msgspec
 
 from freehold.errors import FreeholdError, NodeError, PeerGone, Unreachable
 from freehold.events import Event, Listener, silent
+from freehold.failpoints import failpoint
 from freehold.node.errands import (
     FromGuard,
     Hello,
@@ -88,10 +88,6 @@ class Status:
     last_error: str = ""
 
 
-class _Stopped(BaseException):
-    """The node was told to stop while it waited for an answer."""
-
-
 class Agent:
     """One node in one federation."""
 
@@ -105,7 +101,7 @@ class Agent:
         url: str,
         tell: Listener = silent,
         spawn: Spawn = spawn,
-        sleep: Callable[[float], object] | None = None,
+        sleep: Callable[[float], object] = time.sleep,
     ) -> None:
         self._connection, self._tell = connection, tell
         self._hello = Hello(node=node, state=str(state), datasets={k: str(v) for k, v in datasets.items()})
@@ -113,45 +109,34 @@ class Agent:
         self._plans: dict[str, bytes] = {}
         self._pending: list[Pending] = []
         self._busy = time.monotonic()
-        self._stopping = threading.Event()
-        self._awaiting = 0
-        self._sleep = sleep or self._stopping.wait
+        self._sleep = sleep
         self.status = Status(node=node, coordinator=url)
 
-    def stop(self) -> None:
-        """Let `run` return soon. From a signal's handler, an answer that is being waited for is given up."""
-        self._stopping.set()
-        if self._awaiting == threading.get_ident():
-            raise _Stopped  # out of the read that the signal interrupted; whatever was sent can be sent again
-
     def run(self) -> None:
-        """Work until stopped."""
+        """Work until something is raised; then the guard is ended, whose vault is always in order."""
         self._errand(Settle())
         reply: WorkReply | None = None
         try:
-            while not self._stopping.is_set():
+            while True:
                 if reply is None:
                     reply = self._ask(self._poll)
                 reply = self._follow(reply)
-        except _Stopped:
-            pass
         finally:
             self._connection.close()
             self._guard.end()
 
     def _poll(self) -> WorkReply:
-        wait_s = POLL_S if self.status.state == "connected" else 0.0  # the first answer says that the node is connected
+        # The first answer after a connection was lost comes at once, so that the node knows that it is back.
+        wait_s = POLL_S if self.status.state == "connected" else 0.0
         request = WorkRequest(wait_s=wait_s, datasets=sorted(self._hello.datasets), pending=self._pending)
         return self._connection.post(WORK.path, request, WorkReply, wait_s=wait_s)
 
     def _ask(self, attempt: Callable[[], WorkReply]) -> WorkReply | None:
-        """Ask until the coordinator answers; None when it refuses, which is told, or the node is to stop."""
+        """Ask until the coordinator answers; None when it refuses, which is told."""
 
-        def once() -> WorkReply | None:
-            if self._stopping.is_set():
-                return None
+        def once() -> WorkReply:
             try:
-                found = self._given_up_on_signal(attempt)
+                found = attempt()
             except Unreachable as error:
                 if self.status.state != "unreachable":
                     self._tell(Event("coordinator.unreachable", {"url": self.status.coordinator}))
@@ -169,13 +154,6 @@ class Agent:
             self._tell(Event("coordinator.refused", {"code": error.code}))
             self._sleep(random.random() * 2)
             return None
-
-    def _given_up_on_signal(self, attempt: Callable[[], WorkReply]) -> WorkReply:
-        self._awaiting = threading.get_ident()
-        try:
-            return attempt()
-        finally:
-            self._awaiting = 0
 
     def _follow(self, reply: WorkReply | None) -> WorkReply | None:
         """Do what a reply says; the next one, if the answer to it came along."""
@@ -233,7 +211,9 @@ class Agent:
         }
         path = CONTRIBUTE.at(run=work.run, round=work.round)
         pieces = Pieces(fd=fd, length=found.length)
+        failpoint("agent.sending")
         reply = self._connection.put(path, headers, found.length, pieces, sha256=found.sha256, reply=WorkReply, wait_s=wait_s)
+        failpoint("agent.sent")
         self.status.rounds += 1
         self.status.sent_bytes += found.length
         self._tell(

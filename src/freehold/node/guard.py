@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from freehold.errors import DataUnfit, FreeholdError, NodeError, PeerGone, TrainerFailed
+from freehold.failpoints import failpoint
 from freehold.node.errands import (
     Erased,
     Forget,
@@ -219,6 +220,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 reply = Refused(code=error.code, message=error.message, hint=error.hint)
             finally:
                 close(fds)
+            failpoint("guard.answering")
             channel.send(reply, out)
             close(out)
     except PeerGone:

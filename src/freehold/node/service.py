@@ -11,7 +11,7 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -48,7 +48,7 @@ class Settings:
 
 
 class Service:
-    """A node between `start` and `stop`."""
+    """A node."""
 
     def __init__(self, settings: Settings, *, listener: Listener = silent, spawn: Spawn = spawn) -> None:
         self.settings, self._tell, self._spawn = settings, listener, spawn
@@ -85,7 +85,7 @@ class Service:
         return found
 
     def run(self) -> None:
-        """Join, then work until `stop`. Raises what joining raises."""
+        """Join, then work until Stopped is raised (see `stop_when_told`). Raises what joining raises."""
         found = self.identity()
         url = self.settings.coordinator or found.membership.url
         connection = Connection(url, trusting(found.roots.read_text(encoding="ascii"), (found.pair, found.pair)))
@@ -100,14 +100,10 @@ class Service:
         )
         renewing = threading.Thread(target=self._keep_fresh, args=(found,), name="renewal", daemon=True)
         renewing.start()
-        if not self._stopping.is_set():
+        try:
             self.agent.run()
-
-    def stop(self) -> None:
-        """End soon."""
-        self._stopping.set()
-        if self.agent is not None:
-            self.agent.stop()
+        finally:
+            self._stopping.set()
 
     def _keep_fresh(self, found: Credentials) -> None:
         due = renew_at(found.not_before, found.not_after, random.random())
@@ -121,12 +117,16 @@ class Service:
                 due = time.time() + RENEWAL_RETRY_S * (0.5 + random.random())
 
 
-def until_signaled(stop: Callable[[], None]) -> None:
-    """Call `stop` on SIGTERM and SIGINT; the second one ends the process at once."""
+class Stopped(BaseException):
+    """Told to end, perhaps in the middle of waiting for an answer: nothing that an agent holds must be saved."""
+
+
+def stop_when_told() -> None:
+    """SIGTERM and SIGINT raise Stopped in the main thread; the second one ends the process at once."""
 
     def handle(number: int, frame: object) -> None:
         signal.signal(number, signal.SIG_DFL)
-        stop()
+        raise Stopped
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, handle)

@@ -17,6 +17,7 @@ from torch import Tensor
 from freehold.core import Round, Tree, flatten, unflatten
 from freehold.engines import departing
 from freehold.errors import FreeholdError, PeerGone
+from freehold.failpoints import failpoint
 from freehold.node.jobs import Failed, FromTrainer, MeasuredModel, Open, Opened, ToTrainer, Trained, TrainJob
 from freehold.node.program import Program, load
 from freehold.plan import Plan, parse
@@ -87,6 +88,7 @@ def serve(channel: Channel, answer: Callable[[ToTrainer, Sequence[int]], tuple[F
         finally:
             close(fds)
         try:
+            failpoint("trainer.answering")
             channel.send(reply, out)
         except PeerGone:
             return

@@ -21,7 +21,14 @@ from typing import Final
 VARIABLE: Final = "FREEHOLD_FORKSERVER"
 """Path of the server's socket, for `spawn`."""
 
-PRELOADED: Final = ("freehold.node.trainer", "freehold.coordinator.servercode", "freehold.node.guard", "freehold.tasks.heart")
+PRELOADED: Final = (
+    "freehold.node.trainer",
+    "freehold.node.guard",
+    "freehold.coordinator.servercode",
+    "freehold.tasks.heart",
+    "sklearn.tree",  # what these import only when they need it
+    "torch._dynamo",
+)
 
 
 class Forked:

@@ -75,7 +75,11 @@ class Child:
             with theirs:
                 self._process = self._spawn(self._module, theirs.fileno())
             if self._opening is not None:
-                self._opening(self)
+                try:
+                    self._opening(self)
+                except BaseException:
+                    self.end()  # the next question starts one that is opened
+                    raise
         return self._channel
 
     def end(self) -> None:
