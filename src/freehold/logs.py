@@ -82,10 +82,8 @@ def as_journal(event: Event) -> bytes:
 
 
 def _to_journal(path: str) -> Listener:
-    sender = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
-
     def listen(event: Event) -> None:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
             sender.sendto(as_journal(event), path)
 
     return listen

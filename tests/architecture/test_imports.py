@@ -61,9 +61,7 @@ THIRD_PARTIES: dict[str, frozenset[str]] = {
     "tracking": frozenset({"mlflow", "tensorboard"}),
     "study": frozenset({"msgspec", "numpy", "polars", "safetensors", "torch"}),
     "node": frozenset({"cryptography", "msgspec", "safetensors", "torch"}),  # the agent: msgspec alone, see tests/unit/enrolment
-    "coordinator": frozenset(
-        {"aiohttp", "cryptography", "msgspec", "prometheus_client", "safetensors", "sqlalchemy", "torch"}
-    ),
+    "coordinator": frozenset({"aiohttp", "cryptography", "msgspec", "prometheus_client", "safetensors", "sqlalchemy", "torch"}),
     "freehold": frozenset(),
     "cli": frozenset({"rich", "typer"}),
 }
