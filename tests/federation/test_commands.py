@@ -142,6 +142,8 @@ def test_a_node_leaves_with_a_receipt(world: World) -> None:
         home, "--name", "carol", "--coordinator", world.url, "--join-file", token, "--log", "json", module="freehold.node"
     )
     carol.wait_for("coordinator.connected")
+    memory = next(line for line in Path(f"/proc/{carol.popen.pid}/status").read_text().splitlines() if line.startswith("VmRSS"))
+    assert int(memory.split()[1]) < 30_000  # kB, of an idle agent
     assert carol.stop() == 0
     receipt = json.loads(world.run("node", "leave", "--name", "carol", "--erase", "--json"))
     assert (receipt["node"], receipt["federation"], receipt["erased_states"]) == ("carol", "trial", 0)
