@@ -237,4 +237,5 @@ def _terminated_like_interrupted() -> Iterator[None]:
 def _say(text: str) -> None:
     from freehold.cli.console import output, visible
 
-    output().print(visible(text), soft_wrap=True)
+    console = output()
+    console.print(visible(text), soft_wrap=not console.is_terminal)
