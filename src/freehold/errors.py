@@ -57,7 +57,8 @@ Ranges: 100-199 what a user typed or wrote, 200-299 data, 300-399 node, 400-499 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import ClassVar
 
 
@@ -174,6 +175,10 @@ class BadValue(DataError):
     """A missing value, text or infinity where a number is expected."""
 
     code = 202
+    lines: tuple[tuple[str, str, str], ...] = ()
+    """(column, what is wrong with it, what to do), where several columns of a table are refused at once."""
+    remedies: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+    """"categorical", "impute", "drop", "decimal comma" -> columns that would then be usable, or be left out."""
 
 
 class LabelError(DataError):

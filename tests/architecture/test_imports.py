@@ -35,6 +35,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "node": EVERYWHERE | {"settings", "logs", "durable", "failpoints", "wire", "core", "algorithms", "data", "tasks", "engines"},
     "coordinator": EVERYWHERE | {"durable", "failpoints", "wire", "core", "algorithms", "data", "tasks", "engines"},
     "freehold": EVERYWHERE | {"core", "data", "report", "study"},
+    "testing": EVERYWHERE | {"failpoints", "wire", "node", "coordinator", "tasks"},
     "cli": EVERYWHERE
     | {"settings", "logs", "systemd", "durable", "wire", "node", "coordinator"}
     | {"freehold", "core", "algorithms", "models", "data", "tasks", "engines", "report", "tracking", "study"},
@@ -63,6 +64,7 @@ THIRD_PARTIES: dict[str, frozenset[str]] = {
     "node": frozenset({"cryptography", "msgspec", "safetensors", "torch"}),  # the agent: msgspec alone, see tests/unit/enrolment
     "coordinator": frozenset({"aiohttp", "cryptography", "msgspec", "prometheus_client", "safetensors", "sqlalchemy", "torch"}),
     "freehold": frozenset(),
+    "testing": frozenset({"sklearn", "torch"}),
     "cli": frozenset({"rich", "typer"}),
 }
 

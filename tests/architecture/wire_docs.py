@@ -17,7 +17,8 @@ HEAD = f"""# The wire
 Version {VERSION} of what coordinator and nodes say to each other. HTTP/1.1 over TLS 1.3 on one port; nodes ask, the coordinator
 answers. But for enrolment each request comes with the node's certificate, whose dates and place on the deny list are checked
 each time. Control messages are JSON, typed and strict: another version, an unknown field or a wrong type is refused. Tensors
-are safetensors, named by their SHA-256. A refusal is a `Problem` with an [error number](errors.md). `GET /v1/openapi.json` gives the same as OpenAPI 3.1.
+are safetensors, named by their SHA-256. A refusal is a `Problem` with an [error number](errors.md). `GET /v1/openapi.json`
+gives the same as OpenAPI 3.1.
 
 This page is made from the code (`make regold`).
 
@@ -49,9 +50,8 @@ def _row(route: Route) -> str:
 def _fields(route: Route) -> str:
     operation: Any = document([route])["paths"]
     (operation,) = operation[route.path].values()
-    lines = [
-        f"\n`{route.method} {route.path}` has, in its path or as headers:\n\n| name | in | required | meaning |\n|---|---|---|---|\n"
-    ]
+    head = "| name | in | required | meaning |\n|---|---|---|---|\n"
+    lines = [f"\n`{route.method} {route.path}` has, in its path or as headers:\n\n{head}"]
     for each in operation["parameters"]:
         meaning = each["schema"].get("description", "")
         lines.append(f"| `{each['name']}` | {each['in']} | {'yes' if each['required'] else 'no'} | {meaning} |\n")

@@ -7,15 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import sqlalchemy as sa
-from safetensors.torch import load
 from torch import Tensor, stack
 
-from freehold.coordinator.store import connect
-from freehold.coordinator.study_tables import blobs, runs
 from freehold.errors import Unreachable
 from freehold.plan import Plan, runs_of
 from tests.federation.harness import Federation, heart_plan
+from tests.federation.states import personal_state, server_state
 
 NODES = ["cleveland", "hungary", "switzerland"]
 ROUNDS = 4
@@ -29,26 +26,6 @@ def federation(tmp_path_factory: pytest.TempPathFactory, fork: Path) -> Iterator
         yield found
     finally:
         found.stop()
-
-
-def server_state(federation: Federation, run: str) -> dict[str, Tensor]:
-    """The server state of a run, from the coordinator's store."""
-    engine = connect(f"sqlite:///{federation.folder / 'coordinator' / 'coordinator.sqlite'}")
-    with engine.connect() as connection:
-        found = sa.select(blobs.c.body).join(runs, runs.c.server == blobs.c.sha256).where(runs.c.id == run)
-        body = connection.execute(found).scalar_one()
-    engine.dispose()
-    return load(bytes(body))
-
-
-def personal_state(federation: Federation, node: str, run: str) -> dict[str, Tensor]:
-    """The committed personal state of a run, from a node's vault."""
-    engine = connect(f"sqlite:///{federation.folder / node / 'vault' / 'vault.sqlite'}")
-    with engine.connect() as connection:
-        query = sa.text("select body from personal where run = :run and phase = 'committed'")
-        body = connection.execute(query, {"run": run}).scalar_one()
-    engine.dispose()
-    return load(bytes(body))
 
 
 @pytest.fixture(scope="module")

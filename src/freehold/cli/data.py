@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from freehold.cli.options import TableOptions, grouped
+from freehold.cli.options import TableOptions, grouped, listed
 from freehold.cli.source import load
-from freehold.errors import UnknownName, UsageError
+from freehold.errors import BadValue, ColumnMissing, UnknownName, UsageError
 
 if TYPE_CHECKING:
     from freehold.data import Finding, Population
 
 data = typer.Typer(no_args_is_help=True, help="Look at data.")
 
+DECIMAL_COMMA = "decimal comma"  # the way of columns that no flag can help: `freehold.data.problems`
 _STYLES = {"error": "red", "warning": "yellow", "note": "dim"}
 
 
@@ -40,13 +41,18 @@ def check(
     from freehold.data import check
     from freehold.tasks import task_definition
 
-    found = load(source, table)
-    population = task_definition(found).population() if isinstance(found, str) else found
-    findings = check(population)
+    found, refused, flags = _readable(source, table)
+    definition = task_definition(found if isinstance(found, str) else "tabular")
+    population = definition.population() if isinstance(found, str) else found
+    # Data without clients of its own is partitioned before anybody counts.
+    fewest = definition.min_examples if len(population.clients) > 1 else 1
+    findings = (*refused, *check(population, min_examples=fewest))
     if as_json:
         sys.stdout.write(json.dumps([asdict(finding) for finding in findings], indent=1, ensure_ascii=False) + "\n")
     else:
         _show(population, findings)
+        if flags:
+            sys.stdout.write(f"The columns can be read with: {flags}\n")
     if any(finding.level == "error" for finding in findings):
         raise typer.Exit(1)
 
@@ -78,6 +84,48 @@ def write_hospitals(folder: Path) -> list[Path]:
     return written
 
 
+def _readable(source: str, table: TableOptions) -> tuple[str | Population, tuple[Finding, ...], str]:
+    """What `load` finds; where columns cannot be used as they are, an error for each, what was found once they are read
+    otherwise or left out, and the flags that do so. Raises what no flag can help."""
+    from freehold.data import Finding
+    from freehold.data.problems import flag, quoted
+
+    refused: list[Finding] = []
+    added: dict[str, list[str]] = {"categorical": [], "impute": [], "drop": []}
+    unread: list[str] = []
+    first: BadValue | None = None
+    while True:
+        dropped = [*listed(table.drop), *added["drop"], *unread]
+        used = {
+            way: [name for name in (*listed(getattr(table, way)), *added[way]) if name not in dropped]
+            for way in ("categorical", "impute")
+        }
+        cells = {way: [quoted(names)] if names else None for way, names in used.items()}
+        try:
+            found = load(
+                source,
+                replace(
+                    table,
+                    drop=[quoted(dropped)] if dropped else None,
+                    categorical=cells["categorical"],
+                    impute=cells["impute"],
+                ),
+            )
+        except BadValue as error:
+            first = first or error
+            if not error.remedies or {name for names in error.remedies.values() for name in names} <= {*dropped}:
+                raise
+            for way, names in error.remedies.items():
+                (unread if way == DECIMAL_COMMA else added[way]).extend(names)
+            refused += [
+                Finding(client=None, column=c, level="error", text=f"{line}: {advice}") for c, line, advice in error.lines
+            ]
+        except ColumnMissing as error:
+            raise (first or error) from None  # all features are left out: what was wrong with them says more
+        else:
+            return found, tuple(refused), " ".join(flag(way, names) for way, names in added.items() if names)
+
+
 def _show(population: Population, findings: tuple[Finding, ...]) -> None:
     from rich.padding import Padding
     from rich.text import Text
@@ -86,18 +134,27 @@ def _show(population: Population, findings: tuple[Finding, ...]) -> None:
 
     console = output()
     sizes = population.sizes
-    console.print(f"{visible(population.name)}: {len(population.target)} examples of {len(sizes)} clients", style="bold")
+    console.print(
+        f"{visible(population.name)}: {counted(len(population.target), 'example')} of {counted(len(sizes), 'client')}",
+        style="bold",
+    )
     for note in population.notes:
         console.print(Text(visible(note)))
     for client in (None, *population.clients):
         own = [finding for finding in findings if finding.client == client]
         if not own:
             continue
-        console.print(Text("\nAll clients" if client is None else f"\n{visible(client)}, {sizes[client]} examples", "bold"))
+        console.print(
+            Text("\nAll clients" if client is None else f"\n{visible(client)}, {counted(sizes[client], 'example')}", "bold")
+        )
         for finding in own:
-            where = f"{visible(finding.column)}: " if finding.column else ""
-            text = Text.assemble((f"{finding.level}  ", _STYLES[finding.level]), where, visible(finding.text))
+            text = Text.assemble((f"{finding.level}  ", _STYLES[finding.level]), visible(finding.text))
             console.print(Padding(text, (0, 0, 0, 2)))
     counts = [(sum(finding.level == level for finding in findings), level) for level in _STYLES]
-    told = ", ".join(f"{count} {level}{'' if count == 1 else 's'}" for count, level in counts)
+    told = ", ".join(counted(count, level) for count, level in counts)
     console.print(f"\n{told}." if findings else "\nNothing is odd.")
+
+
+def counted(number: int, noun: str) -> str:
+    """'1 example', '4 examples'."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"

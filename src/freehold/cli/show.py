@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 from rich import box
 from rich.cells import cell_len
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from freehold.cli.console import output, visible
 from freehold.report import ClientFacts, Comparison, RowSummary, client_lines, facts_lines, finding, lines, summarize
-from freehold.report.wording import counted, headline, setting
+from freehold.report.tables import by_client
+from freehold.report.wording import CAUTION, counted, headline, lopsided, setting
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -23,7 +23,7 @@ MOST_CLIENTS = 12  # beyond this, the extremes are shown
 EXTREMES = 3  # at each end
 GAP = 2  # cells between columns
 # Columns of the table of rows, from those that matter most; where the width ends, the rest is left to the files.
-PRIORITY = ("mean ", "better", "published", "gain,", "worst", "worse", "newcomers", "±", "balanced", "log-loss", "RMSE", "MAE")
+PRIORITY = ("mean ", "better", "balanced", "published", "gain,", "worse", "worst", "newcomers", "±", "log-loss", "RMSE", "MAE")
 _STYLES = {"▲": "green", "▼": "red", "○": "dim"}
 
 
@@ -32,20 +32,24 @@ def show(comparison: Comparison) -> None:
     console = output()
     summaries = summarize(comparison)
     console.print(Text(visible(comparison.title), "bold"))
-    console.print(f"{counted(len(comparison.clients), comparison.noun)}, {setting(comparison)}\n")
+    console.print(f"{counted(len(comparison.clients), comparison.noun)}, {setting(comparison)}")
+    for warning in comparison.warnings:
+        console.print(Text.assemble(("warning: ", "yellow"), visible(warning)))
+    console.print()
     _rows(console, lines(comparison, summaries))
-    console.print(Text("▲ gain, ▼ loss, ○ cannot tell: each compared with training alone", "dim"))
+    console.print(Text("▲ gain, ▼ loss, ○ cannot tell: each compared with training alone, each figure rounded by itself", "dim"))
     chosen, what = _chosen(comparison, summaries)
     console.print(Text(f"\n{what}", "bold"))
-    _blocks(console, _by_client(client_lines(comparison, summaries, clients=chosen)))
+    _blocks(console, by_client(client_lines(comparison, summaries, clients=chosen)))
+    if any(client.name in lopsided(comparison) for client in chosen):
+        console.print(Text(f"{CAUTION} accuracy says little there; bal.: balanced accuracy against alone, points", "dim"))
     console.print(Text("\nWhat they have", "bold"))
     _blocks(console, facts_lines(comparison, clients=chosen))
     console.print()
     for sentence in finding(comparison, summaries):
         console.print(Text(visible(sentence)))
-    for style, word, texts in (("yellow", "warning", comparison.warnings), ("dim", "note", comparison.notes)):
-        for text in texts:
-            console.print(Padding(Text.assemble((f"{word}: ", style), visible(text)), (0, 0, 0, 0)))
+    for note in comparison.notes:
+        console.print(Text.assemble(("note: ", "dim"), visible(note)))
     console.print()
 
 
@@ -65,11 +69,6 @@ def _chosen(comparison: Comparison, summaries: Sequence[RowSummary]) -> tuple[li
     ordered = sorted(every, key=gain)
     title = visible(row.title)
     return [*ordered[:EXTREMES], *ordered[-EXTREMES:]], f"The {many} that get least and most from {title}, of {len(every)}"
-
-
-def _by_client(table: list[list[str]]) -> list[list[str]]:
-    """One line per algorithm where there are more algorithms than clients."""
-    return [list(column) for column in zip(*table, strict=True)] if len(table[0]) > len(table) else table
 
 
 def _rows(console: Console, table: list[list[str]]) -> None:
@@ -109,9 +108,10 @@ def _blocks(console: Console, table: list[list[str]]) -> None:
 
 
 def _width(table: list[list[str]], index: int) -> int:
-    """Cells that a column needs: headers are broken between words, values are not."""
-    words = [word for word in table[0][index].split() or [""]]
-    return max(cell_len(text) for text in (*words, *(line[index] for line in table[1:])))
+    """Cells that a column needs: headers are broken between words, values after a comma."""
+    words = table[0][index].split() or [""]
+    pieces = [piece for line in table[1:] for piece in re.split(r"(?<=,) (?=\D)", line[index])]
+    return max(map(cell_len, (*words, *pieces)))
 
 
 def _print(console: Console, table: list[list[str]]) -> None:
@@ -132,11 +132,11 @@ def _print(console: Console, table: list[list[str]]) -> None:
 
 
 def _shared_out(room: int, table: list[list[str]]) -> list[int]:
-    """The width of each column: what it needs, and of what is left, as much as its header can use, from the left."""
+    """The width of each column: what it needs, and of what is left, as much as it can use, from the left."""
     widths = [_width(table, index) for index in range(len(table[0]))]
     spare = room - sum(widths) - GAP * (len(widths) - 1)
-    for index, header in enumerate(table[0]):
-        more = max(0, min(spare, cell_len(header) - widths[index]))
+    for index in range(len(table[0])):
+        more = max(0, min(spare, max(cell_len(line[index]) for line in table) - widths[index]))
         widths[index] += more
         spare -= more
     return widths

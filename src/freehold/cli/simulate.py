@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from freehold.cli.console import errors
 from freehold.cli.invocation import command
 from freehold.cli.options import (
     DATA,
@@ -47,7 +48,13 @@ def simulate(
         str | None, typer.Option("--data", metavar="FILE", help="The data of a plan whose task has none.", rich_help_panel=DATA)
     ] = None,
     write_plan: Annotated[
-        Path | None, typer.Option("--write-plan", metavar="FILE.toml", help="Write the plan.", rich_help_panel=RESULT)
+        Path | None,
+        typer.Option(
+            "--write-plan",
+            metavar="FILE.toml",
+            help="Write the plan, before training; run, it gives the same.",
+            rich_help_panel=RESULT,
+        ),
     ] = None,
 ) -> None:
     """Simulate one algorithm, or a plan as the federation would run it, beside training alone and FedAvg."""
@@ -56,11 +63,10 @@ def simulate(
         _refuse_beside_a_plan(parts, training, algorithm)
     elif data is not None:
         raise UsageError("--data belongs to a plan.", hint="Name the data itself: freehold simulate FILE")
-    plans: list[Plan] = []
 
     def study(settings: Settings) -> Comparison:
         from freehold import study
-        from freehold.plan import load_plan
+        from freehold.plan import dumps, load_plan
 
         if from_plan:
             plan = load_plan(source)
@@ -68,16 +74,14 @@ def simulate(
         else:
             found = load(source, table)
             plan = _plan(found, algorithm or "ditto", parts, training)
-        plans.append(plan)
-        # A plan has its one seed; a study of one's own repeats its splits.
-        seeds = training.seeds or (None if from_plan else 5)
-        return study.simulate(plan, None if isinstance(found, str) else found, seeds=seeds, settings=settings, command=command())
+        if training.seeds:
+            plan = study.repeated(plan, training.seeds)
+        if write_plan is not None:
+            write(write_plan, dumps(plan))
+            errors().print(f"Written: {write_plan}")
+        return study.simulate(plan, None if isinstance(found, str) else found, settings=settings, command=command())
 
     run(study, options, results, newcomers=training.newcomers, also=write_plan)
-    if write_plan is not None:
-        from freehold.plan import dumps
-
-        write(write_plan, dumps(plans[0]))
 
 
 def _plan(found: str | Population, algorithm: str, parts: PartitionOptions, training: TrainingOptions) -> Plan:
@@ -95,6 +99,7 @@ def _plan(found: str | Population, algorithm: str, parts: PartitionOptions, trai
         hyperparameters=settings_of(training.set) or None,
         min_examples=parts.min_examples,
         devices=parts.devices,
+        repeats=training.seeds or study.SEEDS,
     )
 
 

@@ -5,7 +5,7 @@ schema says what its columns mean; `partition` makes clients where there are non
 """
 
 from freehold.data.arrays import from_arrays
-from freehold.data.check import Finding, check
+from freehold.data.check import Finding, check, told
 from freehold.data.digits import digits
 from freehold.data.heart import heart, heart_flamby
 from freehold.data.mock import mock_population
@@ -45,4 +45,5 @@ __all__ = [
     "partition",
     "prepare",
     "split",
+    "told",
 ]

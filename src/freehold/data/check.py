@@ -11,21 +11,23 @@ from freehold.data.overlap import example_keys
 from freehold.data.population import Population
 from freehold.data.schema import infer_schema
 
-__all__ = ["Finding", "check"]
+__all__ = ["Finding", "check", "told"]
 
 MANY_CLIENTS = 50  # beyond this, columns are checked over all clients at once, and clients are counted instead of listed
 FEW_EXAMPLES = 20
 LOPSIDED = 0.9
 
 
-def check(population: Population) -> tuple[Finding, ...]:
-    """Findings about the clients, their labels and their columns, errors first.
+def check(population: Population, *, min_examples: int = 1) -> tuple[Finding, ...]:
+    """Findings about the clients, their labels and their columns, errors first. A client with fewer than `min_examples`
+    is an error, as it would be in a study of silos.
 
     Compares with the population's schema; without one, with what `infer_schema` makes of all clients, which has no ranges.
     Arrays of more than two axes are checked for labels and sizes only. Never raises for data that could be read.
     """
     many = len(population.clients) > MANY_CLIENTS
-    findings = _many_clients(population) if many else _each_client(population)
+    findings = _too_small(population, min_examples)
+    findings += _many_clients(population) if many else _each_client(population, min_examples)
     findings += _doubles(population, many)
     frame = _frame(population)
     if frame is not None:
@@ -50,11 +52,34 @@ def _frame(population: Population) -> pl.DataFrame | None:
     return pl.DataFrame({f"x{index}": features[:, index] for index in range(features.shape[1])})
 
 
-def _each_client(population: Population) -> list[Finding]:
+def told(finding: Finding) -> str:
+    """A finding in one sentence, with whom it is about."""
+    return finding.text if finding.client is None else f"{finding.client}: {finding.text}"
+
+
+def _too_small(population: Population, min_examples: int) -> list[Finding]:
+    return [
+        Finding(
+            client=client,
+            column=None,
+            level="error",
+            text=f"{_examples(size)}, but a study needs {min_examples} of each client: say --min-examples {size}, leave it out, "
+            "or say --devices, which skips small clients and counts them.",
+        )
+        for client, size in population.sizes.items()
+        if size < min_examples
+    ]
+
+
+def _examples(count: int) -> str:
+    return f"{count} example{'' if count == 1 else 's'}"
+
+
+def _each_client(population: Population, min_examples: int) -> list[Finding]:
     findings = []
     for client, rows in population.rows.items():
-        if len(rows) < FEW_EXAMPLES:
-            text = f"{len(rows)} examples: too few to test a model on, or to tell a gain from luck."
+        if min_examples <= len(rows) < FEW_EXAMPLES:
+            text = f"{_examples(len(rows))}: too few to test a model on, or to tell a gain from luck."
             findings.append(Finding(client=client, column=None, level="warning", text=text))
         found = _labels(population, client, rows)
         if found is not None:
@@ -72,7 +97,8 @@ def _labels(population: Population, client: str, rows: NDArray[np.int64]) -> Fin
     counts = np.bincount(target.astype(np.int64), minlength=len(population.classes))
     most = population.classes[int(counts.argmax())]
     if counts.max() == len(rows):
-        text = f"all {len(rows)} rows are {most!r}: alone, this client cannot learn to tell the classes apart."
+        whose = f"all {len(rows)} rows are" if len(rows) > 1 else "its one row is"
+        text = f"{whose} {most!r}: alone, this client cannot learn to tell the classes apart."
     elif counts.max() >= LOPSIDED * len(rows):
         text = f"{counts.max()} of {len(rows)} {most}: accuracy says little, look at balanced accuracy."
     else:

@@ -58,11 +58,14 @@ def _column(frame: PandasFrame, label: object) -> PandasSeries:
 
 def _series(name: str, column: PandasSeries) -> pl.Series:
     values, absent = column.to_numpy(), np.asarray(column.isna().to_numpy(), dtype=bool)
-    if values.dtype.kind in "biuf":
+    category = str(getattr(column, "dtype", "")) == "category"
+    if values.dtype.kind in "biuf" and not category:
         return pl.Series(name, np.ascontiguousarray(values), nan_to_null=values.dtype.kind == "f")
-    if values.dtype.kind == "M":
+    if values.dtype.kind == "M" and not category:
         return pl.Series(name, values.astype("datetime64[us]"))
     known = [None if gone else value for value, gone in zip(values.tolist(), absent, strict=True)]
+    if category:
+        return pl.Series(name, [None if value is None else str(value) for value in known], dtype=pl.String).cast(pl.Categorical)
     present = [value for value in known if value is not None]
     if present and all(isinstance(value, bool | np.bool_) for value in present):
         return pl.Series(name, known, dtype=pl.Boolean)

@@ -109,7 +109,10 @@ def _infer(cells: pl.Series, name: str) -> tuple[Problem, tuple[str, ...]]:
     if not np.array_equal(values, np.round(values)):
         return "regression", (f"Target {name}: numbers with fractions, read as a quantity (regression).",)
     if len(values) <= FEW:
-        return "classification", ()
+        if len(values) <= 2:
+            return "classification", ()
+        said = f"{len(values)} distinct whole numbers, read as classes; if they are amounts, say --problem regression"
+        return "classification", (f"Target {name}: {said} (in Python: problem='regression').",)
     counts_up = values[0] in (0, 1) and values[-1] - values[0] + 1 == len(values)
     if cells.dtype.is_integer() and counts_up and len(cells) >= 10 * len(values):
         said = f"{len(values)} whole numbers without a gap, read as classes; if it is a quantity, say --problem regression."

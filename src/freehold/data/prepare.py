@@ -118,15 +118,17 @@ def _admitted(
     if small and kind == "silos":
         listing = ", ".join(f"{client} ({size})" for client, size in list(small.items())[:5])
         raise TooFewExamples(
-            f"{len(small)} client{'s have' if len(small) > 1 else ' has'} fewer than {min_examples} examples: "
+            f"{len(small)} client{'s have' if len(small) > 1 else ' has'} fewer than {min_examples} "
+            f"example{'' if min_examples == 1 else 's'}: "
             f"{listing}{', ...' * (len(small) > 5)}.",
-            hint='Lower min_examples, leave these clients out, or say clients = "devices", which skips and counts them.',
+            hint=f"Say --min-examples {min(small.values())} (in Python: min_examples={min(small.values())}), leave these clients "
+            "out, or say --devices (devices=True), which skips small clients and counts them.",
         )
     clients = tuple(client for client in population.clients if client not in small)
     if not clients:
         raise TooFewExamples(
             f"None of {len(small)} clients has {min_examples} examples; the largest has {max(small.values(), default=0)}.",
-            hint="Lower min_examples.",
+            hint="Lower --min-examples (in Python: min_examples).",
         )
     return clients, small
 
@@ -219,14 +221,19 @@ def _label_warnings(population: Population, splits: Splits, clients: tuple[str, 
         rows = population.rows[client]
         labels = np.unique(population.target[rows])
         if len(labels) == 1:
-            warnings.append(f"{client}: all {len(rows)} examples are {population.classes[int(labels[0])]!r}.")
+            warnings.append(f"{client}: {_all(len(rows), 'example')} {population.classes[int(labels[0])]!r}.")
             continue
         train = np.unique(population.target[splits[client]["train"]])
         if len(train) == 1:
             warnings.append(
-                f"{client}: all {len(splits[client]['train'])} train examples are {population.classes[int(train[0])]!r}."
+                f"{client}: {_all(len(splits[client]['train']), 'train example')} {population.classes[int(train[0])]!r}."
             )
     return tuple(warnings)
+
+
+def _all(count: int, noun: str) -> str:
+    """'all 12 examples are', 'its one example is'."""
+    return f"its one {noun} is" if count == 1 else f"all {count} {noun}s are"
 
 
 def _split_warnings(population: Population, splits: Splits, clients: tuple[str, ...]) -> tuple[str, ...]:

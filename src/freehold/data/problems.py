@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -40,13 +41,15 @@ class Problem:
             return f"{self.column}: {self.distinct} categories would make {self.distinct} features"
         return f"{self.column}: holds {self.kind}, not numbers"
 
-    def remedy(self) -> Literal["impute", "categorical", "drop", "mend"]:
+    def remedy(self) -> Literal["impute", "categorical", "drop", "mend", "decimal comma"]:
         """What would make the column usable."""
         if self.kind == "missing":
             return "impute"
         if self.kind in ("infinite", "flag"):
             return "mend"
-        if self.kind == "text" and (self.count < self.rows / 2 or _is_decimal_comma(self.token)):
+        if self.kind == "text" and _is_decimal_comma(self.token):
+            return "decimal comma"
+        if self.kind == "text" and self.count < self.rows / 2:
             return "mend"
         few = 0 < self.distinct <= FEW_CATEGORIES and self.distinct < self.rows / 2
         return "categorical" if self.kind == "text" and few else "drop"
@@ -60,23 +63,55 @@ def refuse(problems: list[Problem], *, source: str, features: int, declared: boo
     if declared:
         hint = "The schema declares these columns: mend the cells, or let the schema's `missing` list what means unknown."
         return BadValue("\n".join(lines), hint=hint)
-    ways: dict[str, list[str]] = {"categorical": [], "impute": [], "drop": [], "mend": []}
+    ways: dict[str, list[str]] = {"categorical": [], "impute": [], "drop": [], "mend": [], "decimal comma": []}
     for column in columns:
         remedies = {problem.remedy() for problem in problems if problem.column == column}
-        if "drop" in remedies:
-            ways["drop"].append(column)
-        elif "mend" in remedies:
-            ways["mend"].append(column)
-        else:
-            for remedy in sorted(remedies):
-                ways[remedy].append(column)
+        whole = next((way for way in ("drop", "decimal comma", "mend") if way in remedies), None)
+        for remedy in [whole] if whole else sorted(remedies):
+            ways[remedy].append(column)
     left_out = [*ways["drop"], *ways["mend"]]
     said = {"categorical": ways["categorical"], "impute": ways["impute"], "drop": left_out}
-    flags = " ".join(f"--{way} {shlex.quote(','.join(names))}" for way, names in said.items() if names)
-    python = ", ".join(f"{way}={names!r}" for way, names in said.items() if names)
-    hint = f"Add {flags} (in Python: {python})" if len(left_out) < features else "Give a table with usable features"
-    hint += f", or mend {', '.join(ways['mend'])}." if ways["mend"] else "."
-    return BadValue("\n".join(lines), hint=hint)
+    error = BadValue("\n".join(lines), hint=_hint(said, ways, features))
+    error.remedies = {way: tuple(names) for way, names in {**said, "decimal comma": ways["decimal comma"]}.items() if names}
+    error.lines = tuple((problem.column, problem.line(), _advice(problem.column, ways)) for problem in problems)
+    return error
+
+
+def flag(way: str, names: Sequence[str]) -> str:
+    """'--categorical sex,smoker', as a shell takes it."""
+    return f"--{way} {shlex.quote(quoted(names))}"
+
+
+def quoted(names: Sequence[str]) -> str:
+    """Names as one text with commas between them; a name with a comma stands in double quotes."""
+    return ",".join('"' + name.replace('"', '""') + '"' if set(name) & set(',"') else name for name in names)
+
+
+def _advice(column: str, ways: Mapping[str, Sequence[str]]) -> str:
+    if column in ways["decimal comma"]:
+        return "write the file with decimal points."
+    flags = " ".join(flag(way, [column]) for way in ("categorical", "impute") if column in ways[way])
+    if flags:
+        return f"add {flags}"
+    return f"{'mend these cells, or ' if column in ways['mend'] else ''}leave it out: {flag('drop', [column])}"
+
+
+def _hint(said: Mapping[str, Sequence[str]], ways: Mapping[str, Sequence[str]], features: int) -> str:
+    parts = []
+    commas = ways["decimal comma"]
+    if commas:
+        parts.append(
+            f"Columns {', '.join(commas)} have decimal commas: write the file with decimal points, for example by "
+            "pandas.read_csv(FILE, sep=';', decimal=',').to_csv(NEW, index=False)."
+        )
+    flags = " ".join(flag(way, names) for way, names in said.items() if names)
+    python = ", ".join(f"{way}={list(names)!r}" for way, names in said.items() if names)
+    mend = f", or mend {', '.join(ways['mend'])}" if ways["mend"] else ""
+    if len(said["drop"]) >= features:
+        parts.append(f"Give a table with usable features{mend}.")
+    elif flags:
+        parts.append(f"Add {flags} (in Python: {python}){mend}.")
+    return " ".join(parts)
 
 
 def _is_decimal_comma(token: str) -> bool:

@@ -99,7 +99,7 @@ def _column(name: str, dtype: pl.DataType, selection: Selection) -> Column:
     empty = ("",) if name in selection.impute else ()
     if selection.schema is not None:
         return selection.schema.column(name)
-    if name in selection.categorical:
+    if name in selection.categorical or dtype == pl.Categorical or dtype == pl.Enum:
         return Column(name=name, kind="category", categories=("",), missing=empty)
     return Column(name=name, kind="flag" if dtype == pl.Boolean else "number", missing=empty)
 
@@ -155,7 +155,7 @@ def _problems(
             if kind == "text":
                 raw = table.select(cells.text(name, dtypes[name]))
                 token = str(raw.slice(int(where[0]), 1).collect().item())[:20]
-                distinct = int(raw.select(pl.col(name).n_unique()).collect(engine="streaming").item())
+                distinct = int(raw.select(pl.col(name).drop_nulls().n_unique()).collect(engine="streaming").item())
             place = source.place(int(where[0]))
             problem = Problem(column=name, kind=kind, count=where.size, rows=rows, place=place, token=token, distinct=distinct)
             found.append(problem)

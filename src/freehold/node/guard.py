@@ -195,9 +195,9 @@ def _nonsense(study: _Study) -> TrainerFailed:
     )
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(*, spawn: Spawn = spawn) -> None:
     """`python -m freehold.node.guard FD`: the descriptor of the channel to the agent."""
-    channel = channel_from(int((arguments or sys.argv[1:])[0]))
+    channel = channel_from(int(sys.argv[1]))
     guard: Guard | None = None
     try:
         while True:
@@ -211,7 +211,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             reply: FromGuard
             try:
                 if guard is None and isinstance(errand, Hello):
-                    guard = Guard(errand)
+                    guard = Guard(errand, spawn=spawn)
                     errand = Settle()
                 if guard is None:
                     raise NodeError("The guard was not told whose it is.", hint="This is a defect; please report it.")

@@ -36,6 +36,7 @@ def to_json(comparison: Comparison) -> dict[str, object]:
         "test_share": _number(comparison.test_share),
         "seeds": list(comparison.seeds),
         "noun": list(comparison.noun),
+        "asked": comparison.asked,
         "rows": [_row(comparison, row, summary) for row, summary in zip(comparison.rows, summarize(comparison), strict=True)],
         "clients": [_client(client) for client in comparison.clients],
         "command": comparison.command,
@@ -83,6 +84,7 @@ def from_json(document: Mapping[str, object]) -> Comparison:
         notes=read.notes,
         warnings=read.warnings,
         noun=read.noun,
+        asked=read.asked,
     )
 
 
@@ -172,6 +174,7 @@ class _Document(msgspec.Struct, frozen=True, kw_only=True):
     versions: dict[str, str]
     notes: tuple[str, ...]
     warnings: tuple[str, ...]
+    asked: str = ""
 
 
 def _row(comparison: Comparison, row: Row, summary: RowSummary) -> dict[str, object]:

@@ -62,6 +62,7 @@ class Gain:
     low: float | None
     high: float | None
     verdict: Verdict
+    caution: str = ""  # a mark beside the verdict
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +140,7 @@ def gains(points: Sequence[Gain], *, limits: tuple[float, float], unit: str, key
     """A dot and its interval for each client by name, and the zero line of training alone."""
     with _own_style(key):
         sheet = _Sheet(width=400, height=64 + 25 * len(points))
-        axes = sheet.axes(left=128, top=8, right=56, bottom=48)
+        axes = sheet.axes(left=128, top=8, right=68, bottom=48)
         axes.set_ylim(len(points) - 0.5, -0.5)
         _scale(sheet, axes, limits, "x")
         axes.axvline(0, color=INK, linewidth=1.2)
@@ -149,9 +150,9 @@ def gains(points: Sequence[Gain], *, limits: tuple[float, float], unit: str, key
             _whisker(axes, place, point, limits)
             at = min(max(point.difference, limits[0]), limits[1])
             _dots(axes, [at], [place], point.verdict, 7)
-            text = sheet.token(f"{point.written} {MARKS[point.verdict]}")
+            text = sheet.token(f"{point.written} {MARKS[point.verdict]}{point.caution}")
             axes.annotate(
-                text, (1, place), xycoords=axes.get_yaxis_transform(), xytext=(50, 0), textcoords="offset points",
+                text, (1, place), xycoords=axes.get_yaxis_transform(), xytext=(62, 0), textcoords="offset points",
                 ha="right", va="center", color=_COLORS[point.verdict],
             )  # fmt: skip
         _axis_words(sheet, axes, unit)
@@ -219,6 +220,17 @@ def curves(lines: Sequence[Curve], *, xlabel: str, ylabel: str, description: str
             sheet.token(ylabel), (0, 1), xycoords="axes fraction", xytext=(-44, 10), textcoords="offset points", color=MUTED
         )
         return sheet.svg(description)
+
+
+def extremes(points: Sequence[Gain]) -> tuple[str, ...]:
+    """The three lowest and the three highest, in words."""
+    ordered = sorted(points, key=lambda point: (point.difference, point.name))
+    ends = (("Lowest", ordered[:3]), ("Highest", ordered[-3:][::-1]))
+    return tuple(
+        f"{word}: "
+        + ", ".join(f"{clean(point.name, 24)} {point.written} {MARKS[point.verdict]}{point.caution}" for point in group)
+        for word, group in ends
+    )
 
 
 def limits_of(points: Sequence[Gain]) -> tuple[float, float]:

@@ -19,7 +19,7 @@ class Piece(NamedTuple):
     text: str
 
 
-_KINDS = {"▲": "gain", "▼": "loss", "○": "unsure"}
+_KINDS = {"▲": "gain", "▼": "loss", "○": "unsure", "⚠": "caution"}
 
 
 def page(comparison: Comparison) -> str:
@@ -46,5 +46,5 @@ def _environment() -> jinja2.Environment:
 
 
 def _marks(text: str) -> list[Piece]:
-    pieces = re.split(r"([▲▼○](?: \d+)?)", text)
+    pieces = re.split(r"([▲▼○](?: \d+)?|⚠ bal\. \S+)", text)
     return [Piece(_KINDS.get(piece[0], ""), piece) for piece in pieces if piece]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from freehold.errors import UsageError
@@ -85,6 +86,7 @@ class Comparison:
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     noun: tuple[str, str] = ("client", "clients")
+    asked: str = ""  # the row that a plan is about, and the report leads with; "": none, all rows are alike
 
     def __post_init__(self) -> None:
         if not all(word.isprintable() and word for word in self.noun):
@@ -116,7 +118,32 @@ class Comparison:
 
     def __repr__(self) -> str:
         rows = ", ".join(row.name for row in self.rows)
-        return f"Comparison({self.study!r}: {len(self.clients)} clients, {len(self.seeds)} seeds, rows {rows})"
+        seeds = f"{len(self.seeds)} seed{'' if len(self.seeds) == 1 else 's'}"
+        return f"Comparison({self.study!r}: {len(self.clients)} clients, {seeds}, rows {rows})"
+
+    def to_json(self) -> dict[str, object]:
+        """All of it as plain dicts, lists, strings and finite numbers: `freehold.report.to_json`."""
+        from freehold.report.document import to_json  # it reads this module
+
+        return to_json(self)
+
+    def save(self, path: str | Path) -> None:
+        """Write the report: as one web page if the name ends in .html, as JSON if it ends in .json. UsageError otherwise."""
+        from freehold.report.document import dumps
+
+        path = Path(path)
+        if path.suffix == ".json":
+            text = dumps(self)
+        elif path.suffix == ".html":
+            from freehold.report.page import page  # drawing needs matplotlib, looking at results does not
+
+            text = page(self)
+        else:
+            raise UsageError(f"{path} ends neither in .html nor in .json.", hint="Name the form: report.html or report.json.")
+        try:
+            path.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise UsageError(f"{path} could not be written: {error.strerror}.", hint="Write to a folder of yours.") from None
 
     def _repr_html_(self) -> str:
         """What a notebook shows."""

@@ -5,11 +5,25 @@ Every table is a list of equally long rows; the first is the header, and the fir
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-from freehold.report.result import ClientFacts, Comparison
+from freehold.report.result import ClientFacts, Comparison, Row
 from freehold.report.summary import SHARES, ClientSummary, RowSummary, summarize
-from freehold.report.wording import FIGURES, MARKS, NOTHING, against_baseline, change, clean, label, tally, value
+from freehold.report.wording import (
+    CAUTION,
+    FIGURES,
+    MARKS,
+    NOTHING,
+    against_baseline,
+    balanced_change,
+    change,
+    clean,
+    label,
+    lopsided,
+    percent,
+    tally,
+    value,
+)
 
 NAME_WIDTH = 40  # terminal cells a name may take
 FEWEST_FOR_DECILE = 11  # with fewer clients the lowest decile is the worst client
@@ -51,14 +65,23 @@ def client_lines(
     clients: Sequence[ClientFacts] | None = None,
 ) -> list[list[str]]:
     """One line per client (those that took part, unless `clients` are given): alone, each row with its verdict, and what
-    the node would serve."""
+    the node would serve. Where one class makes accuracy say little, the difference of balanced accuracy stands beside it."""
     metric = comparison.metric
     summaries = summaries or summarize(comparison)
     chosen = comparison.participants if clients is None else clients
     columns = {comparison.noun[0]: [clean(client.name, NAME_WIDTH) for client in chosen]}
     columns["test examples"] = [str(client.test) for client in chosen]
+    odd = lopsided(comparison)
+    alone = next((each for each in summaries if each.name == comparison.baseline), None)
     for row, summary in zip(comparison.rows, summaries, strict=True):
         cells = [_cell(metric, summary.per_client[client.name]) for client in chosen]
+        if summary is not alone:
+            cells = [
+                f"{cell} {CAUTION} bal. {balanced_change(comparison, summary, alone, client.name)}"
+                if client.name in odd
+                else cell
+                for cell, client in zip(cells, chosen, strict=True)
+            ]
         columns[_unused(clean(row.title, NAME_WIDTH), columns)] = cells
     serving = [
         (row, summary)
@@ -67,8 +90,36 @@ def client_lines(
     ]
     for row, summary in serving:
         title = SERVED if len(serving) == 1 else f"{SERVED} ({clean(row.title, NAME_WIDTH)})"
-        columns[_unused(title, columns)] = [_served(summary.per_client[client.name].served) for client in chosen]
+        columns[_unused(title, columns)] = [_served(comparison, row, summary.per_client[client.name].served) for client in chosen]
     return _transposed(columns)
+
+
+def balanced_lines(comparison: Comparison, summaries: Sequence[RowSummary], *, clients: Sequence[ClientFacts]) -> list[list[str]]:
+    """One line per client: balanced accuracy with each row, in brackets the difference to training alone; [] where rows
+    are not compared by accuracy, or balanced accuracy was not measured."""
+    name = "balanced_accuracy"
+    if comparison.metric != "accuracy" or not any(name in summary.figures for summary in summaries):
+        return []
+    alone = next((each for each in summaries if each.name == comparison.baseline), None)
+    columns = {comparison.noun[0]: [clean(client.name, NAME_WIDTH) for client in clients]}
+    for row, summary in zip(comparison.rows, summaries, strict=True):
+        figures = [value(name, summary.per_client[client.name].figures.get(name)) for client in clients]
+        beside = [NOTHING if summary is alone else balanced_change(comparison, summary, alone, each.name) for each in clients]
+        columns[_unused(clean(row.title, NAME_WIDTH), columns)] = [
+            figure if change == NOTHING else f"{figure} ({change})" for figure, change in zip(figures, beside, strict=True)
+        ]
+    return _transposed(columns)
+
+
+def by_client(table: list[list[str]]) -> list[list[str]]:
+    """One line per row of the comparison where there are more of these than clients."""
+    return [list(column) for column in zip(*table, strict=True)] if len(table[0]) > len(table) else table
+
+
+def columns_of(table: list[list[str]], wanted: Callable[[str], bool]) -> list[list[str]]:
+    """The columns whose header is `wanted`."""
+    chosen = [index for index, header in enumerate(table[0]) if wanted(header)]
+    return [[line[index] for index in chosen] for line in table]
 
 
 def facts_lines(comparison: Comparison, *, clients: Sequence[ClientFacts] | None = None) -> list[list[str]]:
@@ -87,23 +138,18 @@ def facts_lines(comparison: Comparison, *, clients: Sequence[ClientFacts] | None
 
 
 def label_shares(labels: Mapping[str, float]) -> str:
-    """'ill 94 %, healthy 6 %'; the three largest of more than four classes, and how many more there are."""
+    """'ill: 94 %, healthy: 6 %'; the three largest of more than four classes, and how many more there are."""
     held = sorted((item for item in labels.items() if item[1] > 0), key=lambda item: -item[1])
     shown = held if len(held) <= 4 else held[:3]
-    parts = [f"{clean(name, 24)} {percent(share)}" for name, share in shown]
+    parts = [f"{_class(name)}: {percent(share)}" for name, share in shown]
     if len(held) > len(shown):
         parts.append(f"{len(held) - len(shown)} more")
     return ", ".join(parts) or NOTHING
 
 
-def percent(share: float) -> str:
-    """A share in whole percent; what is not quite nothing or all never reads 0 % or 100 %."""
-    whole = round(100 * share)
-    if whole == 0 and share > 0:
-        return "< 1 %"
-    if whole == 100 and share < 1:
-        return "> 99 %"
-    return f"{whole} %"
+def _class(name: str) -> str:
+    """A class's name; a bare number says what it is."""
+    return f"class {name}" if name.isdigit() else clean(name, 24)
 
 
 def _worse(summary: RowSummary) -> str:
@@ -128,11 +174,14 @@ def _cell(metric: str, client: ClientSummary) -> str:
     return f"{value(metric, client.mean)} ({change(metric, paired.difference, like=client.mean)}) {MARKS[paired.verdict]}"
 
 
-def _served(served: Mapping[str, int]) -> str:
+def _served(comparison: Comparison, row: Row, served: Mapping[str, int]) -> str:
+    """What `select` would serve, by the titles of the rows that it chooses among, the most frequent first."""
     ordered = sorted(served.items(), key=lambda item: (-item[1], item[0]))
+    chosen = [comparison.row(str(row.hyperparameters.get(kind, ""))) for kind, _ in ordered]
+    titles = [clean(kind if of is None else of.title, NAME_WIDTH) for (kind, _), of in zip(ordered, chosen, strict=True)]
     if len(ordered) == 1:
-        return ordered[0][0]
-    return ", ".join(f"{name} {count}×" for name, count in ordered) or NOTHING
+        return titles[0]
+    return ", ".join(f"{title} {count}×" for title, (_, count) in zip(titles, ordered, strict=True)) or NOTHING
 
 
 def _unused(name: str, taken: Mapping[str, object]) -> str:
@@ -148,7 +197,7 @@ HEADER_HELP: Mapping[str, str] = {
     "±": "Standard deviation, over seeds, of that mean.",
     "better": "Mean paired difference to training alone, with its 95 % interval; positive is better.",
     "gain,": "How many gain (▲), lose (▼), and for how many the data cannot tell (○).",
-    "worse": "How many have a lower mean than alone, whether or not that is certain.",
+    "worse": "How many have a lower mean than alone, by their point estimates: certain or not.",
     "worst": "The one with the worst mean over seeds.",
     "lowest": "The value that the worst tenth does not exceed.",
     "at": "The mean at the round that the validation data chose.",

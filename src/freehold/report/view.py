@@ -10,21 +10,35 @@ from functools import cached_property
 
 from freehold.report import figures
 from freehold.report.intervals import FEWEST_SEEDS
+from freehold.report.lead import lead
 from freehold.report.learning import Curves, learning_curves
 from freehold.report.result import ClientFacts, Comparison, Row
 from freehold.report.summary import SHARES, RowSummary, summarize
-from freehold.report.tables import SERVED, client_lines, explain, facts_lines, label_shares, lines, percent
+from freehold.report.tables import (
+    SERVED,
+    balanced_lines,
+    by_client,
+    client_lines,
+    columns_of,
+    explain,
+    facts_lines,
+    label_shares,
+    lines,
+)
 from freehold.report.wording import (
+    CAUTION,
     DOMINANT,
     FIGURES,
     MARKS,
     NOTHING,
     against_baseline,
+    balanced_change,
     change,
     clean,
     counted,
     finding,
-    headline,
+    lopsided,
+    percent,
     setting,
     tally,
 )
@@ -32,6 +46,8 @@ from freehold.report.wording import (
 MANY = 40  # above this many clients, pictures and tables no longer name each one
 _EXTREMES = 10
 _SHADES = 4
+_FOLDED = 6  # with more rows than this, learning curves are folded away
+_MORE = ("±", "lowest", "mean over examples", "at the round")  # columns for a second table
 _LOOK_AT = "Accuracy says little there: look at balanced accuracy and log-loss."
 
 
@@ -43,7 +59,7 @@ class Panel:
     tally: str
     mean: str
     picture: str
-    extremes: tuple[str, ...]
+    extremes: tuple[str, ...]  # and what is to be said beside the picture
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +86,9 @@ class View:
         self._comparison = comparison
         self._summaries = summarize(comparison)
         self._by_name: Mapping[str, RowSummary] = {summary.name: summary for summary in self._summaries}
-        self._lead = headline(comparison, self._summaries)
+        found = lead(comparison, self._summaries)
+        self._lead = found.row if found else None
+        self._odd = lopsided(comparison)
         self.many = len(comparison.participants) > MANY
         self.title = clean(comparison.title) or clean(comparison.study)
         self.subtitle = " · ".join(
@@ -82,9 +100,11 @@ class View:
         )
         self.finding = finding(comparison, self._summaries)
         self.warnings = [clean(warning) for warning in comparison.warnings]
-        self.rows = lines(comparison, self._summaries)
-        self.lead = comparison.rows.index(self._lead) if self._lead else -1
-        self.helps = {header: explain(header) for header in self.rows[0]}
+        every = lines(comparison, self._summaries)
+        self.lead = comparison.rows.index(found.highlighted) if found else -1
+        self.helps = {header: explain(header) for header in every[0]}
+        self.rows = columns_of(every, lambda header: not header.startswith(_MORE))
+        self.more = columns_of(every, lambda header: not header or header.startswith(_MORE))
         self.panels, self.clipped = self._draw_gains()
 
     @property
@@ -93,6 +113,11 @@ class View:
         notes = []
         if len(self._comparison.participants) <= 10:
             notes.append(f"With so few {self._comparison.noun[1]} the lowest decile is the worst one.")
+        if self._odd:
+            notes.append(
+                f"▲, ▼ and ○ are verdicts on accuracy, which says little at {len(self._odd)} of "
+                f"{counted(len(self._comparison.clients), self._comparison.noun)} ({CAUTION}): look at balanced accuracy there."
+            )
         references = [clean(row.title) for row in self._comparison.rows if row.reference]
         if references:
             notes.append(f"{', '.join(references)}: for reference only, it needs all data in one place.")
@@ -117,8 +142,19 @@ class View:
 
     @cached_property
     def clients(self) -> list[list[str]]:
-        """The table of clients: a header, then each client's figures by row."""
-        return client_lines(self._comparison, self._summaries, clients=self._extreme_clients)
+        """The table of clients: a header, then each client's figures by row, or turned, as many as there are."""
+        return by_client(client_lines(self._comparison, self._summaries, clients=self._extreme_clients))
+
+    @cached_property
+    def balanced(self) -> list[list[str]]:
+        """The table of balanced accuracy, of the same clients; empty where accuracy is not what is compared."""
+        found = balanced_lines(self._comparison, self._summaries, clients=self._extreme_clients)
+        return by_client(found) if found else []
+
+    @property
+    def fold_curves(self) -> bool:
+        """Whether there are too many rows for learning curves to be read at once."""
+        return len(self._comparison.rows) > _FOLDED
 
     @property
     def clients_title(self) -> str:
@@ -133,17 +169,19 @@ class View:
         metric = self._comparison.metric
         unit = "points" if metric in SHARES else f"units of {FIGURES.get(metric, clean(metric))}, positive is better"
         note = f"Mean {FIGURES.get(metric, clean(metric))} over seeds{', in %' if metric in SHARES else ''}"
-        note += f"; in brackets the difference to training alone, in {unit}."
-        if any(SERVED in header for header in self.clients[0]):
+        note += f"; in brackets the difference to training alone, in {unit}, each rounded by itself."
+        if self._odd:
             note += (
-                " What the node would serve is chosen on its own validation data; "
-                "it leaves local only for a gain of more than one standard error."
+                f" {CAUTION}: accuracy says little there, and “bal.” is the difference to training alone "
+                "in balanced accuracy, in points."
             )
+        chooses = [each for each in self._comparison.notes if each.startswith("What each would serve")]
+        note += "".join(f" {clean(each)}" for each in chooses)
         return note if not self.many else f"{note} All {len(self._comparison.participants)} are in the JSON report."
 
     @property
     def served_columns(self) -> tuple[int, ...]:
-        """The columns of the table of clients that say what the node would serve."""
+        """The columns of the table of clients that say what the node would serve; none if it is turned."""
         return tuple(index for index, header in enumerate(self.clients[0]) if header.startswith(SERVED))
 
     @property
@@ -292,7 +330,8 @@ class View:
         scale, end_of_scale = (100, 1.0) if self._comparison.metric in SHARES else (1, math.inf)
         points = []
         for client in self._comparison.participants:
-            paired = self._by_name[row.name].per_client[client.name].paired
+            own = self._by_name[row.name].per_client[client.name]
+            paired = own.paired
             if paired is not None and paired.difference is not None:
                 low, high = (  # no two shares differ by more than 1, whatever an interval of few seeds may reach
                     None if end is None else scale * min(max(end, -end_of_scale), end_of_scale)
@@ -301,14 +340,27 @@ class View:
                 points.append(
                     figures.Gain(
                         name=client.name,
-                        written=change(self._comparison.metric, paired.difference, like=self._by_name[row.name].mean),
+                        written=change(self._comparison.metric, paired.difference, like=own.mean),
                         difference=scale * paired.difference,
                         low=low,
                         high=high,
                         verdict=paired.verdict,
+                        caution=CAUTION if client.name in self._odd else "",
                     )
                 )
         return points
+
+    def _cautions(self, row: Row) -> tuple[str, ...]:
+        """What balanced accuracy says where a verdict on accuracy must not stand alone."""
+        alone = self._by_name.get(self._comparison.baseline)
+        if self.many or row.name == self._comparison.baseline:
+            return ()
+        return tuple(
+            f"{CAUTION} {clean(client.name, 28)}: balanced accuracy "
+            f"{balanced_change(self._comparison, self._by_name[row.name], alone, client.name)}"
+            for client in self._comparison.participants
+            if client.name in self._odd
+        )
 
     def _panel(self, row: Row, points: Sequence[figures.Gain], limits: tuple[float, float], number: int) -> Panel:
         summary = self._by_name[row.name]
@@ -325,17 +377,8 @@ class View:
             tally=tally(summary),
             mean=against_baseline(self._comparison.metric, paired, like=summary.mean) if paired is not None else "",
             picture=draw(points, limits=limits, unit=unit, key=f"row{number}", description=label),
-            extremes=_extremes(points) if self.many else (),
+            extremes=(*(figures.extremes(points) if self.many else ()), *self._cautions(row)),
         )
-
-
-def _extremes(points: Sequence[figures.Gain]) -> tuple[str, ...]:
-    ordered = sorted(points, key=lambda point: (point.difference, point.name))
-    ends = (("Lowest", ordered[:3]), ("Highest", ordered[-3:][::-1]))
-    return tuple(
-        f"{word}: " + ", ".join(f"{clean(point.name, 24)} {point.written} {MARKS[point.verdict]}" for point in group)
-        for word, group in ends
-    )
 
 
 def _parts(labels: Mapping[str, float]) -> tuple[Part, ...]:

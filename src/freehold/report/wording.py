@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from freehold.report.intervals import FEWEST_SEEDS, Paired, Verdict
+from freehold.report.lead import Lead, lead, luckiest
 from freehold.report.result import ClientFacts, Comparison, Row
 from freehold.report.summary import SHARES, RowSummary
 
 MARKS: dict[Verdict, str] = {"gain": "▲", "loss": "▼", "cannot tell": "○"}
 NOTHING = "–"
+CAUTION = "⚠"  # beside a verdict on accuracy that must not stand alone
 DOMINANT = 0.85  # a class with this share or more makes accuracy say little
+LOPSIDED = 0.9  # above this share, a verdict on accuracy is marked, and balanced accuracy stands beside it
+ENOUGH_SEEDS = 10
 FIGURES = {
     "accuracy": "accuracy",
     "balanced_accuracy": "balanced accuracy",
@@ -61,6 +65,16 @@ def change(figure: str, number: float | None, *, like: float | None = None) -> s
     return f"+{text}" if number is not None and number > 0 and any(digit in text for digit in "123456789") else text
 
 
+def percent(share: float) -> str:
+    """A share in whole percent; what is not quite nothing or all never reads 0 % or 100 %."""
+    whole = round(100 * share)
+    if whole == 0 and share > 0:
+        return "< 1 %"
+    if whole == 100 and share < 1:
+        return "> 99 %"
+    return f"{whole} %"
+
+
 def signed(number: float) -> str:
     """A tick of an axis, with its sign."""
     text = f"{number:+g}".replace("-", "−")
@@ -91,45 +105,98 @@ def setting(comparison: Comparison) -> str:
 
 
 def headline(comparison: Comparison, summaries: Sequence[RowSummary]) -> Row | None:
-    """The row to lead with: the best on validation data (on test data if no row has any) of those a federation could
-    run, the baseline left out; None if there is no such row."""
-    rows = {row.name: row for row in comparison.rows if not row.reference and row.name != comparison.baseline}
-    sign = 1 if comparison.higher_is_better else -1
-    candidates = [summary for summary in summaries if summary.name in rows and summary.mean is not None]
-    by_validation = [(summary.validation, summary.name) for summary in candidates if summary.validation is not None]
-    by_test = [(summary.mean, summary.name) for summary in candidates if summary.mean is not None]
-    ranked = by_validation or by_test
-    return rows[max(ranked, key=lambda item: sign * item[0])[1]] if ranked else None
+    """The row that the report speaks of: see `freehold.report.lead`."""
+    found = lead(comparison, summaries)
+    return found.row if found else None
 
 
 def finding(comparison: Comparison, summaries: Sequence[RowSummary]) -> tuple[str, ...]:
     """What the numbers say, in a few sentences, the most important first."""
-    row = headline(comparison, summaries)
+    found = lead(comparison, summaries)
     by_name = {summary.name: summary for summary in summaries}
-    if row is None:
+    if found is None:
         return ("Nothing was compared: there is no row besides training alone.",)
     if comparison.baseline not in by_name:
         return (
             "Training alone is not among the rows, so nobody can say who gains and who loses. "
             f"Add the row {clean(comparison.baseline)!r}.",
         )
-    summary = by_name[row.name]
-    sentences = [_who(comparison, row, summary), _mean(comparison, row, summary, by_name[comparison.baseline])]
+    row, summary, alone = found.row, by_name[found.row.name], by_name[comparison.baseline]
+    sentences = [_who(comparison, row, summary), _mean(comparison, summary, alone), _why(comparison, summaries, found, summary)]
+    if found.alone is not None:
+        best = luckiest(comparison, summaries)
+        of_all = best is not None and best.name == comparison.baseline
+        sentences.insert(1 if found.why == "asked" else 0, _alone(found, summary, of_all=of_all))
     losers = [
-        f"{', '.join(clean(client.name, 28) for client in lost)} with {clean(other.title)}"
+        f"{_names(lost, lopsided(comparison))[2:-1]} with {clean(other.title)}{_beside(comparison, by_name, other, lost)}"
         for other in comparison.rows
         if other.name != row.name and not other.reference
         if 0 < len(lost := _group(comparison, by_name[other.name], "loss")) <= _NAMED
     ]
     if 0 < len(losers) <= _NAMED:
         sentences.append(f"Losing against training alone: {'; '.join(losers)}.")
+    sentences += balanced_sentences(comparison, by_name, row)
     by_chance = 0.05 * len(comparison.participants)
     if by_chance >= 2:
         sentences.append(
             f"Among {counted(len(comparison.participants), comparison.noun)}, chance alone can make "
             f"up to about {by_chance:.0f} look like a gain or a loss."
         )
-    return tuple(sentences)
+    if (
+        FEWEST_SEEDS <= len(comparison.seeds) < ENOUGH_SEEDS
+        and comparison.splits == "repeated"
+        and summary.verdicts.get("cannot tell", 0)
+    ):
+        sentences.append(
+            f"More seeds narrow the intervals: these are {len(comparison.seeds)}, "
+            "and --seeds 10 (in Python: seeds=10) is a good start."
+        )
+    return tuple(sentence for sentence in sentences if sentence)
+
+
+def lopsided(comparison: Comparison) -> dict[str, tuple[str, float]]:
+    """Client -> (class, share), of the clients of which one class has so much that a verdict on accuracy must not stand alone.
+
+    Empty unless rows are compared by accuracy.
+    """
+    if comparison.metric != "accuracy":
+        return {}
+    largest = {
+        client.name: max(client.labels.items(), key=lambda item: item[1]) for client in comparison.clients if client.labels
+    }
+    return {name: item for name, item in largest.items() if item[1] > LOPSIDED}
+
+
+def balanced_change(comparison: Comparison, summary: RowSummary, alone: RowSummary | None, client: str) -> str:
+    """'+22.4', the difference of balanced accuracy to training alone; '–' if one of the two is not known."""
+    mine, other = (
+        None if each is None else each.per_client[client].figures.get("balanced_accuracy") for each in (summary, alone)
+    )
+    return NOTHING if mine is None or other is None else change("balanced_accuracy", mine - other)
+
+
+def balanced_sentences(comparison: Comparison, by_name: Mapping[str, RowSummary], row: Row) -> list[str]:
+    """What balanced accuracy says of each client where accuracy says little, of a few such clients."""
+    taking_part = {client.name for client in comparison.participants}
+    found = {name: item for name, item in lopsided(comparison).items() if name in taking_part}
+    if len(found) > _NAMED:
+        return [
+            f"{CAUTION} In {len(found)} of {counted(len(taking_part), comparison.noun)} one class has more than "
+            f"{100 * LOPSIDED:.0f} % of the examples: no gain or loss there stands without balanced accuracy."
+        ]
+    alone, summary = by_name[comparison.baseline], by_name[row.name]
+    sentences = []
+    for name, (class_name, share) in found.items():
+        figures = [each.per_client[name].figures.get("balanced_accuracy") for each in (alone, summary)]
+        head = f"{CAUTION} {clean(name, 60)}: {percent(share)} are “{clean(class_name, 60)}”, so accuracy says little there"
+        if None in figures:
+            sentences.append(f"{head}, and balanced accuracy is not known.")
+            continue
+        sentences.append(
+            f"{head}. Balanced accuracy is {value('balanced_accuracy', figures[0])} % alone and "
+            f"{value('balanced_accuracy', figures[1])} % with {clean(row.title)}."
+        )
+    return sentences
 
 
 def tally(summary: RowSummary) -> str:
@@ -144,21 +211,23 @@ def _who(comparison: Comparison, row: Row, summary: RowSummary) -> str:
         return f"{clean(row.title)} and training alone were never measured on the same {comparison.noun[0]} and seed."
     of_all = counted(total, comparison.noun)
     title = clean(row.title)
+    odd = lopsided(comparison)
     if len(groups["cannot tell"]) == total:
         why = ""
         if len(comparison.seeds) < FEWEST_SEEDS:
-            why = f" With {setting(comparison)} there is no telling effect from chance: ten seeds are a good start."
+            few = counted(len(comparison.seeds), ("seed", "seeds"))
+            why = f" With {few} there is no telling effect from chance: ten seeds are a good start."
         whom = f"this {of_all[2:]}" if total == 1 else f"any of {of_all}"
         return f"The data cannot tell for {whom} whether {title} is better or worse than training alone.{why}"
     gain, loss, unclear = groups["gain"], groups["loss"], groups["cannot tell"]
-    gains = f"{len(gain) or 'None'} of {of_all} {'gains' if len(gain) < 2 else 'gain'} with {title}{_names(gain)}"
-    parts = [gains, f"{len(loss) or 'none'} {'loses' if len(loss) < 2 else 'lose'}{_names(loss)}"]
+    gains = f"{len(gain) or 'None'} of {of_all} {'gains' if len(gain) < 2 else 'gain'} with {title}{_names(gain, odd)}"
+    parts = [gains, f"{len(loss) or 'none'} {'loses' if len(loss) < 2 else 'lose'}{_names(loss, odd)}"]
     if unclear:
         parts.append(f"for {len(unclear)}{_names(unclear)} the data cannot tell")
     return f"{', '.join(parts[:-1])}{',' if len(parts) > 2 else ''} and {parts[-1]}, each compared with training alone."
 
 
-def _mean(comparison: Comparison, row: Row, summary: RowSummary, alone: RowSummary) -> str:
+def _mean(comparison: Comparison, summary: RowSummary, alone: RowSummary) -> str:
     like = summary.mean
     metric, unit = comparison.metric, " %" if comparison.metric in SHARES else ""
     text = (
@@ -170,12 +239,59 @@ def _mean(comparison: Comparison, row: Row, summary: RowSummary, alone: RowSumma
         points = " points" if metric in SHARES else ""
         says = {"gain": "a gain", "loss": "a loss", "cannot tell": "the data cannot tell"}[paired.verdict]
         better = "better" if paired.difference >= 0 else "worse"
+        rounded = "" if _agrees(metric, summary.mean, alone.mean, paired.difference) else ", each figure rounded by itself"
         text += (
-            f", {value(metric, abs(paired.difference), like=like)}{points} {better} "
+            f", {value(metric, abs(paired.difference), like=like)}{points} {better}{rounded} "
             f"(95 % interval {change(metric, paired.low, like=like)} to {change(metric, paired.high, like=like)}): {says}"
         )
+    return f"{text}."
+
+
+def _agrees(metric: str, mean: float | None, alone: float | None, difference: float) -> bool:
+    """Whether the shown difference is that of the shown figures."""
+    if mean is None or alone is None:
+        return True
+    digits = 1 if metric in SHARES else _digits(mean)
+    scale = 100 if metric in SHARES else 1
+    shown = abs(round(scale * mean, digits) - round(scale * alone, digits))
+    return bool(abs(shown - round(scale * abs(difference), digits)) < 0.5 * 10.0**-digits)
+
+
+def _alone(found: Lead, summary: RowSummary, *, of_all: bool) -> str:
+    gains = summary.verdicts.get("gain", 0) or (summary.paired is not None and summary.paired.verdict == "gain")
+    brought = "" if gains else ": joining brought nothing that these data can show"
+    best = "is best here"
+    if found.why == "asked":
+        best = "does at least as well here"
+    elif found.why == "usual" and not of_all:
+        best = "is best of the usual few here"
+    return f"Training alone {best}, by validation data{brought}."
+
+
+def _why(comparison: Comparison, summaries: Sequence[RowSummary], found: Lead, summary: RowSummary) -> str:
+    title = clean(found.row.title)
+    if found.why == "asked":
+        return ""
+    if found.why == "usual":
+        best = luckiest(comparison, summaries)
+        if best is not None and best.name == comparison.baseline:
+            return f"{found.compared} algorithms were compared; of the usual few among them, {title} did best on validation data."
+        named = f" ({clean(best.title)})" if best is not None else ""
+        return (
+            f"{found.compared} algorithms were compared: the best of so many on validation data{named} is partly the luckiest, "
+            f"so this speaks of {title}, the best on validation data of the usual few."
+        )
+    if found.alone is not None:
+        return f"Of the others, {title} did best on validation data."
     chosen = "validation data" if summary.validation is not None else "the test data, which flatters it"
-    return f"{text}. {clean(row.title)} leads here because it did best on {chosen}."
+    return f"{title} leads here because it did best on {chosen}."
+
+
+def _beside(comparison: Comparison, by_name: Mapping[str, RowSummary], row: Row, clients: Sequence[ClientFacts]) -> str:
+    """' (balanced accuracy +11.1)' for those of `clients` where accuracy says little."""
+    odd = [client.name for client in clients if client.name in lopsided(comparison)]
+    changes = [balanced_change(comparison, by_name[row.name], by_name[comparison.baseline], name) for name in odd]
+    return f" (balanced accuracy {', '.join(changes)})" if changes else ""
 
 
 def _group(comparison: Comparison, summary: RowSummary, verdict: str) -> list[ClientFacts]:
@@ -187,10 +303,12 @@ def _group(comparison: Comparison, summary: RowSummary, verdict: str) -> list[Cl
     return found
 
 
-def _names(clients: Sequence[ClientFacts]) -> str:
+def _names(clients: Sequence[ClientFacts], odd: Collection[str] = ()) -> str:
+    """' (Cleveland, Switzerland ⚠)', with the mark of those in `odd`."""
     if not 0 < len(clients) <= _NAMED:
         return ""
-    return f" ({', '.join(clean(client.name, 28) for client in clients)})"
+    named = (f"{clean(client.name, 28)}{f' {CAUTION}' if client.name in odd else ''}" for client in clients)
+    return f" ({', '.join(named)})"
 
 
 def _digits(number: float) -> int:

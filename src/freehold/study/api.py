@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
@@ -12,17 +13,22 @@ import polars as pl
 
 from freehold.data import Population, Problem, Schema, from_csv, from_files, from_frame, from_parquet, load_schema, partition
 from freehold.data.frames import PandasFrame
-from freehold.errors import UsageError
+from freehold.errors import UsageError, near_miss
 from freehold.plan import Plan, Scalar, Training, load_plan
 from freehold.report import Comparison
 from freehold.study.compare import run_comparison
+from freehold.study.said import beside_published, call, choice, oddities, title_of
 from freehold.study.settings import Settings, Trial
 from freehold.study.source import FlambySplit, RepeatedSplits
 from freehold.study.spec import with_spec
 from freehold.study.trials import Settings as Hyperparameters
-from freehold.study.trials import flamby_trials, plan_for, trials_for, trials_of
+from freehold.study.trials import flamby_trials, plan_for, repeated, trials_for, trials_of
+from freehold.study.watch import watch
 from freehold.tasks import TaskDefinition, rates, task_definition
 from freehold.tasks.flamby import SEEDS as FLAMBY_SEEDS
+
+SEEDS = 5
+"""Splits of a study that does not say how many."""
 
 Data = str | Path | pl.DataFrame | PandasFrame | Population
 
@@ -81,7 +87,7 @@ def read(data: Data, *, test: str | Path | None = None, **reading: Unpack[Readin
 def compare(
     data: Data,
     *,
-    algorithms: Sequence[str] | None = None,
+    algorithms: Sequence[str] | str | None = None,
     seeds: int | Sequence[int] | None = None,
     protocol: str | None = None,
     clients: int | None = None,
@@ -95,17 +101,40 @@ def compare(
     devices: bool = False,
     test: str | Path | None = None,
     settings: Settings | None = None,
-    command: str = "freehold.compare(…), from Python",
+    command: str | None = None,
     **reading: Unpack[Reading],
 ) -> Comparison:
-    """Run algorithms side by side, with training alone as the baseline; the result shows itself in a notebook.
+    """Run algorithms side by side, with training alone as the baseline; the result shows itself in a notebook, and
+    `result.save("report.html")` writes it.
 
-    `data` is a task's name ("heart", "digits"), a file or folder, a DataFrame or a Population. `algorithms`: all installed
-    ones by default. `seeds`: how many splits, or which; 5 by default. `protocol`: "flamby" for the published table of heart.
-    `clients` and `partition` ("dirichlet:0.1") make clients of data that has none. `hyperparameters`: {"ditto": {"lam": 2}};
-    "*" is for all. `reading`: see Reading. Raises a FreeholdError that says what to do.
+    `data` is a task's name ("heart", "digits"), a file or folder, a DataFrame or a Population. `algorithms`: one name or
+    several, training alone always among them; all installed ones by default. `seeds`: how many splits, or which; 5 by
+    default. `protocol`: "flamby" for the published table of heart. `clients` and `partition` ("dirichlet:0.1") make clients
+    of data that has none. `hyperparameters`: {"ditto": {"lam": 2}}; "*" is for all. `reading`: see Reading. Raises a
+    FreeholdError that says what to do.
     """
-    settings = settings or Settings()
+    _refuse_unknown(reading, compare)
+    command = command or call(
+        "compare",
+        data,
+        {
+            **reading,
+            "algorithms": algorithms,
+            "seeds": seeds,
+            "protocol": protocol,
+            "clients": clients,
+            "partition": partition,
+            "rounds": rounds,
+            "epochs": epochs,
+            "batch_size": batch_size,
+            "lr": lr,
+            "hyperparameters": hyperparameters,
+            "min_examples": min_examples,
+            "devices": devices,
+            "test": test,
+        },
+    )
+    settings = settings or Settings(listener=watch())
     if protocol is not None:
         if protocol != "flamby" or data != "heart":
             raise UsageError(
@@ -119,14 +148,15 @@ def compare(
     definition = _adjusted(definition, population, lr, min_examples, devices)
     options = _options(clients, partition)
     population = _partitioned(population, definition, options)
+    asked = (algorithms,) if isinstance(algorithms, str) else algorithms
     trials = trials_for(
         definition,
-        algorithms,
+        None if asked is None else tuple(dict.fromkeys(("local", *asked))),
         hyperparameters=hyperparameters,
         training=_training(definition.training, rounds, epochs, batch_size),
         options=options,
     )
-    return _run(definition, population, trials, _seeds(seeds, range(5)), settings, command, strict=algorithms is not None)
+    return _run(definition, population, trials, _seeds(seeds, range(SEEDS)), settings, command, strict=asked is not None)
 
 
 def simulate(
@@ -135,23 +165,36 @@ def simulate(
     *,
     seeds: int | Sequence[int] | None = None,
     settings: Settings | None = None,
-    command: str = "freehold.simulate(…), from Python",
+    command: str | None = None,
     **reading: Unpack[Reading],
 ) -> Comparison:
     """Run a plan, or the file of one, as the federation would: its companions and its algorithm.
 
-    `data`: where the task has none of its own. `seeds`: the plan's own by default.
+    `data`: where the task has none of its own. `seeds`: how many, from the plan's `training.seed` on, or which; by
+    default as many as the plan's `repeats`.
     """
+    _refuse_unknown(reading, simulate)
+    source = plan
     plan = plan if isinstance(plan, Plan) else load_plan(plan)
     definition = task_definition(plan.task.name)
     if data is None:
+        if definition.load is None:
+            raise UsageError(
+                f"The plan's task, {definition.name}, has no data of its own.",
+                hint="Say --data FILE, with --client-column and --target and all other flags that the data was read with "
+                "(in Python: data, client=, target= and so on).",
+            )
         population = definition.population()
     else:
         _, population = read(data, **reading)
     definition = _adjusted(definition, population, None, plan.min_examples, plan.clients == "devices")
     population = _partitioned(population, definition, plan.task.options)
-    asked = _seeds(seeds, (plan.training.seed,))
-    return _run(definition, population, trials_of(plan), asked, settings or Settings(), command, strict=True)
+    first = plan.training.seed
+    count = plan.repeats if seeds is None else seeds
+    asked = tuple(range(first, first + count)) if isinstance(count, int) and count > 0 else _seeds(count, ())
+    command = command or _simulate_call(source, data, {"seeds": seeds, **reading})
+    settings = settings or Settings(listener=watch())
+    return _run(definition, population, trials_of(plan), asked, settings, command, strict=True, lead=plan.algorithm.name)
 
 
 def make_plan(
@@ -168,9 +211,14 @@ def make_plan(
     min_examples: int | None = None,
     devices: bool = False,
     seed: int = 0,
+    repeats: int = 1,
     **reading: Unpack[Reading],
 ) -> Plan:
-    """The plan of an algorithm on a task or on one's data, with its contribution spec: what may leave a node, and no more."""
+    """The plan of an algorithm on a task or on one's data, with its contribution spec: what may leave a node, and no more.
+
+    `repeats`: how many seeds it is run with, from `seed` on.
+    """
+    _refuse_unknown(reading, make_plan)
     definition, population = read(data, **reading)
     definition = _adjusted(definition, population, lr, min_examples, devices)
     options = _options(clients, partition)
@@ -180,15 +228,16 @@ def make_plan(
     plan = plan_for(
         definition, algorithm, hyperparameters=hyperparameters, training=training, options=options, companions=companions
     )
-    return with_spec(plan, definition, _source(definition, population).prepared(seed))
+    return with_spec(repeated(plan, repeats), definition, _source(definition, population).prepared(seed))
 
 
 def _flamby(seeds: Sequence[int], settings: Settings, command: str) -> Comparison:
     definition = task_definition("heart-flamby")
     trials = flamby_trials(definition)
-    return run_comparison(
+    found = run_comparison(
         definition, FlambySplit(), trials, seeds=seeds, settings=settings, command=command, baseline="Local", strict=True
     )
+    return replace(found, notes=(*found.notes, beside_published(found)))
 
 
 def _run(
@@ -199,11 +248,21 @@ def _run(
     settings: Settings,
     command: str,
     strict: bool,
+    lead: str = "",
 ) -> Comparison:
-    source = _source(definition, population)
-    return run_comparison(
-        definition, source, trials, seeds=seeds, settings=settings, command=command, notes=population.notes, strict=strict
+    odd = () if definition.load else oddities(population, min_examples=1)
+    found = run_comparison(
+        definition,
+        _source(definition, population),
+        trials,
+        seeds=seeds,
+        settings=settings,
+        command=command,
+        notes=population.notes,
+        strict=strict,
     )
+    warnings = tuple(dict.fromkeys((*odd, *found.warnings)))
+    return replace(found, warnings=warnings, notes=(*found.notes, *choice(found)), asked=lead)
 
 
 def _source(definition: TaskDefinition, population: Population) -> RepeatedSplits:
@@ -218,7 +277,7 @@ def _source(definition: TaskDefinition, population: Population) -> RepeatedSplit
 
 def _tabular(population: Population) -> TaskDefinition:
     definition = task_definition("tabular")
-    return replace(definition, title=population.name, metric="accuracy" if population.classes else "r2")
+    return replace(definition, title=title_of(population), metric="accuracy" if population.classes else "r2")
 
 
 def _adjusted(
@@ -272,6 +331,23 @@ def _seeds(seeds: int | Sequence[int] | None, default: Sequence[int]) -> tuple[i
     if seeds < 1:
         raise UsageError(f"{seeds} seeds were asked for.", hint="Ask for at least one.")
     return tuple(default)[:seeds] if default is FLAMBY_SEEDS and seeds <= len(default) else tuple(range(seeds))
+
+
+def _refuse_unknown(reading: Mapping[str, object], function: Callable[..., object]) -> None:
+    """Raise UsageError for a keyword that nobody reads: `**reading` would take any."""
+    known = {*Reading.__annotations__, *inspect.signature(function).parameters} - {"reading"}
+    unknown = [name for name in reading if name not in known]
+    if unknown:
+        raise UsageError(
+            f"{function.__name__} has no argument {unknown[0]!r}.",
+            hint=near_miss(unknown[0], known),
+        )
+
+
+def _simulate_call(plan: Plan | str | Path, data: Data | None, given: Mapping[str, object]) -> str:
+    shown = "plan" if isinstance(plan, Plan) else repr(str(plan))
+    rest = "" if data is None else call("", data, given).removeprefix("freehold.(").removesuffix(")")
+    return f"freehold.simulate({', '.join(part for part in (shown, rest) if part)})"
 
 
 def _is_path(text: str) -> bool:

@@ -23,6 +23,7 @@ from freehold.study.trials import fitting
 from freehold.tasks import TaskDefinition, build_task
 
 SELECT = "select"
+SERVE = "What each would serve"
 
 
 def run_comparison(
@@ -176,7 +177,7 @@ def _select_row(definition: TaskDefinition, by_row: Mapping[str, Mapping[int, Ce
                 paired_se={c: _paired_se(r, cells["local"].right[c]) for c, r in right.items() if len(r) > 1},
             )
         )
-    return [Row(name=SELECT, title="What each would serve", algorithm=SELECT, results=tuple(results))]
+    return [Row(name=SELECT, title=SERVE, algorithm=SELECT, hyperparameters=candidates, results=tuple(results))]
 
 
 def _facts(prepared: Prepared, newcomers: Sequence[str]) -> tuple[ClientFacts, ...]:
@@ -207,4 +208,5 @@ def _test_share(prepared: Prepared) -> float:
 
 def _skipped(prepared: Prepared) -> tuple[str, ...]:
     count = len(prepared.skipped)
-    return (f"{count} clients had too few examples and were skipped.",) if count else ()
+    many = "s had too few examples and were" if count > 1 else " had too few examples and was"
+    return (f"{count} client{many} skipped.",) if count else ()

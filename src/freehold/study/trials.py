@@ -13,6 +13,7 @@ from freehold.plan import AlgorithmRef, Companion, Contribution, Plan, Scalar, T
 from freehold.study.settings import Trial
 from freehold.tasks import TaskDefinition
 from freehold.tasks.flamby import PUBLISHED
+from freehold.tasks.flamby import TITLES as PUBLISHED_TITLES
 
 USUAL = ("local", "fedavg", "fedavg-finetuned", "fedavg-intercept", "ditto")
 """The rows that every comparison has, first."""
@@ -23,6 +24,27 @@ TITLES = {
     "fedavg-finetuned": "FedAvg + finetuning",
     "fedavg-intercept": "FedAvg + local intercept",
     "ditto": "Ditto",
+    "apfl": "APFL",
+    "fedadagrad": "FedAdagrad",
+    "fedadam": "FedAdam",
+    "fedala": "FedALA",
+    "fedbabu": "FedBABU",
+    "fedbn": "FedBN",
+    "feddbe": "FedDBE",
+    "fedper": "FedPer",
+    "fedprox": "FedProx",
+    "fedproto": "FedProto",
+    "fedrep": "FedRep",
+    "fedrod": "FedRoD",
+    "fedyogi": "FedYogi",
+    "ifca": "IFCA",
+    "knn-per": "kNN-Per",
+    "lg-fedavg": "LG-FedAvg",
+    "per-fedavg": "Per-FedAvg",
+    "per-fedavg-hf": "Per-FedAvg (HF)",
+    "pfedme": "pFedMe",
+    "scaffold": "SCAFFOLD",
+    "scaffold-uniform": "SCAFFOLD (uniform)",
 }
 
 Settings = Mapping[str, Mapping[str, Scalar]]
@@ -86,12 +108,17 @@ def trials_of(plan: Plan) -> tuple[Trial, ...]:
     return tuple(Trial(name=p.algorithm.name, title=title_of(p.algorithm.name), plan=p) for p in plans)
 
 
+def repeated(plan: Plan, seeds: int) -> Plan:
+    """The plan, run with this many seeds."""
+    return msgspec.structs.replace(plan, repeats=seeds)
+
+
 def flamby_trials(definition: TaskDefinition) -> tuple[Trial, ...]:
     """The rows of the published tables."""
     return tuple(
         Trial(
             name=name,
-            title=name,
+            title=PUBLISHED_TITLES.get(name, name),
             plan=plan_for(definition, algorithm, hyperparameters={algorithm: hyper}, training=training),
             pooled=name == "Pooled",
             published=mean,

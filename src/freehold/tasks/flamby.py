@@ -42,6 +42,9 @@ PUBLISHED: dict[str, tuple[str, dict[str, Scalar], Training, float, float]] = {
 personalization, whose seeds cannot be replayed.
 """
 
+TITLES = {"Pooled": "All data pooled", "Local": "Alone", "FedAvg+finetuning": "FedAvg + finetuning, lr 0.00316"}
+"""What a report calls the rows that it does not call by their name."""
+
 
 def heart_flamby() -> TaskDefinition:
     """Complete records of 740 patients, 13 features, logistic regression."""

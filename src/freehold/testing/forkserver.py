@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import inspect
 import json
 import os
 import signal
@@ -67,7 +68,10 @@ def _become(asked: dict[str, str], fd: int) -> None:
     sys.argv = [asked["module"], str(fd)]
     code = 0
     try:
-        module.main()
+        if "spawn" in inspect.signature(module.main).parameters:
+            module.main(spawn=spawn)
+        else:
+            module.main()
     except BaseException:
         traceback.print_exc()
         code = 1
@@ -77,6 +81,7 @@ def _become(asked: dict[str, str], fd: int) -> None:
 
 def serve(path: Path) -> None:
     """Fork on request until standard input is closed by whoever started this."""
+    os.environ[VARIABLE] = str(path)
     for name in PRELOADED:
         importlib.import_module(name)
     import torch

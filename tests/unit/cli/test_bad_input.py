@@ -16,7 +16,7 @@ CASES: list[tuple[str, list[str], list[str]]] = [
     ("words", [*COLUMNS, "--algorithms", "fedavgg"], ["101", "'fedavgg'", "Did you mean 'fedavg'"]),
     ("words", [*COLUMNS, "--algorithms", "fedprox", "--set", "fedprox.mu=-1"], ["112", "fedprox.mu is -1", "at least 0"]),
     ("number", [*COLUMNS, "--lr", "1e30"], ["602", "Round 0", "client north", "Lower the learning rate"]),
-    ("words", [*COLUMNS, "--min-examples", "60"], ["205", "north (40)", "Lower min_examples"]),
+    ("words", [*COLUMNS, "--min-examples", "60"], ["205", "north (40)", "--min-examples 40"]),
 ]
 
 

@@ -154,3 +154,10 @@ def test_images_are_checked_for_labels_only() -> None:
     population = digits()
     assert isinstance(population.features, np.ndarray)
     assert check(replace(population, features=population.features.reshape(-1, 8, 8))) == ()
+
+
+def test_a_client_that_a_study_would_refuse_is_an_error_and_one_example_is_no_plural() -> None:
+    population = labeled(["a"] * 30 + ["b"] * 30 + ["c"], [0, 1] * 30 + [1])
+    small = [finding for finding in check(population, min_examples=20) if finding.level == "error"]
+    assert [finding.text.split(",")[0] for finding in small] == ["1 example"]
+    assert not [finding for finding in check(population) if finding.level == "error"]

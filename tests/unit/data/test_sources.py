@@ -86,13 +86,45 @@ def test_the_flags_of_the_error_make_the_file_usable(tmp_path: Path) -> None:
     assert len(read(tmp_path, text, categorical=("sex",), impute=("age", "sex"), drop=("notes",)).target) == 20
 
 
+def test_cells_that_are_missing_are_no_distinct_value(tmp_path: Path) -> None:
+    with pytest.raises(BadValue, match="3 distinct values"):
+        read(
+            tmp_path,
+            "site,a,y\n" + "".join(f"s,{word},{n % 2}\n" for n, word in enumerate(["x", "y", "z", ""] * 5)),
+            categorical=(),
+        )
+
+
+def test_a_table_with_decimal_commas_only_is_not_told_to_drop_everything(tmp_path: Path) -> None:
+    text = "site;a;b;y\n" + "".join(f"s;{n},5;{n},25;{n % 2}\n" for n in range(20))
+    with pytest.raises(BadValue) as caught:
+        read(tmp_path, text, categorical=())
+    assert "decimal points" in caught.value.hint and "drop" not in caught.value.hint
+
+
+@pytest.mark.parametrize("library", ["pandas", "polars"])
+def test_a_category_column_of_a_frame_is_a_category(library: str) -> None:
+    words = ["low", "high", "none", None] * 10
+    columns = {"site": ["s", "t"] * 20, "a": words, "y": [0, 1] * 20}
+    if library == "pandas":
+        frame = pd.DataFrame(columns).astype({"a": "category"})
+        numbers = pd.DataFrame({**columns, "a": [1, 2, 3, 4] * 10}).astype({"a": "category"})
+        found = from_frame(numbers, client="site", target="y")
+        assert found.schema is not None and found.schema.columns[0].categories == ("1", "2", "3", "4")
+        read_in = from_frame(frame, client="site", target="y", impute=["a"])
+    else:
+        read_in = from_frame(pl.DataFrame(columns).cast({"a": pl.Categorical}), client="site", target="y", impute=["a"])
+    assert read_in.schema is not None
+    assert read_in.schema.columns[0].categories == ("high", "low", "none")
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
         (GOOD + "A,inf,1,M,1\n", ["age: an infinite number in 1 of 21 cells, first in line 22", "mend age"]),
         (GOOD + "A,1e400,1,M,1\n", ["age: an infinite number"]),
         (GOOD + "A,abc,1,M,1\n", ["age: text in 1 of 21 cells, first 'abc' in line 22", "mend age"]),
-        (GOOD.replace(",", ";").replace(".", ","), ["age: a number with a decimal comma", "mend age"]),
+        (GOOD.replace(",", ";").replace(".", ","), ["age: a number with a decimal comma", "Columns age have decimal commas"]),
         (GOOD + 'A,1,1,"M\nM",1\nA,,1,M,1\n', ["age: missing in 1 of 22 cells, first in line 24"]),
         (GOOD + "A,1,1,,1\n", ["sex: missing in 1 of 21 cells", "--impute sex"]),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -156,6 +157,26 @@ def phones(count: int = 100, *, newcomers: int = 6, seeds: int = 5) -> Compariso
         command=f"freehold compare digits --clients {count} --partition dirichlet:0.1 --seeds {seeds}", versions=VERSIONS,
         noun=("phone", "phones"),
     )  # fmt: skip
+
+
+def alone_is_best() -> Comparison:
+    """The hospitals, with validation data that prefer training alone."""
+    found = hospitals()
+    local, *others = found.rows
+    better = tuple(replace(result, curve=tuple((at, y + 0.3) for at, y in result.curve)) for result in local.results)
+    return replace(found, rows=(replace(local, results=better), *others))
+
+
+def many_rows(count: int) -> Comparison:
+    """The hospitals, with `count` rows of unusual algorithms of which the last is the best on validation data."""
+    found = hospitals(seeds=3)
+    more = []
+    for place in range(count):
+        results = tuple(
+            replace(result, curve=tuple((at, y + place / 100) for at, y in result.curve)) for result in found.rows[-1].results
+        )
+        more.append(replace(found.rows[-1], name=f"row{place}", title=f"Row {place}", algorithm=f"odd{place}", results=results))
+    return replace(found, rows=(*found.rows, *more))
 
 
 def _right(rng: np.random.Generator, share: float, examples: int) -> npt.NDArray[np.float64]:

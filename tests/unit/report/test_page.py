@@ -12,7 +12,7 @@ import pytest
 
 from freehold.report import Comparison, lines
 from freehold.report.page import fragment, page
-from tests.unit.report.comparisons import TITLES, hospitals, phones, stations
+from tests.unit.report.comparisons import TITLES, alone_is_best, hospitals, phones, stations
 
 HOSTILE = ("<script>alert(1)</script>", "\"'><img src=x onerror=alert(1)>", "]]> & $\\frac{1}{0}$ @3@ #0a0b01", "x" * 200)
 FOREIGN = ("東京大学病院", "מרכז רפואי", "\u202egnihtemos", "🏥 Ünï\x00cödé\n{{ 7 * 7 }}")
@@ -133,7 +133,7 @@ def test_the_page_has_all_that_the_issue_asks_for() -> None:
     words = Outline(page(hospitals())).words()
     for expected in (
         "2 of 4 hospitals gain with Ditto", "Learning curves", "node would serve", "personal 8×", "VA Long Beach",
-        "ill 93 %", "Seeds 42, 43,", "torch 2.13.0", "freehold compare heart --seeds 10", "How to read this",
+        "ill: 93 %", "Seeds 42, 43,", "torch 2.13.0", "freehold compare heart --seeds 10", "How to read this",
         "Switzerland: 93 % are “ill”", "chol = 0 was read as missing", "68.5 ± 2.8", "lam = 1.0", "48.0 kB",
     ):  # fmt: skip
         assert expected in words, expected
@@ -254,6 +254,35 @@ def test_odd_comparisons_still_give_a_whole_page(odd: object) -> None:
 def test_the_titles_of_all_rows_are_in_the_legend() -> None:
     legend = re.findall(r'<ul class="fh-legend">.*?</ul>', page(hospitals()), flags=re.DOTALL)[0]
     assert all(title in legend for title in TITLES.values())
+
+
+def test_the_rows_come_first_and_curves_are_folded_only_among_many_rows() -> None:
+    few, many = page(hospitals()), page(many_rows())
+    for text in (few, many):
+        places = [text.index(f'id="{name}"') for name in ("rows", "who", "clients", "data", "curves", "reading")]
+        assert places == sorted(places)
+    folded = r'id="curves">[^<]*</h2>\s*<details>'
+    assert re.search(folded, many) and not re.search(folded, few)
+
+
+def test_wide_tables_say_that_they_go_on_and_the_table_of_clients_is_turned() -> None:
+    many = page(many_rows())
+    assert "scroll it sideways" in many
+    section = many[many.index('id="clients"') : many.index('id="data"')]
+    header = re.findall(r"<thead>.*?</thead>", section, flags=re.DOTALL)[0]
+    assert "Switzerland" in header and "Row 7" not in header
+
+
+def test_balanced_accuracy_of_each_client_is_on_the_page_and_stands_beside_a_verdict_that_says_little() -> None:
+    words = Outline(page(hospitals())).words()
+    assert "Balanced accuracy, %" in words
+    assert "(−22.6) ▼ ⚠ bal. −22.6" in words
+    assert "⚠ Switzerland: balanced accuracy −22.6" in words  # beside the picture
+
+
+def test_the_row_to_choose_is_highlighted_even_if_it_is_training_alone() -> None:
+    text = page(alone_is_best())
+    assert re.findall(r'<tr class="fh-lead">\s*<th scope="row"><bdi>([^<]*)', text)[0] == "Alone"
 
 
 def test_the_picture_of_shares_ends_at_a_hundred_points() -> None:

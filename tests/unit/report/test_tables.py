@@ -4,10 +4,11 @@ import dataclasses
 
 import pytest
 
-from freehold.report import Comparison, Paired, client_lines, facts_lines, finding, lines, summarize
+from freehold.report import ClientFacts, Comparison, Paired, Row, SeedResult, client_lines, facts_lines, finding, lines, summarize
+from freehold.report.lead import MANY_ROWS
 from freehold.report.tables import explain, label_shares, percent
 from freehold.report.wording import against_baseline, change, clean, headline, signed, value
-from tests.unit.report.comparisons import hospitals, phones, stations
+from tests.unit.report.comparisons import alone_is_best, hospitals, many_rows, phones, stations
 
 
 def column(table: list[list[str]], name: str) -> list[str]:
@@ -61,7 +62,7 @@ def test_every_column_is_explained() -> None:
 def test_each_hospital_has_its_verdict_beside_each_row_and_what_would_be_served() -> None:
     table = client_lines(hospitals())
     assert [line[0] for line in table[1:]] == ["Cleveland", "Hungary", "Switzerland", "VA Long Beach"]
-    assert table[3][3] == "52.3 (−22.6) ▼"
+    assert table[3][3] == "52.3 (−22.6) ▼ ⚠ bal. −22.6"
     assert column(table, "node would serve") == ["personal 8×, local 2×"] * 2 + ["personal 7×, local 3×", "personal 8×, local 2×"]
 
 
@@ -73,8 +74,8 @@ def test_two_rows_of_one_title_keep_their_columns_apart() -> None:
 
 
 def test_label_shares_name_the_largest() -> None:
-    assert label_shares({"healthy": 0.06, "ill": 0.94}) == "ill 94 %, healthy 6 %"
-    assert label_shares({str(digit): 0.1 for digit in range(10)}) == "0 10 %, 1 10 %, 2 10 %, 7 more"
+    assert label_shares({"healthy": 0.06, "ill": 0.94}) == "ill: 94 %, healthy: 6 %"
+    assert label_shares({str(digit): 0.1 for digit in range(10)}) == "class 0: 10 %, class 1: 10 %, class 2: 10 %, 7 more"
     assert label_shares({}) == "–"
 
 
@@ -86,7 +87,8 @@ def test_the_finding_says_who_gains_and_where_the_data_cannot_tell() -> None:
     text = " ".join(finding(hospitals(), summarize(hospitals())))
     assert "2 of 4 hospitals gain with Ditto (Cleveland, Hungary), none loses" in text
     assert "for 2 (Switzerland, VA Long Beach) the data cannot tell" in text
-    assert "Losing against training alone: Switzerland with FedAvg." in text
+    assert "Losing against training alone: Switzerland ⚠ with FedAvg (balanced accuracy −22.6)." in text
+    assert "⚠ Switzerland: 93 % are “ill”, so accuracy says little there. Balanced accuracy is" in text
 
 
 def test_with_one_seed_the_finding_claims_nothing() -> None:
@@ -117,6 +119,73 @@ def test_the_leading_row_is_chosen_by_validation_and_never_a_reference() -> None
     rows = tuple(dataclasses.replace(row, reference=row.name == "ditto") for row in comparison.rows)
     lead = headline(dataclasses.replace(comparison, rows=rows), summarize(comparison))
     assert lead is not None and lead.name == "fedavg-finetuned"
+
+
+def test_where_training_alone_did_best_the_report_says_so_and_crowns_nobody() -> None:
+    comparison = alone_is_best()
+    sentences = finding(comparison, summarize(comparison))
+    assert sentences[0].startswith("Training alone is best here, by validation data")
+    assert "leads here" not in " ".join(sentences)
+    assert "brought nothing" not in sentences[0]  # two hospitals gain
+
+
+def test_joining_brought_nothing_where_training_alone_is_best_and_nobody_gains() -> None:
+    comparison = alone_is_best()
+    local = comparison.rows[0]
+    same = dataclasses.replace(local, name="ditto", title="Ditto", algorithm="ditto")
+    comparison = dataclasses.replace(comparison, rows=(local, same))
+    assert "joining brought nothing" in finding(comparison, summarize(comparison))[0]
+
+
+def test_the_row_of_a_plan_leads_whatever_else_did_better() -> None:
+    comparison = dataclasses.replace(hospitals(), asked="fedavg")
+    sentences = finding(comparison, summarize(comparison))
+    assert "with FedAvg" in sentences[0]
+    assert sentences[1].startswith("Training alone does at least as well here")
+    assert "did best" not in " ".join(sentences)
+
+
+def test_among_many_rows_the_luckiest_does_not_lead() -> None:
+    few, many = many_rows(MANY_ROWS - 1), many_rows(MANY_ROWS)  # and the fixture's own intercept, which is unusual too
+    lucky = headline(few, summarize(few))
+    assert lucky is not None and lucky.name == f"row{MANY_ROWS - 2}"
+    lead = headline(many, summarize(many))
+    assert lead is not None and lead.name == "ditto"
+    text = " ".join(finding(many, summarize(many)))
+    assert "9 algorithms were compared" in text and f"(Row {MANY_ROWS - 1}) is partly the luckiest" in text
+
+
+def test_a_difference_that_is_not_that_of_the_shown_figures_says_that_it_is_rounded() -> None:
+    def told(right: float) -> str:
+        return " ".join(finding(two(right), summarize(two(right))))
+
+    def two(right: float) -> Comparison:
+        facts = ClientFacts(name="a", examples=900, train=500, validation=100, test=300)
+        rows = tuple(
+            Row(
+                name=name,
+                title=name,
+                algorithm=name,
+                results=tuple(SeedResult(seed=seed, figures={"a": {"accuracy": share}}) for seed in range(3)),
+            )
+            for name, share in (("local", 0.5004), ("fedavg", right))
+        )
+        return dataclasses.replace(hospitals(), clients=(facts,), rows=rows, seeds=(0, 1, 2))
+
+    assert "rounded" in told(0.5006) and "rounded" not in told(0.6004)
+
+
+def test_few_seeds_that_leave_questions_suggest_more() -> None:
+    assert "--seeds 10" in " ".join(finding(hospitals(seeds=5), summarize(hospitals(seeds=5))))
+    assert "--seeds 10" not in " ".join(finding(hospitals(seeds=10), summarize(hospitals(seeds=10))))
+
+
+def test_what_would_be_served_is_called_by_the_titles_of_its_candidates() -> None:
+    comparison = hospitals()
+    candidates = {"local": "local", "shared": "fedavg", "personal": "fedavg-finetuned"}
+    last = dataclasses.replace(comparison.rows[-1], hyperparameters=candidates)
+    table = client_lines(dataclasses.replace(comparison, rows=(*comparison.rows[:-1], last)))
+    assert column(table, "node would serve")[0] == "FedAvg + finetuning 8×, Alone 2×"
 
 
 def test_where_lower_is_better_the_leading_row_has_the_lowest_value() -> None:

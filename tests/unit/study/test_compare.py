@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import io
+import json
 import os
 import signal
 from pathlib import Path
@@ -19,6 +22,8 @@ from freehold.plan import Privacy, dumps
 from freehold.report import Comparison, to_json
 from freehold.study import Interrupted, Settings, make_plan
 from freehold.study.checkpoint import Checkpoint
+from freehold.study.said import MOST, beside_published
+from freehold.study.watch import watch
 
 ROWS = ["local", "fedavg", "ditto"]
 
@@ -169,6 +174,111 @@ def test_a_polars_frame_is_read_like_a_pandas_one() -> None:
     frame = pl.DataFrame({name: column.to_numpy() for name, column in table().items()})
     found = freehold.compare(frame, client="site", target="y", algorithms=ROWS, seeds=2, rounds=4, lr=0.3)
     assert plain(found) == plain(compared())
+
+
+def test_one_algorithm_may_be_named_by_itself_and_training_alone_is_always_there() -> None:
+    found = freehold.compare(table(), client="site", target="y", algorithms="fedavg", seeds=1, rounds=1)
+    assert [row.name for row in found.rows] == ["local", "fedavg"]
+    assert "1 seed," in repr(found)
+
+
+def test_an_unknown_keyword_is_refused_with_the_near_miss() -> None:
+    with pytest.raises(UsageError, match=r"compare has no argument 'algorithm'.*'algorithms'"):
+        freehold.compare(table(), client="site", target="y", algorithm="fedavg")  # type: ignore[call-arg]
+    with pytest.raises(UsageError, match="make_plan has no argument 'sites'"):
+        make_plan(table(), "ditto", sites="site")  # type: ignore[call-arg]
+
+
+def test_a_report_from_python_names_the_call_and_has_a_title() -> None:
+    found = freehold.compare(table(), client="site", target="y", algorithms="fedavg", seeds=1, rounds=1)
+    assert found.command == "freehold.compare(frame, client='site', target='y', algorithms='fedavg', seeds=1, rounds=1)"
+    assert found.title == "y by site"
+
+
+def test_a_comparison_saves_itself(tmp_path: Path) -> None:
+    found = compared()
+    found.save(tmp_path / "out.json")
+    assert json.loads((tmp_path / "out.json").read_text(encoding="utf-8")) == found.to_json()
+    found.save(tmp_path / "out.html")
+    assert "</html>" in (tmp_path / "out.html").read_text(encoding="utf-8")
+    for wrong in ("out.txt", "nowhere/out.json"):
+        with pytest.raises(UsageError):
+            found.save(tmp_path / wrong)
+
+
+def test_a_plan_is_run_with_as_many_seeds_as_it_says_and_the_report_is_about_its_algorithm() -> None:
+    plan = make_plan(table(), "fedavg", client="site", target="y", rounds=1, seed=7, repeats=3)
+    found = freehold.simulate(plan, table(), client="site", target="y")
+    assert found.seeds == (7, 8, 9)
+    assert found.asked == "fedavg"
+    assert found.command == "freehold.simulate(plan, frame, client='site', target='y')"
+    assert freehold.simulate(plan, table(), client="site", target="y", seeds=2).seeds == (7, 8)
+    with pytest.raises(UsageError, match="no data of its own") as caught:
+        freehold.simulate(plan)
+    assert "--data" in caught.value.hint
+
+
+def test_what_a_check_finds_stands_in_the_report_the_worst_first() -> None:
+    frame = table()
+    frame.loc[frame["site"] == "north", "a"] = 0.0
+    frame["a"] += 50.0 * (frame["a"] != 0)
+    found = freehold.compare(frame, client="site", target="y", algorithms="fedavg", seeds=1, rounds=1)
+    assert found.warnings[0] == "north: a = 0 in 40 of 40 rows: missing, coded 0?"
+
+
+def test_many_oddities_are_cut_and_counted() -> None:
+    frame = table()
+    for name in "defghij":
+        frame[name] = np.where(frame["site"] == "north", 0.0, 50 + np.arange(len(frame)) * 0.37)
+    found = freehold.compare(frame, client="site", target="y", algorithms="fedavg", seeds=1, rounds=1)
+    assert len([text for text in found.warnings if "coded 0?" in text]) == MOST
+    assert "1 more finding of this kind: see freehold data check." in found.warnings
+
+
+def test_what_each_would_serve_says_among_what_it_chooses_and_why_some_stay() -> None:
+    found = compared()
+    assert dict(found.rows[-1].hyperparameters) == {"local": "local", "shared": "fedavg", "personal": "ditto"}
+    note = next(note for note in found.notes if note.startswith("What each would serve"))
+    assert "Alone, FedAvg or Ditto" in note
+    assert ("With fewer than 5 validation examples Alone stays always: west." in note) == (found.clients[2].validation < 5)
+
+
+def test_a_client_with_too_few_validation_examples_is_named_as_staying_alone() -> None:
+    frame = table()
+    small = frame[frame["site"] == "west"].head(20)
+    frame = pd.concat([frame[frame["site"] != "west"], small])
+    found = freehold.compare(frame, client="site", target="y", algorithms=ROWS, seeds=1, rounds=1)
+    assert found.clients[-1].validation < 5
+    assert any("Alone stays always: west." in note for note in found.notes)
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_progress_is_a_line_on_a_terminal_and_nothing_elsewhere() -> None:
+    shown, silent_one = _Terminal(), io.StringIO()
+    for stream in (shown, silent_one):
+        listener = watch(stream)
+        listener(Event("study.planned", {"cells": 2}))
+        listener(Event("cell.closed", {"done": 1, "cells": 2, "row": "local", "seed": 0}))
+    assert shown.getvalue().endswith("training: 1 of 2")
+    assert silent_one.getvalue() == ""
+
+
+def test_the_distance_to_a_published_table_is_said_in_words() -> None:
+    local, fedavg, *_ = compared().rows
+    mean = 0.5
+    rows = (
+        dataclasses.replace(local, published=mean),
+        dataclasses.replace(fedavg, published=mean, published_std=1e-6),
+    )
+    text = beside_published(dataclasses.replace(compared(), rows=rows))
+    assert "Farther from the published mean" in text and "FedAvg (" in text
+    assert "Alone has none" in text
+    near = dataclasses.replace(fedavg, published=mean, published_std=1.0)
+    assert beside_published(dataclasses.replace(compared(), rows=(local, near))).startswith("All 1 rows")
 
 
 def test_a_keyword_that_would_be_ignored_is_refused() -> None:
