@@ -101,7 +101,6 @@ def _start() -> None:
 @grouped
 def init(options: ServiceOptions, state: CoordinatorState = None) -> None:
     """Make the state folder, the federation's root of trust and coordinator.toml, and start nothing."""
-    from freehold import durable
     from freehold.coordinator.authority import Authority
 
     folder = coordinator_state(state)
@@ -114,7 +113,7 @@ def init(options: ServiceOptions, state: CoordinatorState = None) -> None:
     authority = Authority.open(
         folder / "authority", federation=settings.federation, now=time.time(), ca_dir=settings.ca_dir or folder / "ca"
     )
-    durable.write(folder / FILE, _toml(options, settings.federation).encode(), point="coordinator.settings")
+    _write_settings(folder, options, settings.federation)
     sys.stdout.write(
         f"Federation {settings.federation}, in {folder}\n"
         f"  root pin    {authority.pin()}\n"
@@ -145,6 +144,8 @@ def start(
     wanted = log.value if log else str(read_settings(folder / FILE, KEYS).get("log", ""))
     if wanted not in ("", "json", "plain"):
         raise UsageError(f"{folder / FILE}: log is {wanted!r}.", hint='It is "json" or "plain".')
+    if not (folder / FILE).exists():  # a second start must not found another federation
+        _write_settings(folder, ServiceOptions(), settings.federation)
     form = form_for(sys.stderr, os.environ, wanted=wanted)
     service = Service(settings=settings, listener=listener(sys.stderr, form, color=_colorful(form)))
 
@@ -204,6 +205,11 @@ def _settings(folder: Path, options: ServiceOptions) -> Settings:
     from freehold.coordinator.service import Settings
 
     said = read_settings(folder / FILE, KEYS)
+    if options.federation and options.federation != said.get("federation", options.federation):
+        raise UsageError(
+            f"The coordinator in {folder} is that of federation {said['federation']}, not {options.federation}.",
+            hint="A federation keeps its name; give another one another --state.",
+        )
     ca_dir = options.ca_dir or (Path(str(said["ca_dir"])) if "ca_dir" in said else None)
     keys = options.study_keys or [folder / str(key) for key in _texts(said.get("study_keys"))]
     return Settings(
@@ -230,6 +236,13 @@ def _number(given: int | None, said: Mapping[str, Setting], key: str, default: i
 
 def _texts(found: object) -> list[str]:
     return [str(item) for item in found] if isinstance(found, list) else []
+
+
+def _write_settings(folder: Path, options: ServiceOptions, federation: str) -> None:
+    from freehold import durable
+
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    durable.write(folder / FILE, _toml(options, federation).encode(), point="coordinator.settings")
 
 
 def _toml(options: ServiceOptions, federation: str) -> str:

@@ -203,7 +203,7 @@ def _say_what_happened(found: Results, seconds: float, keep: Path | None) -> Non
     _say("Stayed: the records, and the personal part of each hospital's model.")
     _say("Promised: nothing about privacy. There was no noise: updates can reveal records.")
     if keep is not None:
-        _say(f"Kept: {keep}. To go on: freehold coordinator start --state {keep / 'coordinator'} --federation demo")
+        _say(f"Kept: {keep}. To go on: freehold coordinator start --state {keep / 'coordinator'}")
     _say("Next: freehold node start --name alice --port 8080     # a node and a coordinator of your own")
 
 

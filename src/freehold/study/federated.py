@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import msgspec
 
@@ -18,6 +19,9 @@ from freehold.wire.admin import Results
 from freehold.wire.messages import Measured, Measures, decode
 
 ALONE = "local"
+
+Split = Literal["validation", "test"]
+SPLITS: tuple[Split, ...] = ("validation", "test")
 
 Figures = dict[str, float]
 Told = Mapping[str, Mapping[str, Measures]]
@@ -90,6 +94,7 @@ def comparison_of(results: Results, *, command: str, notes: Sequence[str] = ()) 
         versions=versions(),
         notes=(*notes, "Sizes of training sets follow from the task's split rule: nodes tell sums over the other examples only."),
         noun=definition.noun,
+        asked=plan.algorithm.name,
     )
 
 
@@ -114,18 +119,31 @@ def _results(
     found = []
     for repeat in repeats:
         (run,) = _runs(plan, algorithm, repeat)
-        figures = {n: _figures(definition, m.splits.get("test") if (m := told.get(run, {}).get(n)) else None) for n in nodes}
-        found.append(SeedResult(seed=plan.training.seed + repeat, figures=figures))
+        said = {node: message.splits for node, message in told.get(run, {}).items()}
+        found.append(_result(plan, definition, said, nodes, repeat))
     return tuple(found)
 
 
 def _alone(plan: Plan, definition: TaskDefinition, told: Told, nodes: Sequence[str], repeat: int) -> SeedResult:
     """Training alone is the same beside each run of a repeat; the first that tells it counts."""
-    figures = {}
-    for node in nodes:
-        said = [told.get(r.id, {}).get(node) for r in runs_of(plan) if r.repeat == repeat]
-        figures[node] = _figures(definition, next((m.alone["test"] for m in said if m and "test" in m.alone), None))
-    return SeedResult(seed=plan.training.seed + repeat, figures=figures)
+    runs = [run.id for run in runs_of(plan) if run.repeat == repeat]
+    said: dict[str, Mapping[Split, Measured]] = {
+        n: next((m.alone for run in runs if (m := told.get(run, {}).get(n)) and m.alone), {}) for n in nodes
+    }
+    return _result(plan, definition, said, nodes, repeat)
+
+
+def _result(
+    plan: Plan, definition: TaskDefinition, said: Mapping[str, Mapping[Split, Measured]], nodes: Sequence[str], repeat: int
+) -> SeedResult:
+    """Figures of the test examples, and the metric on the validation examples after the last round, where nodes told it."""
+    parts = {split: {node: _figures(definition, said.get(node, {}).get(split)) for node in nodes} for split in SPLITS}
+    known = [value for figures in parts["validation"].values() if math.isfinite(value := figures[definition.metric])]
+    return SeedResult(
+        seed=plan.training.seed + repeat,
+        figures=parts["test"],
+        curve=((plan.training.rounds, sum(known) / len(known)),) if known else (),
+    )
 
 
 def _select(
@@ -194,7 +212,7 @@ def _by_class(sums: Mapping[str, float], name: str) -> dict[int, float]:
 
 def _facts(definition: TaskDefinition, told: Told, node: str) -> ClientFacts:
     splits = next(by_node[node].splits for by_node in told.values() if node in by_node)
-    sizes = {name: splits[name].examples if name in splits else 0 for name in ("validation", "test")}
+    sizes = {name: splits[name].examples if name in splits else 0 for name in SPLITS}
     rule = definition.split
     train = round(sizes["test"] * (1 - rule.test - rule.validation) / rule.test) if rule.test else 0
     count: defaultdict[int, float] = defaultdict(float)

@@ -53,6 +53,8 @@ def test_alone_companions_algorithm_and_choice_are_the_rows(plan: Plan) -> None:
     means = {summary.name: summary.mean for summary in summarize(comparison)}
     assert means == pytest.approx({"local": 15 / 20, "fedavg": 14 / 20, "ditto": 16 / 20, "select": 16 / 20})
     assert comparison.seeds == (0, 1, 2)
+    assert comparison.asked == "ditto"
+    assert [dict(row.results[0].curve) for row in comparison.rows[1:3]] == [{2: 14 / 20}, {2: 16 / 20}]
 
 
 def test_balanced_accuracy_and_bytes_are_those_of_the_sums(plan: Plan) -> None:
