@@ -12,9 +12,10 @@ from torch import Tensor
 
 from freehold.algorithms import select, with_clip, with_server_momentum
 from freehold.algorithms.fedper import keeping
-from freehold.core import Algorithm, Round, Tree, algorithm_entry, flatten, leaves, norm, train
+from freehold.core import Algorithm, Round, Tree, algorithm_entry, flatten, leaves, norm, task_from, train
 from freehold.core.registry import Value
 from freehold.engines import LoopEngine, Work
+from freehold.errors import UsageError
 from tests.algorithms.problems import CLASSES, WORK, Problem, problem
 
 TINY = 1e-300  # a learning rate that moves nothing: `Rate` is above 0
@@ -253,12 +254,44 @@ def test_with_part_of_the_clients_the_mean_over_all_still_is_the_servers(given: 
 # ---- wrappers ----
 
 
-@pytest.mark.parametrize("name", ["fedavg", "scaffold", "ifca", "fedproto", "feddbe", "fedper", "fedadam"])
+@pytest.mark.parametrize("name", ["fedavg", "scaffold", "feddbe", "fedper", "fedadam"])
 def test_a_wrapper_that_does_nothing_changes_nothing(given: Problem, name: str) -> None:
     bare = build(given, name)
     plain = run(given, bare, rounds=2)
     same(run(given, with_server_momentum(bare, momentum=0.0), rounds=2).server["server"], plain.server)
-    same(run(given, with_clip(bare, max_norm=1e9), rounds=2).server, plain.server)
+    if not bare.statistics:
+        same(run(given, with_clip(bare, max_norm=1e9), rounds=2).server, plain.server)
+
+
+def test_under_server_momentum_scaffolds_control_stays_the_mean_of_the_clients_own(given: Problem) -> None:
+    algorithm = with_server_momentum(build(given, "scaffold-uniform"), momentum=0.9, server_lr=0.5)
+    ours = run(given, algorithm, rounds=6)
+    kept = [ours.personal.get(c, algorithm.enroll(algorithm.broadcast(ours.server))) for c in given.clients]
+    mean = {name: torch.stack([each[name] for each in kept]).mean(0) for name in kept[0]}
+    same(mean, ours.server["server"]["control"])
+    assert any(bool(t.abs().max() > 1e-3) for t in mean.values())
+    assert set(ours.server["velocity"]) == {"model"}
+
+
+@pytest.mark.parametrize("name", ["scaffold", "ifca", "fedproto"])
+def test_clip_refuses_what_it_could_not_bound(given: Problem, name: str) -> None:
+    with pytest.raises(UsageError, match="may not be scaled"):
+        with_clip(build(given, name), max_norm=1.0)
+
+
+@pytest.mark.parametrize("name", ["ifca", "fedproto"])
+def test_server_momentum_refuses_what_sends_no_steps_of_a_model(given: Problem, name: str) -> None:
+    with pytest.raises(UsageError, match="sends none"):
+        run(given, with_server_momentum(build(given, name)), rounds=1)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.7])
+def test_ifcas_centers_differ_where_the_initial_model_is_constant(value: float) -> None:
+    net = torch.nn.Linear(1, 1).double()
+    for parameter in net.parameters():
+        torch.nn.init.constant_(parameter, value)
+    centers = algorithm_entry("ifca").build(task_from(net, torch.nn.MSELoss()), clusters=3).init()
+    assert all(len(t.flatten(1).unique(dim=0)) == 3 for t in centers.values())
 
 
 def test_a_clipped_contribution_has_the_norm_it_may_have_and_its_direction(given: Problem) -> None:

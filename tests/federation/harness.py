@@ -28,7 +28,7 @@ from freehold.testing import forkserver
 from freehold.wire.admin import Admin, Results, Studies, StudyInfo, StudyRequest, StudyStarted, TokenMade, TokenRequest
 
 HOSPITALS = {"cleveland": "Cleveland", "hungary": "Hungary", "switzerland": "Switzerland", "va": "VA Long Beach"}
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0
 
 
 class Process:
@@ -84,9 +84,20 @@ class Process:
 class Federation:
     """A coordinator and nodes over one folder."""
 
-    def __init__(self, folder: Path, names: Sequence[str], *, fork: Path, settings: Mapping[str, object] | None = None) -> None:
-        self.folder, self.names = folder, list(names)
-        self._environment = {forkserver.VARIABLE: str(fork)}
+    results = Results
+
+    def __init__(
+        self,
+        folder: Path,
+        names: Sequence[str],
+        *,
+        fork: Path | None,
+        settings: Mapping[str, object] | None = None,
+        dataset: str = "heart",
+    ) -> None:
+        """`fork` None: every process starts anew, as in production."""
+        self.folder, self.names, self._dataset = folder, list(names), dataset
+        self._environment = {} if fork is None else {forkserver.VARIABLE: str(fork)}
         self._settings = dict(settings or {})
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -115,7 +126,7 @@ class Federation:
         state, token = self.folder / name, self.folder / f"{name}.token"
         if not (state / "identity" / "current.pem").exists():
             token.write_text(self.admin.post("/v1/tokens", TokenRequest(node=name), TokenMade).token)
-        arguments = ["node", name, str(state), self.url, str(token), str(self.folder / f"{name}.csv")]
+        arguments = ["node", name, str(state), self.url, str(token), str(self.folder / f"{name}.csv"), self._dataset]
         environment = {**self._environment, "FREEHOLD_FAILPOINTS": failpoints}
         self.nodes[name] = Process(arguments, self.folder / f"{name}.log", environment=environment)
         if wait:

@@ -39,12 +39,12 @@ async def coordinator(state: str, port: str, settings: str) -> None:
     await service.stop()
 
 
-def node(name: str, state: str, url: str, token: str, data: str) -> None:
+def node(name: str, state: str, url: str, token: str, data: str, dataset: str) -> None:
     from freehold.node.join import read_token
     from freehold.node.service import Service, Settings, Stopped, stop_when_told
 
     known = read_token(token) if Path(token).exists() else None
-    settings = Settings(name=name, state=Path(state), coordinator=url, token=known, datasets={"heart": Path(data)})
+    settings = Settings(name=name, state=Path(state), coordinator=url, token=known, datasets={dataset: Path(data)})
     service = Service(settings, listener=tell, spawn=spawn)
     stop_when_told()
     with contextlib.suppress(Stopped):

@@ -41,7 +41,9 @@ def build(name: str, task: Task) -> Algorithm:
     if name == "select":
         return select({n: build(n, task) for n in ("local", "fedavg", "ditto")})
     if name in WRAPPERS:
-        return wrapped(build("scaffold", task), name, **({"max_norm": 0.1} if name == "clip" else {}))
+        return wrapped(
+            build("fedadam" if name == "clip" else "scaffold", task), name, **({"max_norm": 0.1} if name == "clip" else {})
+        )
     return algorithm_entry(name).build(task)
 
 

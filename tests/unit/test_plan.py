@@ -6,6 +6,7 @@ import subprocess
 import sys
 from typing import Any
 
+import msgspec
 import pytest
 import tomli_w
 from hypothesis import given, settings
@@ -30,6 +31,8 @@ from freehold.plan import (
     load_plan,
     parse,
 )
+from freehold.study import make_plan, simulate
+from freehold.tasks import task_digest
 
 SMALL = """
 name = "heart-ditto"
@@ -212,7 +215,7 @@ positive = st.floats(min_value=1e-6, max_value=1e6)
 scalars = st.one_of(words, st.integers(-(2**63), 2**63 - 1), numbers, st.booleans())
 tables = st.dictionaries(words, scalars, max_size=3)
 counts = st.integers(1, 10**6)
-works = st.one_of(counts.map(lambda n: {"epochs": n}), counts.map(lambda n: {"steps": n}))
+works = st.integers(1, 10_000).flatmap(lambda n: st.sampled_from([{"epochs": n}, {"steps": n}]))
 wrappers = st.builds(WrapperRef, name=names, hyperparameters=tables)
 algorithms = st.builds(AlgorithmRef, name=names, hyperparameters=tables, wrappers=st.lists(wrappers, max_size=2).map(tuple))
 tensors = st.builds(TensorSpec, name=words.filter(bool), shape=st.lists(st.integers(0, 99), max_size=3).map(tuple))
@@ -232,10 +235,11 @@ trainings = st.builds(
     last_batch=st.sampled_from(["even", "short"]),
 )
 companions = st.builds(Companion, name=names, hyperparameters=tables, tensors=st.lists(tensors, max_size=2).map(tuple))
+options = st.sampled_from([{}, {"clients": 3, "partition": "iid"}, {"schema": "format = 1"}])
 plans = st.builds(
     Plan,
     name=names,
-    task=st.builds(TaskRef, name=names, version=words, options=tables),
+    task=st.builds(TaskRef, name=names, version=words, options=options),
     algorithm=algorithms,
     training=trainings,
     adaptation=st.none() | works.map(lambda work: Work(**work)),
@@ -335,3 +339,41 @@ def test_a_contribution_that_does_not_fit_is_refused(change: dict[str, tuple[tup
 def test_a_contribution_that_leaves_a_tensor_out_is_refused() -> None:
     with pytest.raises(SpecMismatch, match="'count' is in the plan's contribution spec, but was not contributed"):
         check_contribution(SPEC, {"body.weight": GOOD["body.weight"]})
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ('{ protocol = "flamby" }', "Nobody reads"),
+        ('{ partition = "iid" }', "no clients"),
+        ("{ clients = 4 }", "no partition"),
+        ('{ clients = "x", partition = "iid" }', "must be a whole number"),
+        ("{ clients = true, partition = 'iid' }", "must be a whole number"),
+        ("{ clients = 0, partition = 'iid' }", "must be a whole number"),
+        ("{ clients = 3, partition = 1 }", "must be text"),
+    ],
+)
+def test_options_that_nobody_reads_or_that_contradict_themselves_are_refused(options: str, told: str) -> None:
+    text = changed('name = "heart"\n', f'name = "heart"\noptions = {options}\n')
+    assert told in refusal(text, UnknownKey if told == "Nobody reads" else PlanError).message
+
+
+@pytest.mark.parametrize("work", ["epochs = 1000000000000", "steps = 1000000000000"])
+def test_work_that_would_ask_for_all_memory_is_refused(work: str) -> None:
+    assert "must lie between 1 and" in refusal(changed("epochs = 1", work)).message
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [({"version": "77"}, "version 77 of the task heart"), ({"digest": "sha256:" + "0" * 64}, "but the installed")],
+)
+def test_a_plan_for_another_version_of_the_task_is_refused(changes: dict[str, str], told: str) -> None:
+    plan = make_plan("heart", "fedavg", rounds=1)
+    with pytest.raises(PlanError, match=told):
+        simulate(msgspec.structs.replace(plan, task=msgspec.structs.replace(plan.task, **changes)), seeds=1)
+
+
+def test_a_plan_that_pins_its_task_runs() -> None:
+    plan = make_plan("heart", "fedavg", rounds=1)
+    pinned = msgspec.structs.replace(plan, task=msgspec.structs.replace(plan.task, digest=task_digest("heart")))
+    assert [row.name for row in simulate(pinned, seeds=1).rows] == ["local", "fedavg"]

@@ -63,5 +63,6 @@ def fedproto(task: Task, *, lr: Rate = 0.01, lam: Strength = 1.0) -> Algorithm:
         server_update=server_update,
         personalize=lambda shared, personal: personal,
         predict=predict,
+        statistics=frozenset({"sums", "counts"}),
         weighting="uniform",  # of sums, so each example counts once
     )

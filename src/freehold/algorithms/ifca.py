@@ -18,13 +18,15 @@ def ifca(task: Task, *, lr: Rate = 0.1, clusters: Count = 2) -> Algorithm:
     """Each client picks the center with the least loss on its training data and trains it; a center becomes the mean of
     those who picked it (model averaging), or stays if nobody did. One cluster: FedAvg.
 
-    The first center is the task's initial model, the others are drawn anew with the same mean and spread per tensor.
+    The first center is the task's initial model, the others are drawn anew with the same mean and spread per tensor. Where
+    each of its tensors is constant, the spread is the size of the constant, 0.1 at least: equal centers would never part.
     """
     gradients_only(task, "ifca", "the losses by which a client picks its cluster")
+    constant = all(bool((t == t.flatten()[0]).all()) for t in task.parameters.values() if t.numel())
 
     def centers() -> Tree:
         return {
-            k: torch.stack([t, *(_redrawn(t, k, j, k in task.objective.buffers) for j in range(1, clusters))])
+            k: torch.stack([t, *(_redrawn(t, k, j, constant) if k in task.parameters else t for j in range(1, clusters))])
             for k, t in task.init.items()
         }
 
@@ -65,6 +67,7 @@ def ifca(task: Task, *, lr: Rate = 0.1, clusters: Count = 2) -> Algorithm:
         server_update=server_update,
         adapt=adapt,
         personalize=lambda shared, personal: chosen(shared, personal["pick"]),
+        statistics=frozenset({"centers", "members"}),
     )
 
 
@@ -73,8 +76,9 @@ def chosen(centers: Tree, pick: Tensor) -> State:
     return {k: (pick.view(-1, *[1] * (t.dim() - 1)) * t).sum(0).to(t.dtype) for k, t in centers.items()}
 
 
-def _redrawn(t: Tensor, name: str, index: int, is_buffer: bool) -> Tensor:
-    if is_buffer or not t.is_floating_point():
+def _redrawn(t: Tensor, name: str, index: int, constant: bool) -> Tensor:
+    if not t.is_floating_point():
         return t
     key = torch.tensor(digest_seed("ifca", name, index))
-    return t.mean() + t.std(correction=0) * normal(key, t.shape, dtype=t.dtype)
+    spread = t.mean().abs().clamp(min=0.1) if constant else t.std(correction=0)
+    return t.mean() + spread * normal(key, t.shape, dtype=t.dtype)

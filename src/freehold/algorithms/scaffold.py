@@ -40,6 +40,7 @@ def scaffold(task: Task, *, lr: Rate = 0.1, server_lr: Rate = 1.0) -> Algorithm:
         client_update=client_update,
         server_update=server_update,
         personalize=lambda shared, personal: shared["model"],
+        statistics=frozenset({"control"}),
     )
 
 

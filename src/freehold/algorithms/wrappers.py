@@ -5,15 +5,30 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Mapping
 from dataclasses import replace
 
-from freehold.core import Algorithm, ClientResult, Fraction, Rate, Round, Steps, Tree, Value, checked, declared, norm, scale
-from freehold.errors import UnknownName, near_miss
+from freehold.core import (
+    Algorithm,
+    ClientResult,
+    Fraction,
+    Rate,
+    Round,
+    Steps,
+    Tree,
+    Value,
+    checked,
+    declared,
+    leaves,
+    norm,
+    scale,
+)
+from freehold.errors import UnknownName, UsageError, near_miss
 
 
 def with_server_momentum(algorithm: Algorithm, *, momentum: Fraction = 0.9, server_lr: Rate = 1.0) -> Algorithm:
     """`u = momentum u + mean`, and the algorithm's server update sees `server_lr * u`. momentum 0, server_lr 1: unchanged.
 
-    Trained parameters have momentum. Running statistics, counts and sums pass as they are: they are no gradient, and a step
-    beyond their mean means nothing.
+    Trained parameters have momentum. Running statistics, control variates, counts and sums pass as they are: they are no
+    gradient, and a step beyond their mean means nothing. Raises UsageError in the first round of an algorithm that sends
+    nothing else.
     """
     trained = frozenset(algorithm.task.parameters)
 
@@ -21,7 +36,12 @@ def with_server_momentum(algorithm: Algorithm, *, momentum: Fraction = 0.9, serv
         return {"server": algorithm.init(), "velocity": {}}
 
     def server_update(round: Round, server: Tree, mean: Tree) -> Tree:
-        velocity = _pushed(server["velocity"], mean, momentum, trained)
+        steps = {name: value for name, value in mean.items() if name not in algorithm.statistics}
+        velocity = _pushed(server["velocity"], steps, momentum, trained)
+        if mean and not any(True for _ in leaves(velocity)):
+            raise UsageError(
+                f"server-momentum pushes the steps of one model, but {algorithm.name} sends none.", hint="Leave the wrapper out."
+            )
         seen = _overlaid(mean, scale(velocity, server_lr))
         return {"server": algorithm.server_update(round, server["server"], seen), "velocity": velocity}
 
@@ -35,7 +55,16 @@ def with_server_momentum(algorithm: Algorithm, *, momentum: Fraction = 0.9, serv
 
 
 def with_clip(algorithm: Algorithm, *, max_norm: Rate = 1.0) -> Algorithm:
-    """Scale a contribution down to L2 norm `max_norm` over the whole tree; smaller ones pass unchanged."""
+    """Scale a contribution down to L2 norm `max_norm` over the whole tree; smaller ones pass unchanged.
+
+    Raises UsageError for an algorithm that sends statistics: a control variate has to be what the client keeps, and of a sum
+    that is divided by a count nothing is bounded by making both smaller.
+    """
+    if algorithm.statistics:
+        raise UsageError(
+            f"clip cannot bound what {algorithm.name} sends: {', '.join(sorted(algorithm.statistics))} may not be scaled.",
+            hint="Clip an algorithm that sends steps of its model alone, e.g. fedavg or ditto.",
+        )
 
     def client_update(round: Round, shared: Tree, personal: Tree, steps: Steps) -> ClientResult:
         result = algorithm.client_update(round, shared, personal, steps)
@@ -61,7 +90,7 @@ def _pushed(velocity: Tree, mean: Tree, momentum: float, trained: Container[str]
 def _overlaid(mean: Tree, step: Tree) -> Tree:
     """`mean`, but `step` for the names that it has."""
     return {
-        name: _overlaid(value, step[name]) if isinstance(value, Mapping) else step.get(name, value)
+        name: _overlaid(value, step.get(name, {})) if isinstance(value, Mapping) else step.get(name, value)
         for name, value in mean.items()
     }
 

@@ -131,7 +131,8 @@ class TrainingOptions:
         ),
     ] = None
     seeds: Annotated[
-        int | None, typer.Option("--seeds", min=1, metavar="N", help="Seeds 0 to N-1; 5 if not given.", rich_help_panel=STUDY)
+        int | None,
+        typer.Option("--seeds", min=1, max=10_000, metavar="N", help="Seeds 0 to N-1; 5 if not given.", rich_help_panel=STUDY),
     ] = None
     newcomers: Annotated[
         int,
@@ -183,8 +184,14 @@ class ResultOptions:
 
 
 def listed(texts: Sequence[str] | None) -> tuple[str, ...]:
-    """["a,b", "c"] as ("a", "b", "c"); a name with a comma in it stands in double quotes."""
-    rows = [next(csv.reader([text], skipinitialspace=True), []) for text in texts or ()]
+    """["a,b", "c"] as ("a", "b", "c"); a name with a comma or a line break in it stands in double quotes.
+
+    Raises UsageError for what is no such list.
+    """
+    try:
+        rows = [next(csv.reader([text], skipinitialspace=True), []) for text in texts or ()]
+    except csv.Error as error:
+        raise UsageError(f"{list(texts or ())} is no list of names: {error}.", hint="Separate names by commas: A,B") from None
     return tuple(name.strip() for row in rows for name in row if name.strip())
 
 

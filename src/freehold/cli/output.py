@@ -18,6 +18,7 @@ def check_writable(*paths: Path | None) -> None:
         if path == STDOUT:
             continue
         folder = Path(os.path.realpath(path)).parent
+        _refuse_too_long(path)
         if path.is_dir():
             raise UsageError(f"{path} is a folder, but a file is to be written.", hint=f"Say {path / 'NAME'}.")
         if not folder.is_dir():
@@ -27,6 +28,16 @@ def check_writable(*paths: Path | None) -> None:
     places = [os.path.realpath(path) for path in named]
     if len(set(places)) < len(places):
         raise UsageError("Two results would be written to the same file.", hint="Give each a name of its own.")
+
+
+def _refuse_too_long(path: Path) -> None:
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        said = f"{str(path)[:200]}… ({len(str(path))} characters)" if len(str(path)) > 200 else str(path)
+        raise UsageError(f"{said} cannot be written: {error.strerror}.", hint="Give another, shorter path.") from None
 
 
 def write(path: Path, text: str) -> None:
@@ -49,7 +60,7 @@ def _special(path: Path) -> bool:
 
 
 def _replace(path: Path, text: str) -> None:
-    new = path.with_name(f".{path.name}.{os.getpid()}.new")
+    new = path.with_name(f".freehold-{os.getpid()}.new")  # not made of the name, which may have all the length there is
     try:
         with new.open("w", encoding="utf-8") as file:
             file.write(text)

@@ -85,7 +85,12 @@ app.command()(doctor)
 
 
 def main() -> None:
-    """Run the command line."""
+    """Run the command line; what cannot be written to standard output ends it with exit code 2 and a line."""
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  (as long as the program)
+    if sys.stdout is None:
+        sys.stderr.write("error: standard output is closed.\n")
+        sys.exit(2)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal that has no ▲ shows ?, and the rest
@@ -95,6 +100,17 @@ def main() -> None:
         finally:
             sys.stdout.flush()
     except BrokenPipeError:
-        # Whoever read the output has read enough; nothing is left to flush at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # Whoever read the output has read enough.
+        _drop_output()
         sys.exit(141)
+    except OSError as error:
+        if error.filename is not None:  # of a file: not ours to explain
+            raise
+        _drop_output()
+        sys.stderr.write(f"error: standard output could not be written: {error.strerror}.\n")
+        sys.exit(2)
+
+
+def _drop_output() -> None:
+    """Nothing is left to flush at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno() if sys.__stdout__ else 1)

@@ -32,7 +32,9 @@ def progress(clock: Callable[[], float] = time.monotonic) -> Iterator[Listener]:
                 bar.update(
                     shown, description=f"{_cell(event)}, round {int(event.fields['round']) + 1} of {event.fields['rounds']}"
                 )
-            elif event.name == "cell.closed":
+            elif event.name == "checkpoint.set_aside":
+                bar.console.print(_set_aside(event))
+            elif event.name in ("cell.closed", "cell.diverged"):
                 bar.update(shown, completed=float(event.fields["done"]), description=_cell(event))
 
         yield listen
@@ -46,13 +48,22 @@ def plain(write: Callable[[str], None], clock: Callable[[], float]) -> Listener:
         nonlocal last
         if event.name == "study.planned":
             write(f"training: {event.fields['cells']} cells, each one algorithm with one seed")
-        elif event.name == "cell.closed":
+        elif event.name == "checkpoint.set_aside":
+            write(_set_aside(event))
+        elif event.name in ("cell.closed", "cell.diverged"):
             done, cells = int(event.fields["done"]), int(event.fields["cells"])
             if done == cells or clock() - last >= EVERY_S:
                 last = clock()
                 write(f"{done} of {cells}: {_cell(event)}")
 
     return listen
+
+
+def _set_aside(event: Event) -> str:
+    return (
+        "An interrupted run of this very command was found; this one starts anew. To go on with that one, stop and add --resume. "
+        f"Until this run is done, it is kept in {visible(str(event.fields['folder']))}"
+    )
 
 
 def _cell(event: Event) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,8 +23,10 @@ def load(source: str, table: TableOptions) -> str | Population:
     if not _is_path(source):
         _refuse(table, source, {field.name for field in fields(table)}, "brings its own columns")
         return source
-    if not path.exists():
-        raise Unreadable(f"There is no file or folder {source}.", hint="Check the path; names of tasks have no dot and no slash.")
+    if not os.path.exists(path):
+        raise Unreadable(
+            f"There is no file or folder {source[:200]}.", hint="Check the path; names of tasks have no dot and no slash."
+        )
     if path.is_dir():
         _refuse(table, source, {"client_column", "test"}, "is a folder, in which each file is a client")
     from freehold import study
@@ -46,7 +49,7 @@ def load(source: str, table: TableOptions) -> str | Population:
 
 
 def _is_path(source: str) -> bool:
-    return "/" in source or "." in source or Path(source).exists()
+    return "/" in source or "." in source or os.path.exists(source)
 
 
 def _refuse(table: TableOptions, source: str, names: set[str], why: str) -> None:

@@ -21,7 +21,7 @@ from freehold.coordinator.studies import Studies
 from freehold.coordinator.study_tables import contributions, measures, rounds, runs, studies
 from freehold.errors import UnknownRun
 from freehold.events import Event, Listener
-from freehold.plan import parse, runs_of
+from freehold.plan import Plan, Run, parse, runs_of
 from freehold.wire import admin
 from freehold.wire.ingest import read_message
 from freehold.wire.server import refusals, reply
@@ -45,6 +45,7 @@ class Administration:
         self._enrolment, self._studies, self._store, self._presence = enrolment, studies, store, presence
         self._denied, self._url, self._tell = denied, url, tell
         self._since = time.time()
+        self._plans: dict[str, tuple[Plan, dict[str, Run]]] = {}
         self.refused: Counter[str] = Counter()
 
     def listen(self, event: Event) -> None:
@@ -161,14 +162,20 @@ class Administration:
             )
         return found[0]
 
+    def _known(self, sha256: str) -> tuple[Plan, dict[str, Run]]:
+        """A stored plan and its runs by id; kept, since reading one takes milliseconds."""
+        if sha256 not in self._plans:
+            plan = parse(self._store.blob_bytes(sha256).decode())
+            self._plans[sha256] = plan, {run.id: run for run in runs_of(plan)}
+        return self._plans[sha256]
+
     def _infos(self) -> list[admin.StudyInfo]:
         live = {run.id: run for run in self._studies.open_runs()}
 
         def read(connection: sa.Connection) -> list[admin.StudyInfo]:
             infos = []
             for row in connection.execute(sa.select(studies).order_by(studies.c.started)):
-                plan = parse(self._store.blob_bytes(row.plan).decode())
-                named = {run.id: run for run in runs_of(plan)}
+                plan, named = self._known(row.plan)
                 told = []
                 for r in connection.execute(sa.select(runs).where(runs.c.study == row.digest).order_by(runs.c.number)):
                     now = live.get(r.id)

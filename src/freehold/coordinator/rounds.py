@@ -142,9 +142,9 @@ class Rounds:
     async def _next_round(
         self, run: OpenRun, round: int, states: ServerStates, *, counted: Mapping[str, str], weight: float
     ) -> None:
-        server = await asyncio.to_thread(self._store.put_file, states.server, point="coordinator.state")
+        server = await self._store.put(states.server, point="coordinator.state")
         same = states.shared is states.server or states.shared == states.server
-        shared = server if same else await asyncio.to_thread(self._store.put_file, states.shared, point="coordinator.state")
+        shared = server if same else await self._store.put(states.shared, point="coordinator.state")
         population = self._population(run)
         training = run.plan.training
         over = round >= training.rounds
@@ -154,14 +154,13 @@ class Rounds:
         deadline = now + run.plan.round.deadline_s
 
         def settle(connection: Any) -> list[Path]:
-            old = (
-                records.close_round(connection, run=run.id, round=round - 1, counted=counted, weight=weight, now=now)
-                if round
-                else []
-            )
+            gone: list[str] = []
+            if round:
+                gone = records.close_round(connection, run=run.id, round=round - 1, counted=counted, weight=weight, now=now)
             self._store.insert_blob(connection, server)
-            self._store.insert_blob(connection, shared)
-            old += records.put_states(connection, run.id, server=server[0], shared=shared[0])
+            if shared is not server:
+                self._store.insert_blob(connection, shared)
+            old = records.put_states(connection, run.id, server=server.sha256, shared=shared.sha256)
             records.open_round(
                 connection,
                 run=run.id,
@@ -172,13 +171,15 @@ class Rounds:
                 deadline=deadline,
                 state="measuring" if over else "training",
             )
-            return self._store.release(connection, set(old) - {server[0], shared[0]})
+            released = self._store.release(connection, set(old) - {server.sha256, shared.sha256})
+            return [self._store.folder / place for place in gone] + released
 
         files = await self._store.write(settle, "coordinator.round")
         run.counted = dict(counted)
-        run.server, run.shared = server[0], Blob(sha256=shared[0], length=shared[1], body=shared[2])
+        run.server, run.shared = server.sha256, Blob(sha256=shared.sha256, length=shared.length, body=shared.body)
         run.open(round, tuple(cohort), len(population), deadline)
-        await asyncio.to_thread(_remove, files)
+        if files:
+            await asyncio.to_thread(_remove, files)
         if round:
             self._tell(
                 Event("round.closed", {"run": run.id, "round": round - 1, "heard": len(counted), "population": len(population)})

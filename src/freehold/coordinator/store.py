@@ -21,7 +21,7 @@ import sqlalchemy as sa
 
 from freehold import durable
 from freehold.coordinator.schema import metadata
-from freehold.coordinator.study_tables import blobs, contributions, runs, studies
+from freehold.coordinator.study_tables import blobs, runs, studies
 from freehold.errors import StoreError
 from freehold.wire.messages import Blob
 
@@ -141,6 +141,12 @@ class Store:
 
     # Blobs.
 
+    async def put(self, body: bytes | memoryview | Path, *, point: str, sha256: str = "") -> Put:
+        """As `put_file`; what touches the disk does so in a thread."""
+        if not isinstance(body, Path) and len(body) <= INLINE_BYTES:
+            return self.put_file(body, point=point)
+        return await asyncio.to_thread(self.put_file, body, point=point, sha256=sha256)
+
     def put_file(self, body: bytes | memoryview | Path, *, point: str, sha256: str = "") -> Put:
         """Make a body safe before its row is written.
 
@@ -195,11 +201,8 @@ class Store:
         for sha256 in sha256s:
             used = sa.select(sa.literal(1)).where(
                 sa.or_(
-                    sa.exists().where(sa.or_(runs.c.server == sha256, runs.c.shared == sha256, runs.c.tally == sha256)),
+                    sa.exists().where(sa.or_(runs.c.server == sha256, runs.c.shared == sha256)),
                     sa.exists().where(studies.c.plan == sha256),
-                    sa.exists().where(
-                        contributions.c.sha256 == sha256, contributions.c.counted.is_(None), contributions.c.folded.is_(False)
-                    ),
                 )
             )
             if connection.execute(used).first() is None:

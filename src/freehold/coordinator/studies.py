@@ -59,7 +59,7 @@ class Studies:
         identity = digest(plan)
         self._admitted(identity, signature)
         await self._check(plan, text)
-        put = await asyncio.to_thread(self._store.put_file, text.encode(), point="coordinator.plan")
+        put = await self._store.put(text.encode(), point="coordinator.plan")
         numbered = [(run.id, run.number) for run in runs_of(plan)]
 
         def insert(connection: Any) -> bool:
@@ -142,7 +142,10 @@ class Studies:
             return
         for each in self._store.read(lambda c: records.received(c, run.id, run.round)):
             assert run.tally is not None
-            run.tally.sum.add(self._store.blob_bytes(each.sha256), each.weight)
+            if each.body is not None:
+                run.tally.sum.add(each.body, each.weight)
+            else:
+                _fold_file(run, self._store.folder / each.place, each.weight)
             run.received[each.node], run.weights[each.node] = each.sha256, each.weight
 
     # Nodes.
@@ -225,17 +228,15 @@ class Studies:
         open_run = self.expects(node, run, round)
         before = open_run.received.get(node)
         if before is None:
-            await asyncio.to_thread(_verify, body, open_run, weight)
-            put = await asyncio.to_thread(self._store.put_file, body, point="coordinator.contribution", sha256=sha256)
+            if isinstance(body, bytes):
+                _verify(body, open_run, weight)
+            else:
+                await asyncio.to_thread(_verify, body, open_run, weight)
+            put = await self._store.put(body, point="coordinator.contribution", sha256=sha256)
             now = self._clock()
 
             def insert(connection: Any) -> str | None:
-                there = records.insert_contribution(
-                    connection, run=run, round=round, node=node, sha256=sha256, length=put.length, weight=weight, now=now
-                )
-                if there is None:
-                    self._store.insert_blob(connection, put)
-                return there
+                return records.insert_contribution(connection, run=run, round=round, node=node, put=put, weight=weight, now=now)
 
             before = await self._store.write(insert, "coordinator.contribution")
             if before is None:
@@ -246,6 +247,8 @@ class Studies:
                 self._tell(Event("contribution.received", {"run": run, "round": round, "node": node, "bytes": put.length}))
                 self._rounds.consider(open_run)
                 return
+            if put.place is not None:
+                await asyncio.to_thread((self._store.folder / put.place).unlink)
         if before != sha256:
             raise Conflict(
                 f"This node has sent another contribution to round {round} of run {run} before.",

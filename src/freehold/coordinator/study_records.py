@@ -7,6 +7,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from freehold.coordinator.store import Put
 from freehold.coordinator.study_tables import contributions, measures, rounds, runs, studies
 
 Row = sa.Row[Any]
@@ -62,39 +63,55 @@ def open_round(
 
 def put_states(connection: sa.Connection, run: str, *, server: str, shared: str) -> list[str]:
     """The run's new states; the blobs that it no longer refers to."""
-    old = connection.execute(sa.select(runs.c.server, runs.c.shared, runs.c.tally).where(runs.c.id == run)).one()
-    connection.execute(sa.update(runs).where(runs.c.id == run).values(server=server, shared=shared, tally=None))
+    old = connection.execute(sa.select(runs.c.server, runs.c.shared).where(runs.c.id == run)).one()
+    connection.execute(sa.update(runs).where(runs.c.id == run).values(server=server, shared=shared))
     return [sha256 for sha256 in old if sha256 is not None]
 
 
+_INSERT = sa.insert(contributions)
+_BEFORE = sa.select(contributions.c.sha256).where(
+    contributions.c.run == sa.bindparam("run"),
+    contributions.c.round == sa.bindparam("round"),
+    contributions.c.node == sa.bindparam("node"),
+)
+
+
 def insert_contribution(
-    connection: sa.Connection, *, run: str, round: int, node: str, sha256: str, length: int, weight: float, now: float
+    connection: sa.Connection, *, run: str, round: int, node: str, put: Put, weight: float, now: float
 ) -> str | None:
     """Enter a contribution; None, or the digest of the one that this node has sent before."""
-    key = (contributions.c.run == run, contributions.c.round == round, contributions.c.node == node)
-    before = connection.execute(sa.select(contributions.c.sha256).where(*key)).scalar()
+    key = {"run": run, "round": round, "node": node}
+    before: str | None = connection.execute(_BEFORE, key).scalar()
     if before is None:
-        connection.execute(
-            sa.insert(contributions).values(
-                run=run, round=round, node=node, sha256=sha256, length=length, weight=weight, received=now, folded=False
-            )
-        )
+        connection.execute(_INSERT, {**key, **put._asdict(), "weight": weight, "received": now, "counted": None})
     return before
+
+
+_OPEN = (contributions.c.run == sa.bindparam("of_run"), contributions.c.round == sa.bindparam("of_round"))
+_PLACES = sa.select(contributions.c.place).where(*_OPEN, contributions.c.place.is_not(None))
+_SETTLE = sa.update(contributions).where(*_OPEN).values(counted=False, body=None, place=None)
+_COUNT = (
+    sa.update(contributions)
+    .where(*_OPEN, contributions.c.node.in_(sa.bindparam("nodes", expanding=True)))
+    .values(counted=True, body=None, place=None)
+)
+_CLOSE = (
+    sa.update(rounds)
+    .where(rounds.c.run == sa.bindparam("of_run"), rounds.c.round == sa.bindparam("of_round"))
+    .values(closed=sa.bindparam("now"), heard=sa.bindparam("count"), weight=sa.bindparam("sum"))
+)
 
 
 def close_round(
     connection: sa.Connection, *, run: str, round: int, counted: Mapping[str, str], weight: float, now: float
 ) -> list[str]:
-    """Settle a round: whose contributions counted; the blobs of all of them, which can go."""
-    where = (contributions.c.run == run, contributions.c.round == round)
-    found = list(connection.execute(sa.select(contributions.c.sha256).where(*where)).scalars())
-    connection.execute(sa.update(contributions).where(*where).values(counted=contributions.c.node.in_(list(counted))))
-    connection.execute(
-        sa.update(rounds)
-        .where(rounds.c.run == run, rounds.c.round == round)
-        .values(closed=now, heard=len(counted), weight=weight)
-    )
-    return found
+    """Settle a round: whose contributions counted. Their bytes can go; the places of those that lie in files."""
+    key = {"of_run": run, "of_round": round}
+    places = [place for place in connection.execute(_PLACES, key).scalars() if place is not None]
+    connection.execute(_SETTLE, key)
+    connection.execute(_COUNT, {**key, "nodes": list(counted)})
+    connection.execute(_CLOSE, {**key, "now": now, "count": len(counted), "sum": weight})
+    return places
 
 
 def extend(connection: sa.Connection, *, run: str, round: int, cohort: Sequence[str], deadline: float) -> None:

@@ -38,7 +38,6 @@ runs = sa.Table(
     sa.Column("round", sa.Integer, nullable=False),  # rounds closed; the index of the open one
     sa.Column("server", _HEX, nullable=True),  # blob
     sa.Column("shared", _HEX, nullable=True),  # blob
-    sa.Column("tally", _HEX, nullable=True),  # blob: the sum of contributions whose bytes are gone
     sa.Index("ix_runs_study", "study"),
 )
 
@@ -66,7 +65,8 @@ contributions = sa.Table(
     sa.Column("length", sa.BigInteger, nullable=False),
     sa.Column("weight", sa.Double, nullable=False),
     sa.Column("received", sa.Double, nullable=False),
-    sa.Column("folded", sa.Boolean, nullable=False),  # into the run's tally blob
+    sa.Column("body", sa.LargeBinary, nullable=True),  # while the round is open; of small ones
+    sa.Column("place", sa.String(80), nullable=True),  # the same of others: a name in the blob folder
     sa.Column("counted", sa.Boolean, nullable=True),  # null while the round is open
 )
 

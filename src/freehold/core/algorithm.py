@@ -93,6 +93,9 @@ class Algorithm:
     """Node: (shared, personal, x [B, ...]) -> outputs [B, ...]; only where a state is not enough."""
     weighting: Weighting = "examples"
     """What contributions count with, unless the plan says otherwise."""
+    statistics: frozenset[str] = frozenset()
+    """Names at the top of the contribution that are no steps of parameters: control variates, sums, and what goes with their
+    counts. A server optimizer leaves them as they are; scaling them by themselves would break what they mean."""
     associative: bool = True
     """False: the server needs each contribution by itself, so secure aggregation refuses it."""
 

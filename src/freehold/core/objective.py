@@ -41,7 +41,7 @@ class Objective:
     losses: Callable[[State, Batch], tuple[Tensor, State]]
     """Pure: (state, batch) -> (loss of each example [B], the buffers as this pass leaves them)."""
     buffers: frozenset[str] = frozenset()
-    """Names that are refreshed by a pass and not trained."""
+    """Names that are not trained: what a pass refreshes, and frozen parameters, which stay as they are."""
     held: State = field(default_factory=dict)
     """A part of the state that stays as it is."""
     pulls: tuple[tuple[State, float | Tensor], ...] = ()

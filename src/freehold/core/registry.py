@@ -51,8 +51,8 @@ Strength = Annotated[float, Between(0)]
 """A weight of a penalty: at least 0."""
 Fraction = Annotated[float, Between(0, 1)]
 """A share: in [0, 1]."""
-Count = Annotated[int, Between(1)]
-"""A number of things: at least 1."""
+Count = Annotated[int, Between(1, 1000)]
+"""A number of things that each cost memory or a pass over the data: 1 to 1000."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -84,8 +84,8 @@ def task_from(
     """A task from any module and loss.
 
     `loss` is a loss module or function of (outputs, y) that knows `reduction`, or one that returns a loss per example.
-    `head` names the submodule that makes outputs from features; by default the last one that has parameters.
-    BatchNorm and dropout work on every engine: dropout draws from the step's key, BatchNorm leaves padding out.
+    `head` names the submodule that makes outputs from features; by default the last one that has parameters. Parameters that
+    require no gradient are not trained. BatchNorm and dropout work on every engine, the one without padding, the other by keys.
     """
     module = copy.deepcopy(module)
     init = {k: v.detach().clone() for k, v in (*module.named_parameters(), *module.named_buffers())}
@@ -142,7 +142,7 @@ def task_from(
     norms = tuple(f"{n}." for n, m in module.named_modules() if n and isinstance(m, _NORMS))
     return Task(
         init=init,
-        objective=Objective(losses=losses, buffers=buffers),
+        objective=Objective(losses=losses, buffers=buffers | _frozen(module)),
         run=run,
         top=top_alone,
         losses=criterion,
@@ -205,6 +205,16 @@ _NORMS = (
     nn.modules.instancenorm._InstanceNorm,
     nn.LocalResponseNorm,
 )
+
+
+def _frozen(module: nn.Module) -> frozenset[str]:
+    """The names of the parameters that are not to be trained; TaskError if all are."""
+    frozen = {name: not parameter.requires_grad for name, parameter in module.named_parameters()}
+    if frozen and all(frozen.values()):
+        raise TaskError(
+            "Every parameter of the model is frozen, so there is nothing to train.", hint="Set requires_grad on some of them."
+        )
+    return frozenset(name for name, is_frozen in frozen.items() if is_frozen)
 
 
 def _last_layer(module: nn.Module) -> str:

@@ -19,6 +19,7 @@ from freehold.errors import Unreadable
 
 PROBE_BYTES = 1 << 20
 _CHUNK_BYTES = 4 << 20
+_LINE_BYTES = 64 << 20  # a line that is longer is none
 _SEPARATORS = (",", ";", "\t", "|")
 _LINE, _QUOTE = ord("\n"), ord('"')
 
@@ -82,7 +83,9 @@ def probe(path: Path) -> Probe:
         raise Unreadable(
             f"The beginning of {path} is no CSV: {error}.", hint="Export it as CSV, with line breaks as on Linux."
         ) from error
-    names = tuple(name.strip() for name in rows[0])
+    names = tuple(name.strip() for name in rows[0]) if rows else ()
+    if not any(names):
+        raise Unreadable(f"Line 1 of {path} is empty.", hint="Put the names of the columns there.")
     _refuse_names(names, path)
     body = [row for row in rows[1:] if row]
     if len(body) > 1 and size > PROBE_BYTES:
@@ -119,19 +122,29 @@ def open_csv(path: Path, probed: Probe) -> CsvFile:
 
 def refuse_missing(path: Path) -> None:
     """Unreadable if there is no file to read at `path`."""
-    if path.is_dir():
+    # os.path answers where pathlib raises: for a path that is too long to exist.
+    if os.path.isdir(path):
         raise Unreadable(f"{path} is a folder.", hint="Give a file; for one file per client use from_files.")
-    if not path.exists():
-        raise Unreadable(f"There is no file {path}.", hint=_nearby(path))
+    if not os.path.exists(path):
+        raise Unreadable(f"There is no file {_short(path)}.", hint=_nearby(path))
+    if not os.path.isfile(path):
+        raise Unreadable(
+            f"{path} is a pipe or a device, and a table is read more than once.", hint="Save it as a file first: cat > my.csv"
+        )
     if not os.access(path, os.R_OK):
         raise Unreadable(f"{path} may not be read by this user.", hint=f"Allow it: chmod u+r {path}")
 
 
 def _nearby(path: Path) -> str:
-    if not path.parent.is_dir():
-        return f"There is no folder {path.parent} either."
+    if not os.path.isdir(path.parent):
+        return f"There is no folder {_short(path.parent)} either."
     names = sorted(entry.name for entry in path.parent.iterdir() if entry.suffix == path.suffix)
     return f"In that folder: {', '.join(names[:8])}." if names else "Check the path."
+
+
+def _short(path: Path) -> str:
+    text = str(path)
+    return text if len(text) <= 200 else f"{text[:200]}… ({len(text)} characters)"
 
 
 def _beginning(path: Path) -> str:
@@ -187,9 +200,10 @@ def _is_number(cell: str) -> bool:
 
 
 def _chunks(path: Path) -> Iterator[NDArray[np.uint8]]:
-    """The bytes of the file in chunks; Unreadable where they are not UTF-8. The last line is made to end in a line break."""
+    """The bytes of the file in chunks of whole lines; Unreadable where they are not UTF-8. The last line is made to end in a
+    line break."""
     decoder = codecs.getincrementaldecoder("utf-8")()
-    lines, last = 1, b"\n"
+    lines, rest = 1, b""
     with path.open("rb") as file:
         while block := file.read(_CHUNK_BYTES):
             try:
@@ -199,10 +213,14 @@ def _chunks(path: Path) -> Iterator[NDArray[np.uint8]]:
             if b"\0" in block:
                 raise Unreadable(f"{path} is no text file: it has a zero byte.", hint="Export it as CSV, in UTF-8.")
             lines += block.count(b"\n")
-            last = block[-1:]
-            yield np.frombuffer(block, dtype=np.uint8)
-    if last != b"\n":
-        yield np.frombuffer(b"\n", dtype=np.uint8)
+            cut = block.rfind(b"\n") + 1
+            if not cut and len(rest) > _LINE_BYTES:
+                raise Unreadable(f"Line {lines} of {path} has no end in sight.", hint="Export it as CSV, with line breaks.")
+            if cut:
+                yield np.frombuffer(rest + block[:cut], dtype=np.uint8)
+            rest = block[cut:] if cut else rest + block
+    if rest:
+        yield np.frombuffer(rest + b"\n", dtype=np.uint8)
 
 
 def _outside(chunk: NDArray[np.uint8], inside: bool) -> tuple[NDArray[np.bool_] | None, bool]:
@@ -216,6 +234,20 @@ def _outside(chunk: NDArray[np.uint8], inside: bool) -> tuple[NDArray[np.bool_] 
     return ~odd, bool(odd[-1])
 
 
+def _astray(chunk: NDArray[np.uint8], inside: bool, separator: str) -> int | None:
+    """Where the first quote stands that begins within a cell and is not closed on its line: readers disagree what it means."""
+    quotes = np.flatnonzero(chunk == _QUOTE)
+    opening = quotes[int(inside) :: 2]
+    if not opening.size:
+        return None
+    before = np.where(opening > 0, chunk[opening - 1], _LINE)
+    proper = np.isin(before, (ord(separator), _LINE, _QUOTE)) | ((opening == 3) & chunk[:3].tobytes().startswith(codecs.BOM_UTF8))
+    closing = np.append(quotes, len(chunk) - 1)[int(inside) + 1 :: 2][: len(opening)]
+    breaks = np.cumsum(chunk == _LINE)
+    stray = opening[~proper & (breaks[closing] > breaks[opening])]
+    return int(stray[0]) if stray.size else None
+
+
 def _ragged(path: Path, separator: str, wanted: int) -> tuple[list[int], list[int], int]:
     """Separator counts and line numbers of rows that do not have `wanted` separators (empty lines at the end do not count),
     and the number of rows below the header."""
@@ -224,8 +256,14 @@ def _ragged(path: Path, separator: str, wanted: int) -> tuple[list[int], list[in
     blank: list[bool] = []
     rows, line, carried, length, inside = 0, 1, 0, 0, False
     for chunk in _chunks(path):
-        outside, inside = _outside(chunk, inside)
         breaks = chunk == _LINE
+        if (stray := _astray(chunk, inside, separator)) is not None:
+            raise Unreadable(
+                f"Line {line + int(np.count_nonzero(breaks[:stray]))} of {path} has a quotation mark within a cell that is not "
+                "closed on that line.",
+                hint='Quote the whole cell and double the mark inside it: "5"" pipe".',
+            )
+        outside, inside = _outside(chunk, inside)
         ends = np.flatnonzero(breaks if outside is None else breaks & outside)
         marks = chunk == ord(separator)
         running = np.cumsum(marks if outside is None else marks & outside, dtype=np.int64)

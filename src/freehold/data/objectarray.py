@@ -110,8 +110,11 @@ class _Machine:
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
         self.values = 0
+        self.left = 0
+        """Bytes that the arrays and decoded texts may still take: honest ones are in the stream once as text, once as bytes."""
 
     def run(self, stream: bytes) -> object:
+        self.left = 2 * len(stream)
         for instruction, argument in _instructions(stream):
             if instruction == "STOP":
                 return self.plain(self.stack.pop(), depth=0)
@@ -152,12 +155,20 @@ class _Machine:
             stack.append(_name(*self.pop(2)))
         elif instruction == "REDUCE":
             function, arguments = self.pop(2)
-            stack.append(_call(_of(_Name, function).name, _of(tuple, arguments)))
+            self.take(_of(tuple, arguments))
+            stack.append(_call(_of(_Name, function).name, arguments))
         elif instruction == "BUILD":
             (state,) = self.pop(1)
-            _build(stack[-1], _of(tuple, state))
+            self.take(_of(tuple, state)[-1:])
+            _build(stack[-1], state)
         else:
             raise _refused(f"the instruction {instruction}")
+
+    def take(self, copied: tuple[Any, ...]) -> None:
+        """Account for what is about to be copied, each time anew: a stream can name the same bytes a million times."""
+        self.left -= sum(len(each) for each in copied if isinstance(each, str | bytes | bytearray | list))
+        if self.left < 0:
+            raise _refused("arrays that are larger than the file")
 
     def pop(self, count: int) -> list[Any]:
         taken = self.stack[-count:]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from freehold.data.population import Population
 from freehold.errors import SplitOverlap
@@ -36,9 +37,46 @@ def overlapping(population: Population) -> list[tuple[int, int]]:
     return [(rows[0], rows[1]) for rows in pairs["row"].to_list()]
 
 
-def example_keys(population: Population) -> pl.Series:
-    """A 64-bit hash of each example: alike for two rows exactly if nothing tells them apart."""
-    extra = {"\0client": population.client, "\0target": population.target}
+def told_copies(population: Population, rows: Mapping[str, Mapping[str, NDArray[np.int64]]]) -> tuple[str, ...]:
+    """Warnings for examples that are alike in all that is known of them, on both sides of a split or at two clients.
+
+    `rows`: client -> split -> rows. Copies are counted, not moved: whether two alike rows are one case, only a person knows.
+    """
+    place = {client: index for index, client in enumerate(rows)}
+    keys = example_keys(population, client=False).to_numpy()
+    parts = [
+        (where, place[client], name != "train") for client, splits in rows.items() for name, where in splits.items() if len(where)
+    ]
+    if not parts:
+        return ()
+    table = pl.DataFrame(
+        {
+            "key": keys[np.concatenate([where for where, _, _ in parts])],
+            "client": np.concatenate([np.full(len(where), client) for where, client, _ in parts]),
+            "judged": np.concatenate([np.full(len(where), judged) for where, _, judged in parts]),
+        }
+    )
+    within = table.group_by("client", "key").agg(
+        pl.col("judged").sum().alias("n"), pl.col("judged").not_().any().alias("trained")
+    )
+    both = within.filter(pl.col("trained") & (pl.col("n") > 0)).group_by("client").agg(pl.col("n").sum()).sort("n", "client")
+    across = int(table.filter(pl.col("client").n_unique().over("key") > 1).height)
+    warnings = []
+    if both.height:
+        name, most, count = list(rows)[int(both["client"][-1])], int(both["n"][-1]), int(both["n"].sum())
+        warnings.append(
+            f"{count} validation or test example{'s are' if count > 1 else ' is'} alike in every column to a train example of "
+            f"the same client (most at {name}: {most}). If they are copies, remove them, or keep them together by a group column."
+        )
+    if across:
+        warnings.append(f"{across} examples are alike in every column to one of another client. If they are copies, remove them.")
+    return tuple(warnings)
+
+
+def example_keys(population: Population, *, client: bool = True) -> pl.Series:
+    """A 64-bit hash of each example: alike for two rows exactly if nothing tells them apart (but their `client`, if it is not
+    to count)."""
+    extra = {"\0target": population.target} | ({"\0client": population.client} if client else {})
     extra |= {"\0group": population.group} if population.group is not None else {}
     extra |= {"\0time": population.time} if population.time is not None else {}
     features = population.features

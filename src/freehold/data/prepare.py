@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from freehold.data.moments import Moments, Statistics, fit
+from freehold.data.overlap import told_copies
 from freehold.data.population import SPLITS, Population
 from freehold.data.schema import Column, infer_column
 from freehold.data.split import Splits
@@ -67,6 +68,7 @@ def prepare(
         x, names, unknown = _frame(population, population.features, code, train, len(clients), statistics)
     x[code < 0] = 0
     warnings = (*_label_warnings(population, splits, clients), *_split_warnings(population, splits, clients))
+    warnings += told_copies(population, {client: splits[client] for client in clients})
     warnings += tuple(
         f"{clients[index]}: {', '.join(columns)} unknown in every train row, so 0 in all rows."
         for index, columns in unknown.items()

@@ -135,6 +135,8 @@ def parse_schema(text: str) -> Schema:
         content = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise SchemaError(f"The schema is not TOML: {error}.", hint="See docs/reference/schema.md.") from error
+    except RecursionError:
+        raise SchemaError("The schema is nested too deeply.", hint="See docs/reference/schema.md.") from None
     _refuse_unknown(content, {"format", "client", "target", "columns"}, where="")
     if content.get("format", 1) != 1:
         raise SchemaError(f"The schema has format {content['format']!r}.", hint="This Freehold reads format 1.")

@@ -16,7 +16,7 @@ from freehold.data.memory import Extent, refuse_too_large
 from freehold.data.population import Population, Problem, natural
 from freehold.data.schema import Schema
 from freehold.data.table import Source, read_table
-from freehold.errors import ColumnMissing, Unreadable, UsageError
+from freehold.errors import ColumnMissing, LabelError, Unreadable, UsageError
 
 _CSV, _PARQUET = (".csv", ".tsv", ".txt", ".data"), (".parquet", ".pq")
 _OF_FILE = "\0file"  # the column that says which split a file is
@@ -215,7 +215,27 @@ def _read(
 
     if files[0][1] == _OF_FILE:
         selection = replace(selection, split=_OF_FILE)
-    return read_table(pl.concat(tables), selection, Source(name=name, place=place))
+    population = read_table(pl.concat(tables), selection, Source(name=name, place=place))
+    if files[0][1] == _OF_FILE and selection.schema is None:
+        _refuse_labels_of_test(population, files[1][0])
+    return population
+
+
+def _refuse_labels_of_test(population: Population, path: Path) -> None:
+    """LabelError for classes that only the test file has: no model could ever say them, or the two files write them apart."""
+    if population.split is None or not population.classes:
+        return
+    in_test = population.split == "test"
+    known, asked = (np.unique(population.target[where]) for where in (~in_test, in_test))
+    strange = [population.classes[int(index)] for index in asked if index not in known]
+    if strange:
+        shown = ", ".join(repr(label[:40]) for label in strange[:5])
+        trained = ", ".join(repr(population.classes[int(index)][:40]) for index in known[:5])
+        raise LabelError(
+            f"{path} has the label{'s' * (len(strange) > 1)} {shown}{', ...' * (len(strange) > 5)}, which no train example has; "
+            f"those have {trained}{', ...' * (len(known) > 5)}.",
+            hint="Write the labels alike in both files. If the classes are meant, list them in a schema: [target].classes.",
+        )
 
 
 _Opener = Callable[[], tuple[pl.LazyFrame, int, Callable[[int], str]]]

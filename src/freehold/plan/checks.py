@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from typing import Final
 
-from freehold.errors import PlanError, PlanVersion
+from freehold.errors import PlanError, PlanVersion, UnknownKey, near_miss
 
 FORMAT: Final = 1
 """The format version that this Freehold reads and writes. Within a format, no default ever changes."""
+
+MOST_EPOCHS: Final = 10_000
+MOST_STEPS: Final = 100_000
+"""Work of one round: its batches are drawn before it begins, so a slip of the keyboard must not ask for all memory."""
+
+OPTIONS: Final = {"clients": "a whole number from 1", "partition": "text", "schema": "text"}
+"""What `task.options` may say."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
@@ -61,13 +69,31 @@ def check_positive(path: str, value: float) -> None:
 
 
 def check_work(path: str, epochs: int | None, steps: int | None) -> None:
-    """Raise `PlanError` unless exactly one of `epochs` and `steps` is there, and at least 1."""
+    """Raise `PlanError` unless exactly one of `epochs` and `steps` is there, and in its range."""
     if (epochs is None) == (steps is None):
         found = "neither epochs nor steps" if epochs is None else "both epochs and steps"
         raise PlanError(f"{path} has {found}, but needs one of the two.", hint=f"Keep one of {path}.epochs and {path}.steps.")
-    for name, value in (("epochs", epochs), ("steps", steps)):
+    for name, value, most in (("epochs", epochs, MOST_EPOCHS), ("steps", steps, MOST_STEPS)):
         if value is not None:
-            check_least(f"{path}.{name}", value, 1)
+            check_range(f"{path}.{name}", value, 1, most)
+
+
+def check_options(options: Mapping[str, object]) -> None:
+    """Raise `PlanError` for an option that nobody reads, of another type, or without the one that it belongs to."""
+    for name, value in options.items():
+        if name not in OPTIONS:
+            raise UnknownKey(f"Nobody reads {shown(f'task.options.{name}')}.", hint=near_miss(name, OPTIONS))
+        counts = type(value) is int and value >= 1
+        if not (counts if name == "clients" else isinstance(value, str) and value):
+            raise PlanError(
+                f"task.options.{name} is {shown(value)}, but must be {OPTIONS[name]}.", hint="Correct it, or leave it out."
+            )
+    if ("clients" in options) != ("partition" in options):
+        there, lacking = ("clients", "partition") if "clients" in options else ("partition", "clients")
+        raise PlanError(
+            f"task.options has {there}, but no {lacking}; the two belong together.",
+            hint='For instance clients = 20, partition = "dirichlet:0.1".',
+        )
 
 
 def dotted(path: str, key: str) -> str:

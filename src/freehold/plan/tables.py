@@ -13,6 +13,7 @@ from freehold.plan.checks import (
     check_format,
     check_least,
     check_name,
+    check_options,
     check_positive,
     check_range,
     check_work,
@@ -24,7 +25,7 @@ Scalar = str | int | float | bool
 
 
 class TaskRef(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The learning problem, by name and version; `digest` pins its code."""
+    """The learning problem, by name and version; `digest` pins the file that defines it. `options`: how data are made or read."""
 
     name: str
     version: str = "1"
@@ -35,6 +36,7 @@ class TaskRef(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         check_name("task.name", self.name)
         if self.digest:
             check_digest("task.digest", self.digest)
+        check_options(self.options)
 
 
 class WrapperRef(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

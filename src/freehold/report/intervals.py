@@ -1,4 +1,4 @@
-"""Gain, loss, or cannot tell: 95 % intervals of a paired difference. Positive differences are improvements.
+"""Gain, loss, or cannot tell: intervals of paired differences. Positive differences are improvements.
 
 Repeated splits overlap, so the plain t interval is far too narrow. Nadeau & Bengio, "Inference for the generalization
 error", Machine Learning 52, 2003: the variance of the mean of R differences is taken as
@@ -13,30 +13,50 @@ examples (Welch-Satterthwaite degrees of freedom), and if the latter is not know
 a statement about models trained on this very training set.
 
 Fewer than three seeds: "cannot tell", and no interval.
+
+A report judges many differences, and at 95 % each one in twenty would miss by chance. `judged` therefore holds the share of
+false ones among all gains and losses of a report at 10 % (Benjamini & Hochberg, J. R. Statist. Soc. B 57, 1995), so that a
+report in which nothing differs has any gain or loss in at most 10 of 100 cases. Its intervals are widened to the level of that
+choice (Benjamini & Yekutieli, J. Am. Statist. Assoc. 100, 2005), so that a gain or a loss is again what has its whole interval
+on one side of zero.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import stdtrit
+from scipy.special import stdtr, stdtrit
 
 Verdict = Literal["gain", "loss", "cannot tell"]
 
 LEVEL = 0.95
+"""Of an interval that stands alone; those of a report are wider."""
+
+FALSE_SHARE = 0.10
+"""The most that is expected to be false among the gains and losses of a report."""
+
 FEWEST_SEEDS = 3
+
+
+class Spread(NamedTuple):
+    """How sure a mean difference is."""
+
+    error: float
+    """Standard error; above 0."""
+    freedom: float
+    """Degrees of freedom of its estimate."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Paired:
     """How much better than the baseline, in units of the metric, with its interval; None where nothing can be said.
 
-    `reason` says in plain words why there is no interval; "" if there is one.
+    `reason` says in plain words why there is no interval; "" if there is one. `spread` is there where the interval is.
     """
 
     difference: float | None
@@ -44,6 +64,37 @@ class Paired:
     high: float | None = None
     verdict: Verdict = "cannot tell"
     reason: str = ""
+    spread: Spread | None = None
+
+    @property
+    def p(self) -> float | None:
+        """How likely a difference at least as large is where there is none; None without an interval."""
+        if self.difference is None or self.spread is None:
+            return None
+        return 2 * float(stdtr(self.spread.freedom, -abs(self.difference) / self.spread.error))
+
+    def at(self, level: float) -> Paired:
+        """The same with its interval at another level, and the verdict that follows."""
+        if self.difference is None or self.spread is None:
+            return self
+        half = -float(stdtrit(self.spread.freedom, (1 - level) / 2)) * self.spread.error
+        low, high = self.difference - half, self.difference + half
+        return replace(self, low=low, high=high, verdict=verdict(low, high))
+
+
+def judged(differences: Sequence[Paired]) -> tuple[Paired, ...]:
+    """The same differences, all of a report, judged together; a single one is as it was."""
+    level = common_level([paired.p for paired in differences if paired.p is not None])
+    return tuple(paired.at(level) for paired in differences)
+
+
+def common_level(p: Sequence[float]) -> float:
+    """The level, at least `LEVEL`, at which exactly the intervals that Benjamini and Hochberg select leave zero out."""
+    if not p:
+        return LEVEL
+    allowed = np.minimum(1 - LEVEL, FALSE_SHARE * np.arange(1, len(p) + 1) / len(p))
+    passed = np.flatnonzero(np.sort(p) <= allowed)
+    return 1 - float(allowed[passed[-1] if passed.size else 0])
 
 
 def verdict(low: float | None, high: float | None) -> Verdict:
@@ -132,6 +183,4 @@ def _usable(differences: Sequence[float]) -> tuple[npt.NDArray[np.float64], Pair
 
 
 def _interval(values: npt.NDArray[np.float64], variance: float, freedom: float) -> Paired:
-    mean = float(np.mean(values))
-    half = float(stdtrit(freedom, (1 + LEVEL) / 2)) * math.sqrt(variance)
-    return Paired(difference=mean, low=mean - half, high=mean + half, verdict=verdict(mean - half, mean + half))
+    return Paired(difference=float(np.mean(values)), spread=Spread(math.sqrt(variance), freedom)).at(LEVEL)

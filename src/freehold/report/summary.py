@@ -9,7 +9,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from freehold.report.intervals import FEWEST_SEEDS, Paired, example_variance, examples_tested, fixed_split, repeated_splits
+from freehold.report.intervals import (
+    FEWEST_SEEDS,
+    Paired,
+    example_variance,
+    examples_tested,
+    fixed_split,
+    judged,
+    repeated_splits,
+)
 from freehold.report.result import ClientFacts, Comparison, Row, SeedResult
 
 LOWER_IS_BETTER = frozenset({"log_loss", "rmse", "mae"})
@@ -60,9 +68,17 @@ class RowSummary:
 
 
 def summarize(comparison: Comparison) -> tuple[RowSummary, ...]:
-    """One summary per row, in the order of the rows."""
+    """One summary per row, in the order of the rows. All differences of the report are judged together (see `intervals`)."""
     baseline = comparison.row(comparison.baseline)
-    return tuple(_summarize(comparison, row, baseline if row is not baseline else None) for row in comparison.rows)
+    others = [row for row in comparison.rows if baseline is not None and row is not baseline]
+    found: dict[tuple[str, str | None], Paired] = {}  # of row and client; None: the mean over clients
+    if baseline is not None:
+        found = {
+            (row.name, client.name): _paired(comparison, row, baseline, client) for row in others for client in comparison.clients
+        }
+        found |= {(row.name, None): _paired_mean(comparison, row, baseline) for row in others}
+    told = dict(zip(found, judged(list(found.values())), strict=True))
+    return tuple(_summarize(comparison, row, told) for row in comparison.rows)
 
 
 def mean(values: Iterable[float]) -> float | None:
@@ -76,10 +92,12 @@ def seed_mean(comparison: Comparison, result: SeedResult, metric: str = "") -> f
     return mean(_value(result, client.name, metric or comparison.metric) for client in comparison.participants)
 
 
-def _summarize(comparison: Comparison, row: Row, baseline: Row | None) -> RowSummary:
+def _summarize(comparison: Comparison, row: Row, told: Mapping[tuple[str, str | None], Paired]) -> RowSummary:
     metric, sign = comparison.metric, 1 if comparison.higher_is_better else -1
     names = figure_names(comparison)
-    per_client = {client.name: _client(comparison, row, baseline, client, names) for client in comparison.clients}
+    per_client = {
+        client.name: _client(comparison, row, told.get((row.name, client.name)), client, names) for client in comparison.clients
+    }
     means = {client.name: value for client in comparison.participants if (value := per_client[client.name].mean) is not None}
     ordered = sorted(means, key=lambda name: sign * means[name])
     compared = [per_client[client.name].paired for client in comparison.participants]
@@ -98,7 +116,7 @@ def _summarize(comparison: Comparison, row: Row, baseline: Row | None) -> RowSum
         worse_than_baseline=worse if differences else None,
         share_worse=worse / len(differences) if differences else None,
         verdicts=Counter(paired.verdict for paired in compared if paired is not None and paired.difference is not None),
-        paired=_paired_mean(comparison, row, baseline) if baseline is not None else None,
+        paired=told.get((row.name, None)),
         figures={name: mean(_each_seed(comparison, row.results, name)) for name in names},
         best_round_mean=mean(
             _value(result, client.name, metric, best=True) for result in row.results for client in comparison.participants
@@ -115,12 +133,12 @@ def figure_names(comparison: Comparison) -> tuple[str, ...]:
     return (comparison.metric, *sorted(found - {comparison.metric}))
 
 
-def _client(comparison: Comparison, row: Row, baseline: Row | None, client: ClientFacts, names: Sequence[str]) -> ClientSummary:
+def _client(comparison: Comparison, row: Row, paired: Paired | None, client: ClientFacts, names: Sequence[str]) -> ClientSummary:
     figures = {name: mean(_value(result, client.name, name) for result in row.results) for name in names}
     return ClientSummary(
         mean=figures[comparison.metric],
         figures=figures,
-        paired=_paired(comparison, row, baseline, client) if baseline is not None else None,
+        paired=paired,
         served=Counter(result.served[client.name] for result in row.results if client.name in result.served),
     )
 

@@ -15,7 +15,7 @@ from freehold.core import Algorithm, ClientResult, Tree, flatten, leaves, train,
 from freehold.data import Prepared
 from freehold.engines import Feed, LoopEngine, VectorEngine, departing, planned_work
 from freehold.plan import Plan, check_contribution
-from freehold.study.checkpoint import Checkpoint, Running
+from freehold.study.checkpoint import Checkpoint, Running, damaged
 from freehold.study.measure import Measured, measure
 from freehold.study.settings import EngineName, Trial
 from freehold.study.source import POOLED
@@ -106,7 +106,9 @@ def run_cell(
 
     history, server, start = _History(), None, 0
     found = checkpoint.load_running(cell.label) if checkpoint and resume else None
-    if found:
+    if found and checkpoint:
+        if not _fits(found, algorithm, clients, rounds=plan.training.rounds, metric=definition.metric):
+            raise damaged(checkpoint.folder / cell.label)
         shared = algorithm.broadcast(algorithm.init())
         server, start = unflatten(found.server, algorithm.init()), found.rounds_done
         runner.store.restore({c: unflatten(found.personal[c], algorithm.enroll(shared)) for c in found.personal})
@@ -149,6 +151,30 @@ def run_cell(
     if checkpoint:
         checkpoint.save_done(cell.label, msgspec.to_builtins(result))
     return result
+
+
+def _fits(found: Running, algorithm: Algorithm, clients: Sequence[str], *, rounds: int, metric: str) -> bool:
+    """Whether a state is one between two rounds of this very run."""
+
+    def alike(flat: Mapping[str, torch.Tensor], tree: Tree) -> bool:
+        return {k: (t.shape, t.dtype) for k, t in flat.items()} == {k: (t.shape, t.dtype) for k, t in flatten(tree).items()}
+
+    enrolled = algorithm.enroll(algorithm.broadcast(algorithm.init()))
+    return (
+        0 < found.rounds_done < rounds
+        and found.personal.keys() <= set(clients)
+        and all(alike(state, enrolled) for state in found.personal.values())
+        # What a wrapper's server remembers may grow in the first round; what `init` has must be there.
+        and flatten(algorithm.init()).keys() <= found.server.keys()
+        and all(
+            isinstance(point, dict)
+            and isinstance(point.get("round"), int)
+            and isinstance(point.get("mean"), float)
+            and isinstance(point.get("test"), dict)
+            and all(isinstance(figures, dict) and metric in figures for figures in point["test"].values())
+            for point in found.history["points"]
+        )
+    )
 
 
 def _result(history: _History, last: Mapping[str, Mapping[str, Measured]], *, has_validation: bool, seconds: float) -> CellResult:

@@ -1,4 +1,5 @@
-"""What an interrupted study leaves: finished cells as JSON, running ones as safetensors; each file replaced as a whole."""
+"""What an interrupted study leaves: finished cells as JSON, running ones as safetensors; each file replaced as a whole, and
+with a digest of what is in it, so that a flipped bit is noticed."""
 
 from __future__ import annotations
 
@@ -48,14 +49,44 @@ class Checkpoint:
         """Whether an interrupted run left anything."""
         return self.folder.is_dir() and any(self.folder.iterdir())
 
+    def set_aside(self) -> Path | None:
+        """Start anew, and keep what an interrupted run left until the study is done; where it is kept, None if there is
+        nothing."""
+        if not self.exists():
+            return None
+        place = self._aside(max((int(path.suffix[1:]) for path in self._set_aside()), default=0) + 1)
+        with _writing(self.folder):
+            self.folder.rename(place)
+        return place
+
+    def take_back(self) -> None:
+        """Go on with the run that finished most cells, of those that were interrupted; of equals, the last one."""
+        runs = [*self._set_aside(), *([self.folder] if self.exists() else [])]
+        if not runs:
+            return
+        best = max(reversed(runs), key=lambda run: len(list(run.glob("*.json"))))
+        if best != self.folder:
+            self.set_aside()
+            with _writing(self.folder):
+                best.rename(self.folder)
+
     def remove(self) -> None:
-        """Forget it: the study is done, or starts anew."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Forget it and all that was set aside: the study is done."""
+        for folder in (self.folder, *self._set_aside()):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _aside(self, number: int) -> Path:
+        return self.folder.with_name(f"{self.folder.name}-aside.{number}")
+
+    def _set_aside(self) -> list[Path]:
+        found = self.folder.parent.glob(f"{self.folder.name}-aside.*") if self.folder.parent.is_dir() else ()
+        return sorted((path for path in found if path.suffix[1:].isdigit()), key=lambda path: int(path.suffix[1:]))
 
     def save_done(self, cell: str, result: Mapping[str, Any]) -> None:
         """A finished cell; its running state is no longer needed."""
         with _writing(self.folder):
-            _replace(self.folder / f"{cell}.json", json.dumps(result).encode())
+            told = {"digest": hashlib.sha256(_canonical(result)).hexdigest(), "result": result}
+            _replace(self.folder / f"{cell}.json", json.dumps(told).encode())
             (self.folder / f"{cell}.safetensors").unlink(missing_ok=True)
 
     def load_done(self, cell: str) -> dict[str, Any] | None:
@@ -64,9 +95,13 @@ class Checkpoint:
         if not path.exists():
             return None
         try:
-            found: dict[str, Any] = json.loads(path.read_bytes())
-        except ValueError:
+            told = json.loads(path.read_bytes())
+            found: dict[str, Any] = told["result"]
+            whole = told["digest"] == hashlib.sha256(_canonical(found)).hexdigest()
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             raise damaged(path) from None
+        if not whole:
+            raise damaged(path)
         return found
 
     def save_running(self, cell: str, running: Running) -> None:
@@ -79,7 +114,8 @@ class Checkpoint:
         path = self.folder / f"{cell}.safetensors"
         new = path.with_suffix(".new")
         with _writing(self.folder):
-            save_file(tensors, new, metadata={"about": json.dumps(about)})
+            said = json.dumps(about)
+            save_file(tensors, new, metadata={"about": said, "digest": _digest(said, tensors)})
             _settle(new, path)
 
     def load_running(self, cell: str) -> Running | None:
@@ -89,8 +125,11 @@ class Checkpoint:
             return None
         try:
             with safe_open(path, framework="pt") as file:
-                about = json.loads(file.metadata()["about"])
+                metadata = file.metadata()
+                about = json.loads(metadata["about"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
+            if metadata["digest"] != _digest(metadata["about"], tensors):
+                raise damaged(path)
             personal: dict[str, dict[str, torch.Tensor]] = {client: {} for client in about["clients"]}
             for name, tensor in tensors.items():
                 kind, _, rest = name.partition("/")
@@ -103,8 +142,20 @@ class Checkpoint:
                 personal=personal,
                 history={"points": list(about["history"]["points"]), "sent_bytes": int(about["history"]["sent_bytes"])},
             )
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError, IndexError):
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError, IndexError, RecursionError):
             raise damaged(path) from None
+
+
+def _canonical(result: Mapping[str, Any]) -> bytes:
+    return json.dumps(result, sort_keys=True).encode()
+
+
+def _digest(about: str, tensors: Mapping[str, torch.Tensor]) -> str:
+    digest = hashlib.sha256(about.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"|{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 @contextmanager

@@ -11,7 +11,8 @@ import torch
 
 from freehold.algorithms import prefer
 from freehold.data import Prepared
-from freehold.errors import CheckpointError, UsageError
+from freehold.errors import CheckpointError, Diverged, UsageError
+from freehold.events import Event
 from freehold.plan import digest
 from freehold.report import ClientFacts, Comparison, Row, SeedResult
 from freehold.study.cell import Cell, CellResult
@@ -40,7 +41,9 @@ def run_comparison(
 ) -> Comparison:
     """Run all rows with all seeds.
 
-    A row that the model does not allow is left out with a note, or raises where `strict`. Raises Interrupted after Ctrl-C.
+    A row that the model does not allow is left out with a note, or raises where `strict`. A row that diverges with any seed is
+    left out with a warning that says where; it raises if it is the baseline or required, or if no other row is left. Raises
+    Interrupted after Ctrl-C.
     """
     if not seeds or len(set(seeds)) < len(seeds):
         raise UsageError(f"Seeds {list(seeds)} are empty or repeat themselves.", hint="Give each seed once.")
@@ -57,9 +60,14 @@ def run_comparison(
     newcomers = first.clients[len(first.clients) - settings.newcomers :]
     checkpoint = _checkpoint(kept, seeds, settings, first, newcomers)
     cells = [Cell(index=i, trial=t, seed=s) for s in seeds for i, t in enumerate(kept)]
-    job = Job(definition=definition, source=source, newcomers=newcomers, settings=settings, checkpoint=checkpoint)
-    results = run_cells(cells, job)
-    by_row = {t.name: {c.seed: results[c.label] for c in cells if c.trial is t} for t in kept}
+    required = frozenset({baseline, *(t.name for t in kept if t.required)})
+    job = Job(
+        definition=definition, source=source, newcomers=newcomers, settings=settings, checkpoint=checkpoint, required=required
+    )
+    ran = run_cells(cells, job)
+    lost = [cell for cell in cells if cell.label in ran.diverged]
+    kept, diverged = _without(kept, lost, ran.diverged, baseline)
+    by_row = {t.name: {c.seed: ran.results[c.label] for c in cells if c.trial is t} for t in kept}
     rows = [_row(t, by_row[t.name], by_row.get(baseline, {})) for t in kept]
     served = _select_row(definition, by_row, seeds)
     if checkpoint:
@@ -79,7 +87,7 @@ def run_comparison(
         command=command,
         versions=versions(),
         notes=(*notes, *left_out),
-        warnings=(*first.warnings, *_skipped(first)),
+        warnings=(*diverged, *first.warnings, *_skipped(first)),
         noun=definition.noun,
     )
 
@@ -111,14 +119,32 @@ def _checkpoint(
         "versions": versions(),
     }
     found = Checkpoint.of(settings.checkpoint, identity)
+    if settings.resume:
+        found.take_back()
     if settings.resume and not found.exists():
         raise CheckpointError(
             f"There is nothing to resume: {found.folder} does not exist.",
             hint="Command, data and versions must be those of the interrupted run. Leave out --resume to start anew.",
         )
-    if not settings.resume:
-        found.remove()
+    if not settings.resume and (kept := found.set_aside()) is not None:
+        settings.listener(Event("checkpoint.set_aside", {"folder": str(kept)}))
     return found
+
+
+def _without(
+    trials: Sequence[Trial], lost: Sequence[Cell], why: Mapping[str, Diverged], baseline: str
+) -> tuple[tuple[Trial, ...], tuple[str, ...]]:
+    """The rows that have all their seeds, and what to say of the others; Diverged if nothing is left to compare."""
+    names = {cell.trial.name for cell in lost}
+    kept = tuple(trial for trial in trials if trial.name not in names)
+    if lost and not any(trial.name != baseline for trial in kept):
+        raise why[lost[0].label]
+    firsts = {cell.trial.name: cell for cell in reversed(lost)}
+    return kept, tuple(
+        f"{trial.title} diverged with seed {firsts[trial.name].seed} and is left out. {why[firsts[trial.name].label].message}"
+        for trial in trials
+        if trial.name in names
+    )
 
 
 def _row(trial: Trial, results: Mapping[int, CellResult], alone: Mapping[int, CellResult]) -> Row:

@@ -9,15 +9,16 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import torch
 
 from freehold.data import Prepared
-from freehold.errors import SimulationError
+from freehold.errors import Diverged, SimulationError
 from freehold.events import Event
 from freehold.study.cell import Cell, CellResult, Interrupted, run_cell
 from freehold.study.checkpoint import Checkpoint, damaged
@@ -35,32 +36,62 @@ class Job:
     newcomers: tuple[str, ...]
     settings: Settings
     checkpoint: Checkpoint | None
+    required: frozenset[str] = frozenset()
+    """Rows without which the study says nothing."""
 
 
-def run_cells(cells: Sequence[Cell], job: Job) -> dict[str, CellResult]:
-    """The result of each cell, by its label; finished ones come from the checkpoint.
+class Ran(NamedTuple):
+    """What came of the cells."""
 
-    Raises Interrupted after SIGINT or SIGTERM, all states being saved.
+    results: dict[str, CellResult]
+    """By the cell's label."""
+    diverged: dict[str, Diverged]
+    """Label -> why there is no result; the other seeds of such a row may be missing too."""
+
+
+def run_cells(cells: Sequence[Cell], job: Job) -> Ran:
+    """Run the cells; the results of finished ones come from the checkpoint.
+
+    Raises Interrupted after SIGINT or SIGTERM, all states being saved; after a second one at once, with what was saved before.
+    Raises Diverged where a row of `job.required` does.
     """
-    results: dict[str, CellResult] = {}
+    ran = Ran({}, {})
     tell = job.settings.listener
     if job.checkpoint and job.settings.resume:
         for cell in cells:
             found = job.checkpoint.load_done(cell.label)
             if found is not None:
-                results[cell.label] = _converted(found, job.checkpoint)
-    left = [cell for cell in cells if cell.label not in results]
+                ran.results[cell.label] = _converted(found, job.checkpoint)
+    left = [cell for cell in cells if cell.label not in ran.results]
     jobs = min(job.settings.jobs, len(left))
     with _stoppable() as stop:
-        tell(Event("study.planned", {"cells": len(cells), "done": len(results)}))
-        for cell, result in _here(left, job, stop) if jobs <= 1 else _in_processes(left, job, jobs, stop):
-            results[cell.label] = result
-            for index, mean in result.curve:
-                fields: dict[str, str | int | float] = {"row": cell.trial.name, "seed": cell.seed, "round": index}
-                tell(Event("round.evaluated", {**fields, job.definition.metric: mean}))
-            done = {"done": len(results), "cells": len(cells), "seconds": result.seconds}
-            tell(Event("cell.closed", {"row": cell.trial.name, "seed": cell.seed, **done}))
-    return results
+        tell(Event("study.planned", {"cells": len(cells), "done": len(ran.results)}))
+        try:
+            for cell, result in _here(left, job, stop) if jobs <= 1 else _in_processes(left, job, jobs, stop):
+                _note(cell, result, ran, job)
+                done = {"done": len(ran.results) + len(ran.diverged), "cells": len(cells)}
+                told: dict[str, str | int | float] = {"row": cell.trial.name, "seed": cell.seed, **done}
+                if isinstance(result, Diverged):
+                    tell(Event("cell.diverged", told))
+                else:
+                    tell(Event("cell.closed", {**told, "seconds": result.seconds}))
+        except KeyboardInterrupt as asked:
+            raise asked if isinstance(asked, Interrupted) else _interrupted(job) from None
+    return ran
+
+
+def _note(cell: Cell, result: CellResult | Diverged, ran: Ran, job: Job) -> None:
+    if isinstance(result, Diverged):
+        ran.diverged[cell.label] = result
+        return
+    ran.results[cell.label] = result
+    for index, mean in result.curve:
+        fields: dict[str, str | int | float] = {"row": cell.trial.name, "seed": cell.seed, "round": index}
+        job.settings.listener(Event("round.evaluated", {**fields, job.definition.metric: mean}))
+
+
+def _interrupted(job: Job) -> Interrupted:
+    return Interrupted(str(job.checkpoint.folder) if job.checkpoint and job.checkpoint.exists() else None)
 
 
 def _converted(found: dict[str, Any], checkpoint: Checkpoint) -> CellResult:
@@ -70,9 +101,13 @@ def _converted(found: dict[str, Any], checkpoint: Checkpoint) -> CellResult:
         raise damaged(checkpoint.folder) from None
 
 
-def _here(cells: Sequence[Cell], job: Job, stop: threading.Event) -> Iterator[tuple[Cell, CellResult]]:
+def _here(cells: Sequence[Cell], job: Job, stop: threading.Event) -> Iterator[tuple[Cell, CellResult | Diverged]]:
     ready = _Ready(job)
+    lost: dict[int, Diverged] = {}
     for cell in cells:
+        if cell.index in lost:  # the row is lost already
+            yield cell, lost[cell.index]
+            continue
         job.settings.listener(Event("cell.started", {"row": cell.trial.name, "seed": cell.seed}))
 
         def closed(done: int, cell: Cell = cell) -> None:
@@ -80,43 +115,85 @@ def _here(cells: Sequence[Cell], job: Job, stop: threading.Event) -> Iterator[tu
             told: dict[str, str | int] = {"row": cell.trial.name, "seed": cell.seed, "round": done, "rounds": rounds}
             job.settings.listener(Event("round.closed", dict(told)))
 
-        yield cell, ready.run(cell, stop.is_set, closed)
+        result = _attempt(cell, job, partial(ready.run, cell, stop.is_set, closed))
+        if isinstance(result, Diverged):
+            lost[cell.index] = result
+        yield cell, result
 
 
-def _in_processes(cells: Sequence[Cell], job: Job, jobs: int, stop: threading.Event) -> Iterator[tuple[Cell, CellResult]]:
+def _attempt(cell: Cell, job: Job, run: Callable[[], CellResult]) -> CellResult | Diverged:
+    try:
+        return run()
+    except Diverged as error:
+        if cell.trial.name in job.required:
+            raise
+        return error
+
+
+def _in_processes(
+    cells: Sequence[Cell], job: Job, jobs: int, stop: threading.Event
+) -> Iterator[tuple[Cell, CellResult | Diverged]]:
     context = multiprocessing.get_context("spawn")  # torch and polars have threads, which do not survive a fork
-    halt = context.Event()
-    quiet = Job(
-        definition=job.definition,
-        source=job.source,
-        newcomers=job.newcomers,
-        settings=Settings(engine=job.settings.engine, resume=job.settings.resume),  # a listener may not travel
-        checkpoint=job.checkpoint,
-    )
-    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_start, initargs=(quiet, halt)) as pool:
+    halt, begun = context.Event(), context.Event()
+    quiet = replace(job, settings=Settings(engine=job.settings.engine, resume=job.settings.resume))  # a listener may not travel
+    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_start, initargs=(quiet, halt, begun))
+    others = multiprocessing.active_children()
+    with _without_interrupts():
         futures: dict[Future[CellResult], Cell] = {pool.submit(_work, cell): cell for cell in cells}
+    workers = [child for child in multiprocessing.active_children() if child not in others]
 
-        def pass_on() -> None:
-            stop.wait()
-            halt.set()
+    def kill() -> None:
+        for worker in workers:
+            worker.kill()
 
-        watch = threading.Thread(target=pass_on, daemon=True)
-        watch.start()
+    def pass_on() -> None:
+        stop.wait()
+        halt.set()
+        if not begun.is_set():  # they are still importing: nothing is lost, and nobody waits for it
+            kill()
+
+    watch = threading.Thread(target=pass_on, daemon=True)
+    watch.start()
+    try:
+        for future in as_completed(futures):
+            cell = futures[future]
+            yield cell, _attempt(cell, job, future.result)
+    except BrokenProcessPool:
+        if stop.is_set():
+            raise _interrupted(job) from None
+        raise SimulationError(
+            "A worker process died; most often there was not enough memory.", hint="Run with fewer --jobs, and --resume."
+        ) from None
+    except KeyboardInterrupt as asked:
+        if not isinstance(asked, Interrupted):  # asked twice
+            kill()
+        raise
+    finally:
+        asked_to_stop = stop.is_set()
+        halt.set()  # whatever ended the loop: no cell goes on
         try:
-            for future in as_completed(futures):
-                yield futures[future], future.result()
-        except BrokenProcessPool:
-            raise SimulationError(
-                "A worker process died; most often there was not enough memory.", hint="Run with fewer --jobs, and --resume."
-            ) from None
-        finally:
-            asked = stop.is_set()
-            halt.set()  # whatever ended the loop: no cell goes on
             pool.shutdown(cancel_futures=True)
-            stop.set()  # the watcher may go
+        except KeyboardInterrupt:
+            kill()
+            pool.shutdown(cancel_futures=True)
+            raise
+        finally:
+            begun.set()  # the watcher may go, and has nobody to kill
+            stop.set()
             watch.join()
-            if not asked:
+            if not asked_to_stop:
                 stop.clear()
+
+
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Processes that are started in here never see a Ctrl-C, not even while they import: the parent alone decides, and says
+    so by an event. One that comes meanwhile is delivered afterwards."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager
@@ -164,20 +241,20 @@ class _Ready:
         )
 
 
-_worker: tuple[_Ready, Any] | None = None
+_worker: tuple[_Ready, Any, Any] | None = None
 
 
-def _start(job: Job, halt: Any) -> None:
+def _start(job: Job, halt: Any, begun: Any) -> None:
     global _worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides, and says so by `halt`
     torch.set_num_threads(1)
-    _worker = _Ready(job), halt
+    _worker = _Ready(job), halt, begun
 
 
 def _work(cell: Cell) -> CellResult:
     if _worker is None:
         raise Interrupted
-    ready, halt = _worker
+    ready, halt, begun = _worker
+    begun.set()
     if halt.is_set():
-        raise Interrupted(str(ready.job.checkpoint.folder) if ready.job.checkpoint else None)
+        raise _interrupted(ready.job)
     return ready.run(cell, halt.is_set, lambda done: None)

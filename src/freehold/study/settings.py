@@ -19,6 +19,8 @@ class Trial:
     name: str
     title: str
     plan: Plan
+    required: bool = False
+    """Without it the study says nothing: where it diverges, the study ends with the error."""
     pooled: bool = False
     """Train on everybody's data in one place: a reference that no federation could run."""
     published: float | None = None

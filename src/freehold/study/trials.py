@@ -105,7 +105,7 @@ def trials_of(plan: Plan) -> tuple[Trial, ...]:
     others = [AlgorithmRef(name=c.name, hyperparameters=c.hyperparameters, wrappers=c.wrappers) for c in plan.companions]
     plans = [msgspec.structs.replace(beside, algorithm=c) for c in others if c.name != plan.algorithm.name]
     plans.append(msgspec.structs.replace(plan, companions=()))
-    return tuple(Trial(name=p.algorithm.name, title=title_of(p.algorithm.name), plan=p) for p in plans)
+    return tuple(Trial(name=p.algorithm.name, title=title_of(p.algorithm.name), plan=p, required=p is plans[-1]) for p in plans)
 
 
 def repeated(plan: Plan, seeds: int) -> Plan:

@@ -1,6 +1,6 @@
 """The use cases: what a plan names as its task."""
 
-from freehold.tasks.definition import TaskDefinition, rates, task_definition, task_names
+from freehold.tasks.definition import TaskDefinition, rates, task_definition, task_digest, task_names
 from freehold.tasks.problem import build_task, prepare_for, schema_of
 from freehold.tasks.tables import build, classifier, regressor, tabular
 
@@ -15,5 +15,6 @@ __all__ = [
     "schema_of",
     "tabular",
     "task_definition",
+    "task_digest",
     "task_names",
 ]

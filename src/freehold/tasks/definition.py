@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import functools
+import hashlib
+import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Literal
 
 from freehold.core import Task
@@ -84,6 +87,18 @@ def _points() -> Mapping[str, EntryPoint]:
 def task_names() -> tuple[str, ...]:
     """The names of all installed tasks, sorted."""
     return tuple(sorted(_points()))
+
+
+def task_digest(name: str) -> str:
+    """`sha256:` and the digest of the file that an installed task's entry point names. What that file imports is not covered.
+
+    Raises UnknownName for a task that is not installed, and UsageError for one without a source file.
+    """
+    task_definition(name)
+    found = importlib.util.find_spec(_points()[name].module)
+    if found is None or found.origin is None or not Path(found.origin).is_file():
+        raise UsageError(f"The task {name} has no source file to take a digest of.", hint="Leave task.digest out of the plan.")
+    return f"sha256:{hashlib.sha256(Path(found.origin).read_bytes()).hexdigest()}"
 
 
 def task_definition(name: str) -> TaskDefinition:

@@ -6,11 +6,12 @@ from freehold.core import Privacy, Task, private
 from freehold.data import Population, Prepared, Schema, parse_schema, prepare, split
 from freehold.errors import PlanError
 from freehold.plan import Plan
-from freehold.tasks.definition import TaskDefinition
+from freehold.tasks.definition import TaskDefinition, task_digest, task_names
 
 
 def build_task(definition: TaskDefinition, prepared: Prepared, plan: Plan, seed: int) -> Task:
-    """The learning problem of a plan, under its privacy."""
+    """The learning problem of a plan, under its privacy; PlanError where the plan is about another task than `definition`."""
+    _check_task(definition, plan)
     task = definition.build(prepared, seed)
     promised = plan.privacy
     if promised.unit == "client":
@@ -24,6 +25,29 @@ def build_task(definition: TaskDefinition, prepared: Prepared, plan: Plan, seed:
         task,
         Privacy(max_norm=promised.max_norm, noise_multiplier=promised.noise_multiplier, expected_batch=promised.expected_batch),
     )
+
+
+def _check_task(definition: TaskDefinition, plan: Plan) -> None:
+    """Raise PlanError unless the plan's task, its version and its digest are those of `definition`."""
+    said = plan.task
+    if (said.name, said.version) != (definition.name, definition.version):
+        raise PlanError(
+            f"The plan is about version {said.version} of the task {said.name}; installed is version {definition.version} "
+            f"of {definition.name}.",
+            hint="Install the version that the plan names, or write the plan anew.",
+        )
+    if not said.digest:
+        return
+    if definition.name not in task_names():
+        raise PlanError(
+            f"The plan pins the task {said.name}, which is not installed as a package, so its digest cannot be checked.",
+            hint="Leave task.digest out, or install the task.",
+        )
+    if said.digest != (found := task_digest(definition.name)):
+        raise PlanError(
+            f"task.digest is {said.digest}, but the installed file that defines {said.name} has {found}.",
+            hint="Install the code that the plan pins, or have the plan signed and approved with the new digest.",
+        )
 
 
 def schema_of(definition: TaskDefinition, plan: Plan) -> Schema:

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 _EXPERIMENT = "freehold"
 
+_PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+"""MLflow's own: seven retries, each after twice as long, which for a server that does not answer are minutes of silence."""
+
 
 def mlflow_listener(uri: str) -> AbstractContextManager[Listener]:
     """Writes to the tracking server or store at `uri`; ModuleNotFoundError without MLflow."""
@@ -41,21 +44,37 @@ class _Runs:
         self._uri = uri
         self._runs: dict[Cell, str] = {}
         self._open: set[Cell] = set()
+        self._impatient: list[str] = []  # variables that were not there before
 
     def __enter__(self) -> Listener:
         from mlflow.tracking import MlflowClient
 
-        with self._refusals():
-            self._client: MlflowClient = MlflowClient(tracking_uri=self._uri)
-            known = self._client.get_experiment_by_name(_EXPERIMENT)
-            self._experiment = known.experiment_id if known else self._client.create_experiment(_EXPERIMENT)
+        # MLflow takes its patience from the environment alone; what the user set there stays.
+        self._impatient = [name for name in _PATIENCE if name not in os.environ]
+        os.environ.update({name: _PATIENCE[name] for name in self._impatient})
+        try:
+            with self._refusals():
+                self._client: MlflowClient = MlflowClient(tracking_uri=self._uri)
+                known = self._client.get_experiment_by_name(_EXPERIMENT)
+                self._experiment = known.experiment_id if known else self._client.create_experiment(_EXPERIMENT)
+        except BaseException:
+            self._be_patient()
+            raise
         return self._hear
+
+    def _be_patient(self) -> None:
+        for name in self._impatient:
+            os.environ.pop(name, None)
+        self._impatient = []
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None, /) -> None:
         status = "FINISHED" if kind is None else "FAILED" if issubclass(kind, Exception) else "KILLED"
-        with self._refusals():
-            for cell in sorted(self._open):
-                self._client.set_terminated(self._runs[cell], status)
+        try:
+            with self._refusals():
+                for cell in sorted(self._open):
+                    self._client.set_terminated(self._runs[cell], status)
+        finally:
+            self._be_patient()
         self._open.clear()
 
     def _hear(self, event: Event) -> None:

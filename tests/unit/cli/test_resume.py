@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
+import time
 from pathlib import Path
+
+import pytest
 
 from tests.unit.cli.runs import COLUMNS, PROGRAM, environment, freehold, table, words
 
@@ -24,9 +28,42 @@ def test_interrupted_and_resumed_is_bit_equal(tmp_path: Path) -> None:
     assert run.returncode == 130, told
     assert "Go on with" in told
     assert not (tmp_path / "resumed.json").exists()
-    assert freehold(*stopped, "--resume").returncode == 0
+    assert freehold(*stopped, "--resume", "--jobs", "2").returncode == 0
     assert freehold(*base, "--json", str(tmp_path / "whole.json")).returncode == 0
     resumed, whole = (json.loads((tmp_path / name).read_text(encoding="utf-8")) for name in ("resumed.json", "whole.json"))
     for row in (*resumed["rows"], *whole["rows"]):
         row.pop("seconds")  # of the clock, not of the result
     assert resumed["rows"] == whole["rows"]
+
+
+def importing(parent: int) -> bool:
+    """Whether a child of the process has begun to load what it needs, and with it Python's own answer to Ctrl-C."""
+    for child in Path(f"/proc/{parent}/task/{parent}/children").read_text(encoding="ascii").split():
+        try:
+            if "numpy" in Path(f"/proc/{child}/maps").read_text(encoding="utf-8"):
+                return True
+        except OSError:  # it has ended meanwhile
+            continue
+    return False
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_ctrl_c_of_a_terminal_while_workers_start_ends_all_at_once_without_a_traceback(tmp_path: Path, times: int) -> None:
+    source, kept = table(tmp_path / "my.csv", words), tmp_path / "kept"
+    arguments = ["compare", str(source), *COLUMNS, "--seeds", "2", "--rounds", "3000", "--algorithms", "local,fedavg"]
+    with subprocess.Popen(
+        [*PROGRAM, *arguments, "--jobs", "2", "--checkpoint", str(kept)],
+        stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=environment(), start_new_session=True,
+    ) as run:  # fmt: skip
+        assert run.stderr is not None
+        assert "training" in run.stderr.readline()
+        deadline = time.monotonic() + 60
+        while not importing(run.pid):
+            assert time.monotonic() < deadline, "no worker was started"
+        for _ in range(times):
+            os.killpg(run.pid, signal.SIGINT)  # as a terminal does: every process of the group hears it
+        told = run.stderr.read()  # ends when the last process of the group has closed it
+    assert run.returncode == 130, told
+    assert "Traceback" not in told and "error" not in told
+    assert "nothing was written" in told
+    assert not kept.exists()

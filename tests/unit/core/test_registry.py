@@ -75,6 +75,7 @@ def test_a_name_like_no_other_gets_the_whole_list() -> None:
         ("ditto", {"lam": -0.1}, "ditto.lam is -0.1, but must be at least 0"),
         ("apfl", {"alpha": 1.5}, "apfl.alpha is 1.5, but must be at least 0 and at most 1"),
         ("ifca", {"clusters": 0}, "ifca.clusters is 0, but must be at least 1"),
+        ("pfedme", {"inner_steps": 10**12}, "at most 1000"),
         ("ifca", {"clusters": 2.0}, "ifca.clusters is 2.0, but must be of type int"),
         ("ifca", {"clusters": True}, "must be of type int"),
         ("ditto", {"lr": True}, "must be of type float"),

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from freehold.core import Batch, Task, class_sums, descend, task_from, value_sums
+from freehold.core import Batch, Task, algorithm_entry, class_sums, descend, task_from, train, value_sums
+from freehold.engines import Feed, LoopEngine, VectorEngine, Work
 from freehold.errors import TaskError
 
 F64 = torch.float64
@@ -273,3 +274,35 @@ def test_sums_of_parts_add_up_to_those_of_the_whole() -> None:
 def test_a_tasks_own_measure_is_used() -> None:
     task = task_from(net(), F.cross_entropy, classes=3, measure=lambda outputs, y: {"count": torch.tensor(float(len(y)))})
     assert set(task.measure(LOGITS, Y)) == {"count"}
+
+
+@pytest.mark.parametrize("name", ["fedavg", "fedprox", "scaffold", "fedadam", "ditto", "per-fedavg", "ifca", "fedper"])
+@pytest.mark.parametrize("kind", [LoopEngine, VectorEngine])
+def test_a_frozen_parameter_stays_as_it_is_and_the_others_train_as_torch_trains_them(name: str, kind: type[LoopEngine]) -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)).double()
+    module[0].weight.requires_grad_(False)
+    task = task_from(module, nn.MSELoss())
+    x = torch.randn(12, 3, dtype=torch.float64)
+    y = x.sum(1, keepdim=True)
+    rows = {c: {"train": r, "validation": r[:1], "test": r[:0]} for c, r in zip("abc", torch.arange(12).split(4), strict=True)}
+    feed, work = Feed(x=x, y=y, rows=rows), Work(batch_size=4, steps=1)
+    algorithm = algorithm_entry(name).build(task, lr=0.1)
+    engine = kind(algorithm, feed, work)
+    *_, last = train(algorithm, engine, list(rows), rounds=1)
+    shared = algorithm.broadcast(last.server)
+    states = [algorithm.personalize(shared, engine.adapted(shared, c)) for c in rows]
+    for state in states:
+        assert torch.equal(state["0.weight"], task.init["0.weight"])
+        assert not torch.equal(state["0.bias"], task.init["0.bias"])
+    if name == "fedavg":  # the oracle: one step of torch's own SGD on each client, the mean of which is one on everything
+        optimizer = torch.optim.SGD([p for p in module.parameters() if p.requires_grad], lr=0.1)
+        nn.functional.mse_loss(module(x), y).backward()
+        optimizer.step()
+        for key, value in module.named_parameters():
+            torch.testing.assert_close(states[0][key], value.detach())
+
+
+def test_a_model_that_is_all_frozen_is_refused() -> None:
+    with pytest.raises(TaskError, match="frozen"):
+        task_from(nn.Linear(2, 1).requires_grad_(False), nn.MSELoss())

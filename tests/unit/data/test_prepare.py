@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from freehold.data import Column, Population, Prepared, Schema, SplitRule, Target, digits, heart, partition, prepare, split
+from freehold.data.arrays import from_arrays
 from freehold.data.moments import Statistics
 from freehold.errors import BadValue, TooFewExamples
 from tests.unit.data.populations import labeled
@@ -187,3 +188,25 @@ def test_a_regression_target_can_be_standardized_and_taken_back() -> None:
     for client, (mean, deviation) in scaled.target_scale.items():
         rows = torch.from_numpy(population.rows[client])
         torch.testing.assert_close(scaled.y[rows] * deviation + mean, plain.y[rows])
+
+
+def test_copies_on_both_sides_of_a_split_and_at_two_clients_are_counted() -> None:
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(40, 2))
+    values[1:4] = values[0]  # four alike at a
+    values[30] = values[10]  # one of b's is one of a's
+    target = np.arange(40) % 2
+    target[:4], target[30] = 1, target[10]
+    client = np.array(["a"] * 20 + ["b"] * 20)
+    population = from_arrays(values, target, client, name="t")
+    rest = np.arange(4, 20)
+    splits = {
+        "a": {"train": np.append(rest, 0), "validation": np.array([1]), "test": np.array([2, 3])},
+        "b": {"train": np.arange(20, 34), "validation": np.arange(34, 37), "test": np.arange(37, 40)},
+    }
+    told = prepare(population, splits, min_examples=1, kind="silos").warnings
+    assert any(each.startswith("3 validation or test examples are alike") and "most at a: 3" in each for each in told)
+    assert any(each.startswith("2 examples are alike in every column to one of another client") for each in told)
+    target[1:4] = 0  # another target is another example
+    told = prepare(from_arrays(values, target, client, name="t"), splits, min_examples=1, kind="silos").warnings
+    assert not any("same client" in each for each in told)

@@ -173,3 +173,31 @@ def test_a_comparison_without_clients_or_rows_has_no_numbers() -> None:
 def test_a_noun_is_words_that_can_be_seen(noun: tuple[str, str]) -> None:
     with pytest.raises(UsageError, match="letters that can be seen"):
         dataclasses.replace(hospitals(seeds=1), noun=noun)
+
+
+def test_the_weights_are_test_examples_and_not_train_examples() -> None:
+    unlike = (
+        ClientFacts(name="a", examples=120, train=100, validation=0, test=20),
+        ClientFacts(name="b", examples=120, train=40, validation=0, test=80),
+    )
+    (row,) = summarize(tiny({"local": [[1.0, 0.0]]}, clients=unlike))
+    assert row.weighted_mean == pytest.approx(0.2)
+
+
+def test_a_client_that_is_as_well_off_as_alone_is_not_worse_off() -> None:
+    row = summarize(tiny({"local": [[0.5, 0.5, 0.5]] * 3, "ditto": [[0.5, 0.4, 0.6]] * 3}))[1]
+    assert row.worse_than_baseline == 1
+    assert row.share_worse == pytest.approx(1 / 3)
+
+
+def test_the_round_that_validation_chose_has_its_own_test_mean_and_its_validation_value() -> None:
+    comparison = tiny({"local": [[0.5, 0.7]]})
+    (local,) = comparison.rows
+    chosen = dataclasses.replace(
+        local.results[0],
+        curve=((2, 0.9), (4, 0.6)),
+        best_round=2,
+        best_figures={"c0": {"accuracy": 0.8}, "c1": {"accuracy": 1.0}},
+    )
+    (row,) = summarize(dataclasses.replace(comparison, rows=(dataclasses.replace(local, results=(chosen,)),)))
+    assert (row.mean, row.best_round_mean, row.validation) == (pytest.approx(0.6), pytest.approx(0.9), pytest.approx(0.9))

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import socket
+import time
 from pathlib import Path
 
 import pytest
@@ -62,3 +65,24 @@ def test_what_mlflow_refuses_is_a_usage_error_with_its_reason(tmp_path: Path, mo
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "false")
     with pytest.raises(UsageError, match="MLFLOW_ALLOW_FILE_STORE=true"), listener(f"mlflow:{(tmp_path / 'new').as_uri()}"):
         raise AssertionError("entered")
+
+
+def test_a_server_that_refuses_is_told_soon_and_the_environment_is_as_before() -> None:
+    before = dict(os.environ)
+    begun = time.monotonic()
+    with pytest.raises(UsageError, match="MLflow refuses"), listener("mlflow:http://127.0.0.1:9"):
+        pass
+    assert time.monotonic() - begun < 20  # by itself MLflow tries for minutes
+    assert {k: v for k, v in os.environ.items() if k.startswith("MLFLOW_HTTP")} == {
+        k: v for k, v in before.items() if k.startswith("MLFLOW_HTTP")
+    }
+
+
+def test_a_server_that_never_answers_is_given_up_and_the_users_own_patience_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        begun = time.monotonic()
+        with pytest.raises(UsageError, match="MLflow refuses"), listener(f"mlflow:http://127.0.0.1:{silent.getsockname()[1]}"):
+            pass
+    assert time.monotonic() - begun < 9  # ten seconds are what is waited otherwise
+    assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "1"
