@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 ROWS = ("local", "fedavg", "fedavg-finetuned", "fedavg-intercept", "ditto")
 PAGE = Path("freehold-report.html")
-REPEATS, ROUNDS = 5, 12  # that fit into a minute on two cores; fewer repeats would leave intervals that say nothing
+REPEATS = 5  # about a minute on two cores; fewer would leave intervals that say nothing
 SIMULATED_SEEDS = 10
 LOOK_S = 0.5
 
@@ -51,7 +51,7 @@ def demo(
     ] = None,
     rounds: Annotated[
         int | None,
-        typer.Option("--rounds", min=1, metavar="N", help="Rounds of training; 12, or 20 simulated.", rich_help_panel=STUDY),
+        typer.Option("--rounds", min=1, metavar="N", help="Rounds of training; 20 if not given.", rich_help_panel=STUDY),
     ] = None,
     report: Annotated[
         Path, typer.Option("--report", metavar="FILE.html", help="Where the page goes.", rich_help_panel=RESULT)
@@ -66,7 +66,7 @@ def demo(
     if not simulated:
         if options != RunOptions():
             raise UsageError("How to run is for the simulation.", hint="Add --simulated, or leave the option out.")
-        _federated(results, rounds=rounds or ROUNDS, repeats=seeds or REPEATS, keep=keep)
+        _federated(results, rounds=rounds, repeats=seeds or REPEATS, keep=keep)
         return
     if keep is not None:
         raise UsageError("A simulation has no files of a federation.", hint="Leave out --keep or --simulated.")
@@ -81,7 +81,7 @@ def demo(
     run(study, options, results)
 
 
-def _federated(results: ResultOptions, *, rounds: int, repeats: int, keep: Path | None) -> None:
+def _federated(results: ResultOptions, *, rounds: int | None, repeats: int, keep: Path | None) -> None:
     from freehold.cli.beside import federation
 
     check_writable(results.json, results.report)
@@ -134,7 +134,7 @@ def _say_what_is_odd(paths: list[Path]) -> None:
             _say(f"      and {len(findings) - 3} more: freehold data check heart")
 
 
-def _plan(rounds: int, repeats: int, nodes: int) -> Plan:
+def _plan(rounds: int | None, repeats: int, nodes: int) -> Plan:
     from freehold.coordinator.specification import specified
     from freehold.study.federated import federated_plan
 
