@@ -7,11 +7,21 @@ import queue
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 PATIENCE_S = 120.0
+
+
+@contextmanager
+def short_folder() -> Iterator[Path]:
+    """An empty folder, gone afterwards, whose path is short enough for the sockets in it."""
+    with tempfile.TemporaryDirectory(prefix="fh-") as name:
+        yield Path(name)
 
 
 def environment(home: Path) -> dict[str, str]:

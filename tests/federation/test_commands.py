@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import urllib.request
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.federation.programs import Running, freehold, left_behind
+from tests.federation.programs import Running, freehold, left_behind, short_folder
 
 PLAN = ("study", "new", "heart", "--algorithm", "fedavg", "--companions", "", "--rounds", "2", "--repeats", "1")
 
@@ -27,32 +28,34 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+def world() -> Iterator[World]:
     """A coordinator that takes signed studies only, two nodes, and a finished study."""
-    home = tmp_path_factory.mktemp("w")
-    for arguments in (
-        ("study", "keygen", home / "key"),
-        ("data", "get", "heart", home / "data"),
-        ("coordinator", "init", "--federation", "trial", "--port", "0", "--study-key", home / "key.pub"),
-    ):
-        assert freehold(home, *arguments).returncode == 0
-    coordinator = Running(home, "coordinator", "start", "--log", "plain")
-    url = coordinator.wait_for("Coordinator of federation").split()[-1]
-    world, nodes = World(home=home, url=url), []
-    for name in ("cleveland", "hungary"):
-        token = home / f"{name}.token"
-        token.write_text(world.run("token", "create", "--node", name))
-        arguments = ("--name", name, "--coordinator", url, "--join-file", token, "--data", f"heart={home / 'data' / name}.csv")
-        nodes.append(Running(home, "node", "start", *arguments, "--port", "0", "--log", "json"))
-    for node in nodes:
-        node.wait_for("coordinator.connected")
-    world.run(*PLAN, "--least-nodes", "2", "--output", home / "plan.toml")
-    world.run("study", "sign", home / "plan.toml", "--key", home / "key")
-    world.run("study", "run", home / "plan.toml", "--wait", "--json", home / "report.json")
-    yield world
-    for process in (*nodes, coordinator):
-        assert process.stop() == 0
-    assert left_behind(home) == []
+    with short_folder() as home, ExitStack() as running:
+        for arguments in (
+            ("study", "keygen", home / "key"),
+            ("data", "get", "heart", home / "data"),
+            ("coordinator", "init", "--federation", "trial", "--port", "0", "--study-key", home / "key.pub"),
+        ):
+            assert freehold(home, *arguments).returncode == 0
+        coordinator = Running(home, "coordinator", "start", "--log", "plain")
+        running.callback(coordinator.stop)
+        url = coordinator.wait_for("Coordinator of federation").split()[-1]
+        world, nodes = World(home=home, url=url), []
+        for name in ("cleveland", "hungary"):
+            token = home / f"{name}.token"
+            token.write_text(world.run("token", "create", "--node", name))
+            given = ("--name", name, "--coordinator", url, "--join-file", token, "--data", f"heart={home / 'data' / name}.csv")
+            nodes.append(Running(home, "node", "start", *given, "--port", "0", "--log", "json"))
+            running.callback(nodes[-1].stop)
+        for node in nodes:
+            node.wait_for("coordinator.connected")
+        world.run(*PLAN, "--least-nodes", "2", "--output", home / "plan.toml")
+        world.run("study", "sign", home / "plan.toml", "--key", home / "key")
+        world.run("study", "run", home / "plan.toml", "--wait", "--json", home / "report.json")
+        yield world
+        running.close()
+        assert [process.popen.returncode for process in (*nodes, coordinator)] == [0, 0, 0]
+        assert left_behind(home) == []
 
 
 def test_the_report_compares_with_training_alone(world: World) -> None:

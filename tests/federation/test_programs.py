@@ -6,10 +6,19 @@ import json
 import signal
 import socket
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 from freehold.wire.jointoken import JoinToken
-from tests.federation.programs import Running, freehold, left_behind
+from tests.federation.programs import Running, freehold, left_behind, short_folder
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    with short_folder() as made:
+        yield made
 
 
 def free_port() -> int:
@@ -24,10 +33,10 @@ def get(url: str) -> str:
         return str(answer.read().decode())
 
 
-def test_a_coordinator_prints_a_token_when_asked_and_serves_metrics(tmp_path: Path) -> None:
+def test_a_coordinator_prints_a_token_when_asked_and_serves_metrics(home: Path) -> None:
     port, metrics = free_port(), free_port()
     arguments = ("--port", str(port), "--metrics-port", str(metrics), "--name", "localhost", "--print-token")
-    coordinator = Running(tmp_path, "coordinator", "start", *arguments)
+    coordinator = Running(home, "coordinator", "start", *arguments)
     assert coordinator.wait_for("Coordinator of federation").split()[-1] == f"https://localhost:{port}"
     JoinToken.parse(coordinator.wait_for("fh1."))
     coordinator.wait_for("Stop with Ctrl-C")
@@ -35,15 +44,15 @@ def test_a_coordinator_prints_a_token_when_asked_and_serves_metrics(tmp_path: Pa
     assert json.loads(started)["event"] == "coordinator.started"
     assert get(f"http://127.0.0.1:{metrics}/readyz") == "ok\n"
     assert 'freehold_nodes{state="connected"} 0.0' in get(f"http://127.0.0.1:{metrics}/metrics")
-    taken = freehold(tmp_path, "coordinator", "start", "--state", tmp_path / "other", "--port", str(port))
+    taken = freehold(home, "coordinator", "start", "--state", home / "other", "--port", str(port))
     assert taken.returncode == 1
     assert "Cannot listen" in taken.stderr
     assert coordinator.stop(signal.SIGINT) == 0
-    assert left_behind(tmp_path) == []
+    assert left_behind(home) == []
 
 
-def test_a_first_node_starts_a_coordinator_of_its_own(tmp_path: Path) -> None:
-    alice = Running(tmp_path, "node", "start", "--name", "alice", "--port", "0")
+def test_a_first_node_starts_a_coordinator_of_its_own(home: Path) -> None:
+    alice = Running(home, "node", "start", "--name", "alice", "--port", "0")
     url = alice.wait_for("coordinator of its own").split()[-1]
     page = alice.wait_for("Its page").split()[-1]
     alice.wait_for("token create --node bob")
@@ -52,9 +61,9 @@ def test_a_first_node_starts_a_coordinator_of_its_own(tmp_path: Path) -> None:
     told = json.loads(get(page + "status.json"))
     assert (told["node"], told["coordinator"], told["state"]) == ("alice", url, "connected")
     assert alice.stop() == 0
-    assert left_behind(tmp_path) == []
-    again = Running(tmp_path, "node", "start", "--name", "alice")
+    assert left_behind(home) == []
+    again = Running(home, "node", "start", "--name", "alice")
     assert again.wait_for("coordinator of its own").split()[-1] == url
     again.wait_for("coordinator.connected")
     assert again.stop(signal.SIGINT) == 0
-    assert left_behind(tmp_path) == []
+    assert left_behind(home) == []

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 coordinator = typer.Typer(no_args_is_help=True, help="Run the coordinator of a federation.")
 
 FILE = "coordinator.toml"
+LONGEST_SOCKET = 107
+"""Bytes in the path of a Unix socket, by the kernel."""
 KEYS: Mapping[str, type] = {
     "federation": str,
     "host": str,
@@ -204,6 +206,8 @@ def _settings(folder: Path, options: ServiceOptions) -> Settings:
     from freehold.coordinator.certificates import check_name
     from freehold.coordinator.service import Settings
 
+    if len(os.fsencode(folder / "admin.sock")) > LONGEST_SOCKET:
+        raise UsageError(f"The path {folder} is too long: its socket could not be opened.", hint="Give a shorter --state.")
     said = read_settings(folder / FILE, KEYS)
     if options.federation and options.federation != said.get("federation", options.federation):
         raise UsageError(
