@@ -25,8 +25,12 @@ from freehold.coordinator.store import Put, Store
 from freehold.errors import Conflict, Late, StudyRefused, UnknownRun
 from freehold.events import Event, Listener, silent
 from freehold.plan import Plan, digest, parse, runs_of
+from freehold.wire.codec import Entry
 from freehold.wire.local import Mapped
 from freehold.wire.messages import Declined, Measure, Measures, Pending, Settled, Train, Work
+
+Entries = Mapping[str, Entry]
+"""Where the tensors of a contribution lie."""
 
 
 class Studies:
@@ -145,7 +149,8 @@ class Studies:
             if each.body is not None:
                 run.tally.sum.add(each.body, each.weight)
             else:
-                _fold_file(run, self._store.folder / each.place, each.weight)
+                path = self._store.folder / each.place
+                _fold_file(run, path, each.weight, _verify(path, run, each.weight))
             run.received[each.node], run.weights[each.node] = each.sha256, each.weight
 
     # Nodes.
@@ -229,9 +234,9 @@ class Studies:
         before = open_run.received.get(node)
         if before is None:
             if isinstance(body, bytes):
-                _verify(body, open_run, weight)
+                entries = _verify(body, open_run, weight)
             else:
-                await asyncio.to_thread(_verify, body, open_run, weight)
+                entries = await asyncio.to_thread(_verify, body, open_run, weight)
             put = await self._store.put(body, point="coordinator.contribution", sha256=sha256)
             now = self._clock()
 
@@ -243,7 +248,7 @@ class Studies:
                 if open_run.round != round or open_run.closing:
                     raise Late(f"Round {round} of run {run} closed meanwhile.", hint="Nothing is wrong; ask for work again.")
                 open_run.received[node], open_run.weights[node] = sha256, weight
-                await self._fold(open_run, put, weight)
+                await self._fold(open_run, put, weight, entries)
                 self._tell(Event("contribution.received", {"run": run, "round": round, "node": node, "bytes": put.length}))
                 self._rounds.consider(open_run)
                 return
@@ -255,13 +260,13 @@ class Studies:
                 hint="The first one counts. The node discards the second when it asks for work.",
             )
 
-    async def _fold(self, run: OpenRun, put: Put, weight: float) -> None:
+    async def _fold(self, run: OpenRun, put: Put, weight: float, entries: Entries) -> None:
         assert run.tally is not None
         async with run.folding:
             if put.body is not None:
-                run.tally.sum.add(put.body, weight)
+                run.tally.sum.add_checked(put.body, weight, entries)
             elif put.place is not None:
-                await asyncio.to_thread(_fold_file, run, self._store.folder / put.place, weight)
+                await asyncio.to_thread(_fold_file, run, self._store.folder / put.place, weight, entries)
 
     async def measured(self, node: str, message: Measures | Declined) -> None:
         """Take what a node measured, or that it declined to train or measure."""
@@ -318,16 +323,15 @@ class Studies:
         return list(self._runs.values())
 
 
-def _verify(body: bytes | Path, run: OpenRun, weight: float) -> None:
+def _verify(body: bytes | Path, run: OpenRun, weight: float) -> Entries:
     assert run.tally is not None
     if isinstance(body, bytes):
-        run.tally.sum.check(body, weight)
-        return
+        return run.tally.sum.check(body, weight)
     with body.open("rb") as file, Mapped(file.fileno()) as view:
-        run.tally.sum.check(view, weight)
+        return run.tally.sum.check(view, weight)
 
 
-def _fold_file(run: OpenRun, path: Path, weight: float) -> None:
+def _fold_file(run: OpenRun, path: Path, weight: float, entries: Entries) -> None:
     assert run.tally is not None
     with path.open("rb") as file, Mapped(file.fileno()) as view:
-        run.tally.sum.add(view, weight)
+        run.tally.sum.add_checked(view, weight, entries)
