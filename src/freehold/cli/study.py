@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from freehold.cli.console import errors
 from freehold.cli.invocation import command
 from freehold.cli.options import ResultOptions, grouped, listed
 from freehold.cli.places import AsJson, CoordinatorState, admin
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 study = typer.Typer(no_args_is_help=True, help="Write and sign plans; run studies, on the coordinator's machine.")
 
 COMPANIONS = ("fedavg", "fedavg-finetuned", "fedavg-intercept")
-POLL_S = 0.25
+POLL_S = 0.5
 
 PlanFile = Annotated[Path, typer.Argument(metavar="PLAN.toml", help="The plan.")]
 StudyName = Annotated[str, typer.Argument(metavar="STUDY", help="Its name, or its plan's digest or the beginning of it.")]
@@ -136,11 +137,17 @@ def run(
         return
     from freehold.cli.live import following
 
-    with following() as follow:
-        while (info := find(coordinator, digest)).state == "running":
+    try:
+        with following() as follow:
+            while (info := find(coordinator, digest)).state == "running":
+                follow(info)
+                time.sleep(POLL_S)
             follow(info)
-            time.sleep(POLL_S)
-        follow(info)
+    except KeyboardInterrupt:
+        errors().print(
+            f"The study goes on without you. Watch it: freehold study show {digest[7:19]}; end it: freehold study stop …"
+        )
+        raise typer.Exit(130) from None
     _end(info)
     tell(coordinator, digest, results)
 
