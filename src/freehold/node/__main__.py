@@ -122,12 +122,14 @@ def _settings(options: Options, stack: ExitStack) -> tuple[Own | None, Settings]
     own, token, data, url = None, None, options.data, options.coordinator
     beside = options.state / "coordinator"
     try:
-        joined = credentials.load(options.state).not_after > time.time()
+        found = credentials.load(options.state)
     except NotJoined:
-        joined = False
+        found = None
+    joined = found is not None and found.not_after > time.time()
     if options.join_file and not joined:
         token = read_token(options.join_file)
-    if not url and not options.join_file and (beside.exists() or not joined):
+    # Not where a certificate has merely expired: that node belongs to somebody else's coordinator.
+    if not url and not options.join_file and (beside.exists() or found is None):
         from freehold.node import alone
 
         own = alone.start(beside)
