@@ -128,10 +128,15 @@ def studies_of(state: Path) -> list[dict[str, Any]]:
                 "examples": data.get("examples"),
                 "findings": data.get("findings", []),
                 "worth": _worth(told.get("measured", {})),
-                "serves": Counter(str(run["served"]) for run in told.get("measured", {}).values() if run.get("served")),
+                "serves": _choices(told.get("measured", {})),
             }
         )
     return found
+
+
+def _choices(measured: Mapping[str, Mapping[str, Any]]) -> Counter[str]:
+    """How often the node would serve what: in each repeat, what it said last, when most was measured."""
+    return Counter({run.get("repeat"): str(run["served"]) for run in measured.values() if run.get("served")}.values())
 
 
 def _worth(measured: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -206,11 +211,12 @@ def _study(study: Mapping[str, Any]) -> str:
     examples = "" if study["examples"] is None else f"{study['examples']} examples here. "
     rows = ""
     for row in study["worth"]:
-        own, alone, difference = (_shown(row["figure"], value) for value in (row["own"], row["alone"], row["own"] - row["alone"]))
-        sign = "+" if row["own"] > row["alone"] else ""
+        own, alone = (_shown(row["figure"], row[name]) for name in ("own", "alone"))
+        gain = row["own"] - row["alone"]
+        difference = f"{100 * gain:+.1f} points" if row["figure"] == "accuracy" else f"{gain:+.3g}"
         rows += (
             f'<tr><td>{escape(row["algorithm"])}</td><td class="n">{own}</td><td class="n">{alone}</td>'
-            f'<td class="n">{sign}{difference}</td><td class="n">{row["repeats"]} × {row["test"]}</td>'
+            f'<td class="n">{difference}</td><td class="n">{row["repeats"]} × {row["test"]}</td>'
             f"</tr>"
         )
     table = (

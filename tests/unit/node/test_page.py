@@ -28,11 +28,11 @@ STATUS: dict[str, Any] = {
 }
 
 
-def measured(right: int, alone: int, served: str) -> dict[str, Any]:
+def measured(right: int, alone: int, served: str, repeat: int = 0) -> dict[str, Any]:
     def split(correct: int) -> dict[str, Any]:
         return {"test": {"examples": 20, "sums": {"count": 20.0, "correct": float(correct)}}}
 
-    return {"algorithm": "ditto", "splits": split(right), "alone": split(alone), "served": served}
+    return {"algorithm": "ditto", "splits": split(right), "alone": split(alone), "served": served, "repeat": repeat}
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def page(tmp_path: Path) -> Iterator[Page]:
         "name": "<i>study</i>",
         "plan": "sha256:" + "a" * 64,
         "data": {"examples": 80, "findings": ["chol = 0 in <all> rows"]},
-        "measured": {"x-0": measured(15, 14, "personal"), "x-1": measured(17, 14, "local")},
+        "measured": {"x-0": measured(15, 14, "personal"), "x-1": measured(17, 14, "local", 1)},
     }
     (tmp_path / "studies" / "a.json").write_text(json.dumps(note))
     (tmp_path / "studies" / "half.json").write_text("{")
