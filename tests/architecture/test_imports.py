@@ -62,7 +62,9 @@ THIRD_PARTIES: dict[str, frozenset[str]] = {
     "tracking": frozenset({"mlflow", "tensorboard"}),
     "study": frozenset({"msgspec", "numpy", "polars", "safetensors", "torch"}),
     "node": frozenset({"cryptography", "msgspec", "safetensors", "torch"}),  # the agent: msgspec alone, see tests/unit/enrolment
-    "coordinator": frozenset({"aiohttp", "cryptography", "msgspec", "prometheus_client", "safetensors", "sqlalchemy", "torch"}),
+    "coordinator": frozenset(
+        {"aiohttp", "alembic", "cryptography", "msgspec", "prometheus_client", "safetensors", "sqlalchemy", "torch"}
+    ),
     "freehold": frozenset(),
     "testing": frozenset({"sklearn", "torch"}),
     "cli": frozenset({"rich", "typer"}),

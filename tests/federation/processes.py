@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 from freehold.events import Event
@@ -26,11 +27,19 @@ def tell(event: Event) -> None:
 
 async def coordinator(state: str, port: str, settings: str) -> None:
     from freehold.coordinator.service import Service, Settings
+    from freehold.wire.ingest import Pace
 
+    given = json.loads(settings)
+    ahead_s = given.pop("clock_ahead_s", 0.0)
+    pace = Pace(**given.pop("pace", {}))
+    around = {key: given.pop(key) for key in ("idle_s", "node_life_s") if key in given}
     service = Service(
-        settings=Settings(state=Path(state), port=int(port), federation="test", **json.loads(settings)),
+        settings=Settings(state=Path(state), port=int(port), federation="test", **given),
+        clock=lambda: time.time() + ahead_s,
         listener=tell,
         spawn=spawn,
+        pace=pace,
+        **around,
     )
     await service.start()
     told = asyncio.Event()

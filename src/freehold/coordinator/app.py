@@ -51,10 +51,13 @@ class App:
         presence: Presence,
         ingest: Ingest,
         peers: Peers,
+        replaced: Callable[[str, asyncio.Transport | None], None],
         tell: Listener,
     ) -> None:
+        """`replaced(node, last)` is told when the certificates that a name had are over; `last` still carries an answer."""
         self._enrolment, self._studies, self._store = enrolment, studies, store
         self._presence, self._ingest, self._peers, self._tell = presence, ingest, peers, tell
+        self._replaced = replaced
         self._document = openapi.document()
 
     def build(self) -> web.Application:
@@ -82,18 +85,21 @@ class App:
         return web.Response(text=self._enrolment.authority.roots_pem, content_type="application/x-pem-file")
 
     async def _enroll(self, request: web.Request) -> web.StreamResponse:
-        message = await read_message(request, EnrollRequest)
-        return reply(await asyncio.to_thread(self._enrolment.enroll, message, address=request.remote or "-"))
+        message = await read_message(request, EnrollRequest, pace=self._ingest.pace)
+        certificate = await asyncio.to_thread(self._enrolment.enroll, message, address=request.remote or "-")
+        self._replaced(message.node, None)
+        return reply(certificate)
 
     async def _renew(self, request: web.Request) -> web.StreamResponse:
         peer = self._node(request)
-        message = await read_message(request, RenewRequest)
+        message = await read_message(request, RenewRequest, pace=self._ingest.pace)
         return reply(await asyncio.to_thread(self._enrolment.renew, message, peer=peer, address=request.remote or "-"))
 
     async def _leave(self, request: web.Request) -> web.StreamResponse:
         node = self._node(request)
-        await read_message(request, Leave)
+        await read_message(request, Leave, pace=self._ingest.pace)
         await asyncio.to_thread(self._enrolment.leave, node)
+        self._replaced(node.name, request.transport)
         self._presence.gone(node.name)
         await self._studies.gone(node.name)
         return reply(WorkReply(received=True))
@@ -102,7 +108,7 @@ class App:
 
     async def _work(self, request: web.Request) -> web.StreamResponse:
         node = self._node(request)
-        message = await read_message(request, WorkRequest)
+        message = await read_message(request, WorkRequest, pace=self._ingest.pace)
         return reply(await self._next(node, message.datasets, message.pending, message.wait_s))
 
     async def _next(
@@ -140,12 +146,12 @@ class App:
                 f"The node speaks version {version} of the protocol, this coordinator {VERSION}.",
                 hint="Install the same Freehold release on both sides.",
             )
-        run, round_ = _part(request, "run", RUN_PATTERN), int(_part(request, "round", r"[0-9]{1,10}"))
+        run, round_ = _part(request, "run", RUN_PATTERN), int(_part(request, "round", r"[0-9]{1,9}"))
         sha256 = _header(request, routes.SHA256_HEADER, SHA256_PATTERN)
-        weight = float(_header(request, routes.WEIGHT_HEADER, r"[0-9]{1,15}(\.[0-9]{1,15})?(e[+-]?[0-9]{1,2})?"))
+        weight = float(_header(request, routes.WEIGHT_HEADER, r"[0-9]{1,17}(\.[0-9]{1,20})?(e[+-]?[0-9]{1,2})?"))
         wait_s = float(_header(request, routes.WAIT_HEADER, r"[0-9]{1,3}(\.[0-9]{1,6})?", "0"))
-        datasets = _header(request, routes.DATASETS_HEADER, r"[a-z0-9,-]{0,4000}", "")
-        pending = _pending(_header(request, routes.PENDING_HEADER, r"[0-9a-f:,-]{0,8000}", ""))
+        datasets = _header(request, routes.DATASETS_HEADER, routes.DATASETS_PATTERN, "")
+        pending = _pending(_header(request, routes.PENDING_HEADER, routes.PENDING_PATTERN, ""))
         limit = self._studies.expects(node.name, run, round_).sum_bytes + _ROOM_BYTES
         body = await self._ingest.receive_body(request, sha256=sha256, limit_bytes=limit)
         try:
@@ -163,7 +169,7 @@ class App:
 
     async def _told(self, request: web.Request, kind: type[Measures] | type[Declined]) -> web.StreamResponse:
         node = self._node(request)
-        message = await read_message(request, kind)
+        message = await read_message(request, kind, pace=self._ingest.pace)
         await self._studies.measured(node.name, message)
         return reply(await self._next(node, message.datasets, message.pending, message.wait_s, received=True))
 
@@ -198,7 +204,5 @@ def _pending(text: str) -> list[Pending]:
     found = []
     for entry in filter(None, text.split(",")):
         run, _, round_ = entry.partition(":")
-        if not re.fullmatch(RUN_PATTERN, run) or not re.fullmatch(r"[0-9]{1,10}", round_):
-            raise WireError(f"The header {routes.PENDING_HEADER} is malformed.", hint="See docs/reference/wire.md.")
         found.append(Pending(run=run, round=int(round_)))
     return found

@@ -12,6 +12,7 @@ from sqlalchemy.exc import IntegrityError
 from freehold import durable
 from freehold.coordinator.enrolment_records import CertificateRecord, EnrolmentRecords, Event, NodeRecord, TokenRecord
 from freehold.coordinator.schema import metadata
+from freehold.coordinator.store import explained
 
 _NAME, _HEX = sa.String(63), sa.String(64)
 
@@ -79,7 +80,7 @@ def transactions(engine: sa.Engine) -> Callable[[], AbstractContextManager[Enrol
 
     @contextlib.contextmanager
     def transaction() -> Iterator[EnrolmentRecords]:
-        with engine.connect() as connection:
+        with explained(), engine.connect() as connection:
             yield SqlRecords(connection)
             durable.commit(connection.commit, "coordinator.enrolment")
 
@@ -91,7 +92,7 @@ def readings(engine: sa.Engine) -> Callable[[], AbstractContextManager[Enrolment
 
     @contextlib.contextmanager
     def reading() -> Iterator[EnrolmentRecords]:
-        with engine.connect() as connection:
+        with explained(), engine.connect() as connection:
             yield SqlRecords(connection)
 
     return reading

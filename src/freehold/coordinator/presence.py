@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
-from freehold.coordinator.enrolment_tables import nodes
+from freehold.coordinator.enrolment_tables import denied, nodes
 from freehold.coordinator.store import Store
 from freehold.coordinator.study_tables import offers
 
@@ -33,7 +33,8 @@ class Presence:
 
         def read(connection: sa.Connection) -> list[tuple[str, str]]:
             found = sa.select(offers.c.node, offers.c.datasets).join(nodes, nodes.c.name == offers.c.node)
-            return [(row.node, row.datasets) for row in connection.execute(found.where(nodes.c.left.is_(None)))]
+            shut = sa.exists().where(denied.c.what == sa.literal("node/") + offers.c.node)
+            return [(row.node, row.datasets) for row in connection.execute(found.where(nodes.c.left.is_(None), ~shut))]
 
         for name, datasets in store.read(read):
             self._nodes[name] = Seen(datasets=frozenset(filter(None, datasets.split(","))))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
@@ -13,13 +14,16 @@ from freehold.coordinator.child import ServerCode, ServerStates
 from freehold.coordinator.run import OpenRun
 from freehold.coordinator.store import Store
 from freehold.drawing import draw_cohort
-from freehold.errors import FreeholdError, ServerCodeFailed
+from freehold.errors import CoordinatorError, FreeholdError, ServerCodeFailed, StoreError
 from freehold.events import Event, Listener, silent
 from freehold.wire.local import close
 from freehold.wire.messages import Blob
 
 OPEN_RUNS = 2
 """Runs of a study that are open at once: while one closes, the nodes work on the other."""
+
+RETRY_S = 1.0
+"""Between two attempts to write to a store that is full or away."""
 
 T = TypeVar("T")
 
@@ -44,6 +48,7 @@ class Rounds:
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._child = asyncio.Lock()
         self._closing = False
+        self._stopped = asyncio.Event()
 
     async def ask(self, question: Callable[[], T]) -> T:
         """Put a question to the child that runs algorithm code, one at a time."""
@@ -61,7 +66,7 @@ class Rounds:
                 if len(self._population(run)) < run.plan.round.least_nodes or run.closing:
                     continue
                 run.closing = True  # nobody else begins it
-                self._spawn(self._begin(run))
+                self._spawn(run, lambda run=run: self._begin(run))  # type: ignore[misc]
 
     async def _begin(self, run: OpenRun) -> None:
         plan = run.plan_blob.body or self._store.blob_bytes(run.plan_blob.sha256)
@@ -78,12 +83,12 @@ class Rounds:
             return
         now = self._clock()
         enough = run.state == "measuring" or (len(run.received) >= run.quorum and run.received)
-        if (run.complete and run.cohort) or (now >= run.deadline and enough):
+        if enough and ((run.complete and run.cohort) or now >= run.deadline):
             run.closing = True
-            self._spawn(self._close(run))
+            self._spawn(run, lambda: self._close(run))
         elif now >= run.deadline:
             self._tell(Event("round.short", {"run": run.id, "round": run.round, "heard": len(run.received)}))
-            self._spawn(self.extend(run, run.cohort, now + run.plan.round.deadline_s))
+            self._spawn(run, lambda: self.extend(run, self._once_more(run), self._clock() + run.plan.round.deadline_s))
         else:
             self._at(run, run.deadline - now)
 
@@ -93,12 +98,23 @@ class Rounds:
         self._timers[run.id] = asyncio.get_running_loop().call_later(after_s, self.consider, run)
 
     async def extend(self, run: OpenRun, cohort: Sequence[str], deadline: float) -> None:
-        """Wait on, perhaps for fewer nodes."""
+        """Wait on, for fewer nodes or others."""
+        # In memory first: two nodes may decline at once, and a cohort that a crash restores is only asked in vain.
+        round_, run.cohort, run.deadline = run.round, tuple(cohort), deadline
         await self._store.write(
-            lambda c: records.extend(c, run=run.id, round=run.round, cohort=cohort, deadline=deadline), "coordinator.extend"
+            lambda c: records.extend(c, run=run.id, round=round_, cohort=cohort, deadline=deadline), "coordinator.extend"
         )
-        run.cohort, run.deadline = tuple(cohort), deadline
         self.consider(run)
+        self._wake(cohort)
+
+    def _once_more(self, run: OpenRun) -> list[str]:
+        """Whom to ask in a round that is short of its quorum: also those that declined, and others as far as there is room."""
+        population = self._population(run)
+        size = min(run.capacity, len(population))
+        drawn = draw_cohort(population, size, seed=run.run.seed, index=run.round) if size else []
+        others = [node for node in drawn if node not in run.cohort and node not in run.received]
+        room = run.capacity - len({*run.cohort, *run.received})
+        return sorted([*run.cohort, *others[: max(room, 0)]])
 
     async def _close(self, run: OpenRun) -> None:
         if run.state == "measuring":
@@ -216,6 +232,7 @@ class Rounds:
     async def close(self) -> None:
         """Wait for what is being written; nothing new is begun."""
         self._closing = True
+        self._stopped.set()
         for timer in self._timers.values():
             timer.cancel()
         while self._tasks:
@@ -233,16 +250,38 @@ class Rounds:
                 self._timers.pop(run.id).cancel()
         self._wake(None)
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
+    def _spawn(self, run: OpenRun, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        task = asyncio.get_running_loop().create_task(self._persist(run, work))
         self._tasks.add(task)
         task.add_done_callback(self._ended)
+
+    async def _persist(self, run: OpenRun, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Do a step of a run, again and again while the store cannot be written; what else it raises ends the study."""
+        while True:
+            try:
+                await work()
+                return
+            except StoreError as error:
+                self._tell(_failed(error))
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._stopped.wait(), RETRY_S)
+                if self._closing:
+                    return
+            except Exception as error:
+                self._tell(_failed(error))
+                found = error if isinstance(error, FreeholdError) else CoordinatorError(f"({type(error).__name__})")
+                await self._fail(run, found)
+                return
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            code = error.code if isinstance(error, FreeholdError) else 0
-            self._tell(Event("coordinator.error", {"kind": type(error).__name__, "code": code}))
+            self._tell(_failed(error))
+
+
+def _failed(error: BaseException) -> Event:
+    code = error.code if isinstance(error, FreeholdError) else 0
+    return Event("coordinator.error", {"kind": type(error).__name__, "code": code})
 
 
 def _remove(files: Sequence[Path]) -> None:

@@ -22,13 +22,11 @@ class OpenTally:
         length = layout_of(spec).length
         self.fd = os.memfd_create("tally", os.MFD_CLOEXEC)
         os.ftruncate(self.fd, length)
-        self._memory = mmap.mmap(self.fd, length)
-        self.sum = FixedPointSum(spec, self._memory, most_clients=most_clients)
+        self.sum = FixedPointSum(spec, mmap.mmap(self.fd, length), most_clients=most_clients)
 
     def close(self) -> None:
-        """Give the memory back once nothing looks at it."""
+        """Give the memory back, as soon as nobody looks at it: a thread may still check a contribution that came too late."""
         del self.sum
-        self._memory.close()
         os.close(self.fd)
 
 
@@ -69,8 +67,13 @@ class OpenRun:
 
     @property
     def quorum(self) -> int:
-        """Answers that make the round count."""
-        return min(self.plan.round.quorum or len(self.cohort), len(self.cohort))
+        """Answers that make the round count: of those that are still asked, or as many as the plan says."""
+        return min(self.plan.round.quorum or len(self.cohort), self.capacity)
+
+    @property
+    def capacity(self) -> int:
+        """How many may contribute to this round, however often others are asked in the place of those that declined."""
+        return max(1, len(self.cohort), min(self.plan.round.cohort or self.population, self.population))
 
     def open(self, round: int, cohort: tuple[str, ...], population: int, deadline: float) -> None:
         """Ask a cohort: for contributions, or after the last round for measures."""
@@ -79,7 +82,7 @@ class OpenRun:
         self.received, self.weights, self.closing = {}, {}, False
         self.drop_tally()
         if self.state == "training":
-            self.tally = OpenTally(self.run.contribution, len(cohort))
+            self.tally = OpenTally(self.run.contribution, self.capacity)
 
     def awaits(self, node: str) -> bool:
         """Whether this node is asked and not yet heard."""

@@ -19,7 +19,7 @@ import sqlalchemy as sa
 
 from freehold.coordinator.administration import Administration, serve_unix
 from freehold.coordinator.app import App
-from freehold.coordinator.authority import Authority
+from freehold.coordinator.authority import NODE_LIFE_S, Authority
 from freehold.coordinator.child import ServerCode
 from freehold.coordinator.enrolment import Enrolment
 from freehold.coordinator.enrolment_tables import denied, readings, transactions
@@ -31,7 +31,7 @@ from freehold.coordinator.studies import Studies
 from freehold.errors import CoordinatorError
 from freehold.events import Event, Listener, silent
 from freehold.wire import spki
-from freehold.wire.ingest import Ingest
+from freehold.wire.ingest import Ingest, Pace
 from freehold.wire.process import Spawn, spawn
 from freehold.wire.server import Identity, Peers, save_connection_memory, serve, server_context
 
@@ -71,6 +71,9 @@ class Service:
     clock: Callable[[], float] = time.time
     listener: Listener = silent
     spawn: Spawn = spawn
+    pace: Pace = field(default_factory=Pace)
+    idle_s: float = 30.0  # a connection without a whole request for so long is cut
+    node_life_s: float = NODE_LIFE_S  # of the certificates that nodes get
     _denied: set[str] = field(default_factory=set)
 
     async def start(self) -> None:
@@ -86,10 +89,14 @@ class Service:
         )
         engine = connect(self.settings.database or f"sqlite:///{state / 'coordinator.sqlite'}")
         self.store = Store(engine, state / "blobs")
-        with engine.connect() as connection:
-            self._denied = set(connection.execute(sa.select(denied.c.what)).scalars())
+        self.store.sweep()
+        self._read_denied()
         self.enrolment = Enrolment(
-            authority=authority, transaction=transactions(engine), reading=readings(engine), clock=self.clock
+            authority=authority,
+            transaction=transactions(engine),
+            reading=readings(engine),
+            clock=self.clock,
+            lifetime_s=self.node_life_s,
         )
         self.code = ServerCode(spawn=self.spawn)
         self.presence = Presence(self.store, self.clock)
@@ -103,7 +110,7 @@ class Service:
         )
         self.metrics = Metrics(self.presence, self._expiries, self.clock)
         self.peers = Peers(clock=self.clock, denied=self._is_denied)
-        self.ingest = Ingest(state / "blobs")
+        self.ingest = Ingest(state / "blobs", pace=self.pace)
         self.administration = Administration(
             enrolment=self.enrolment,
             studies=self.studies,
@@ -124,10 +131,11 @@ class Service:
             presence=self.presence,
             ingest=self.ingest,
             peers=self.peers,
+            replaced=self._replaced,
             tell=self._tell,
         ).build()
         try:
-            self._serving = await serve(app, self.settings.host, self.settings.port, self._context)
+            self._serving = await serve(app, self.settings.host, self.settings.port, self._context, keepalive_s=self.idle_s)
         except OSError as error:
             await self._close_parts()
             raise CoordinatorError(
@@ -180,14 +188,20 @@ class Service:
         await asyncio.to_thread(self.store.close)
 
     def _is_denied(self, identity: Identity) -> bool:
-        serial = identity.serial.lower().lstrip("0")
-        return bool({serial, f"{identity.role}/{identity.name}"} & self._denied)
+        return bool({identity.serial, identity.serial.lstrip("0"), f"{identity.role}/{identity.name}"} & self._denied)
+
+    def _read_denied(self) -> None:
+        self._denied = set(self.store.read(lambda c: c.execute(sa.select(denied.c.what)).scalars().all()))
+
+    def _replaced(self, node: str, last: asyncio.Transport | None) -> None:
+        """A name has left, or is another machine's from now on: connections of the certificates that it had before are cut."""
+        self._read_denied()
+        self.peers.drop_named(self.settings.federation, "node", node, keep=last)
 
     async def _deny(self, what: str, on: bool) -> None:
+        self._read_denied()
         if not on:
-            self._denied.discard(what)
             return
-        self._denied.add(what)
         role, _, name = what.partition("/")
         if name:
             self.peers.drop_named(self.settings.federation, role, name)

@@ -20,8 +20,8 @@ from typing import Any, NamedTuple, TypeVar
 import sqlalchemy as sa
 
 from freehold import durable
-from freehold.coordinator.schema import metadata
-from freehold.coordinator.study_tables import blobs, runs, studies
+from freehold.coordinator.migrate import upgrade
+from freehold.coordinator.study_tables import blobs, contributions, runs, studies
 from freehold.errors import StoreError
 from freehold.wire.local import Pieces, sealed
 from freehold.wire.messages import Blob
@@ -81,8 +81,8 @@ class Store:
     def __init__(self, engine: sa.Engine, folder: Path) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.engine, self.folder = engine, folder
-        with _explained():
-            metadata.create_all(engine)
+        with explained():
+            upgrade(engine)
         self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._writer = threading.Thread(target=self._write, name="store", daemon=True)
         self._writer.start()
@@ -101,7 +101,7 @@ class Store:
 
     def read(self, work: Callable[[sa.Connection], T]) -> T:
         """Run `work`, which only reads."""
-        with _explained(), self.engine.connect().execution_options(**{READING: True}) as connection:
+        with explained(), self.engine.connect().execution_options(**{READING: True}) as connection:
             return work(connection)
 
     def close(self) -> None:
@@ -127,11 +127,13 @@ class Store:
         """One transaction for all; a job that raises is undone alone."""
         results: list[tuple[Any, BaseException | None]] = []
         try:
-            with _explained(), self.engine.connect() as connection, connection.begin() as transaction:
+            with explained(), self.engine.connect() as connection, connection.begin() as transaction:
                 for job in jobs:
                     try:
                         with connection.begin_nested():
                             results.append((job.work(connection), None))
+                    except sa.exc.OperationalError:
+                        raise  # a full disk: the database may have undone more than this job
                     except Exception as error:
                         results.append((None, error))
                 durable.commit(transaction.commit, *dict.fromkeys(job.point for job in jobs))
@@ -180,6 +182,15 @@ class Store:
         elif place is not None:
             (self.folder / place).unlink(missing_ok=True)
         return sha256
+
+    def sweep(self) -> int:
+        """Remove what a crash left between a file and its row; how many files. For the only coordinator of a folder."""
+        places = sa.union_all(sa.select(blobs.c.place), sa.select(contributions.c.place))
+        named = set(self.read(lambda c: c.execute(places).scalars().all()))
+        left = [path for path in self.folder.iterdir() if path.is_file() and path.name not in named]
+        for path in left:
+            path.unlink()
+        return len(left)
 
     def blob(self, sha256: str) -> Blob:
         """A blob as it is announced: small ones with their bytes."""
@@ -232,7 +243,7 @@ def _tell(loop: asyncio.AbstractEventLoop, settle: Callable[..., None], result: 
         return
 
 
-class _explained:
+class explained:
     """A database or disk error as one of ours."""
 
     def __enter__(self) -> None:

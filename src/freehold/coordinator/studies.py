@@ -22,12 +22,13 @@ from freehold.coordinator.rounds import Rounds
 from freehold.coordinator.run import OpenRun
 from freehold.coordinator.signing import Admit, everyone
 from freehold.coordinator.store import Put, Store
-from freehold.errors import Conflict, Late, StudyRefused, UnknownRun
+from freehold.errors import Conflict, Late, StudyRefused, TensorsMalformed, UnknownRun
 from freehold.events import Event, Listener, silent
 from freehold.plan import Plan, digest, parse, runs_of
 from freehold.wire.codec import Entry
 from freehold.wire.local import Mapped
 from freehold.wire.messages import Declined, Measure, Measures, Pending, Settled, Train, Work
+from freehold.wire.tally import FixedPointSum
 
 Entries = Mapping[str, Entry]
 """Where the tensors of a contribution lie."""
@@ -150,7 +151,7 @@ class Studies:
                 run.tally.sum.add(each.body, each.weight)
             else:
                 path = self._store.folder / each.place
-                _fold_file(run, path, each.weight, _verify(path, run, each.weight))
+                _fold_file(run.tally.sum, path, each.weight, _verify(path, run, run.tally.sum, each.weight))
             run.received[each.node], run.weights[each.node] = each.sha256, each.weight
 
     # Nodes.
@@ -233,59 +234,72 @@ class Studies:
         open_run = self.expects(node, run, round)
         before = open_run.received.get(node)
         if before is None:
+            assert open_run.tally is not None
             if isinstance(body, bytes):
-                entries = _verify(body, open_run, weight)
+                entries = _verify(body, open_run, open_run.tally.sum, weight)
             else:
-                entries = await asyncio.to_thread(_verify, body, open_run, weight)
+                entries = await asyncio.to_thread(_verify, body, open_run, open_run.tally.sum, weight)
             put = await self._store.put(body, point="coordinator.contribution", sha256=sha256)
             now = self._clock()
 
             def insert(connection: Any) -> str | None:
+                if records.is_closed(connection, run, round):
+                    raise _closed(run, round)
                 return records.insert_contribution(connection, run=run, round=round, node=node, put=put, weight=weight, now=now)
 
-            before = await self._store.write(insert, "coordinator.contribution")
-            if before is None:
-                if open_run.round != round or open_run.closing:
-                    raise Late(f"Round {round} of run {run} closed meanwhile.", hint="Nothing is wrong; ask for work again.")
-                open_run.received[node], open_run.weights[node] = sha256, weight
-                await self._fold(open_run, put, weight, entries)
-                self._tell(Event("contribution.received", {"run": run, "round": round, "node": node, "bytes": put.length}))
-                self._rounds.consider(open_run)
-                return
-            if put.place is not None:
-                await asyncio.to_thread((self._store.folder / put.place).unlink)
+            kept = False
+            try:
+                before = await self._store.write(insert, "coordinator.contribution")
+                kept = before is None
+                # There and not yet in the sum: the database kept what it had said it could not.
+                if kept or (before == sha256 and open_run.awaits(node) and open_run.round == round):
+                    await self._count(open_run, round, node, put, weight, entries)
+                    return
+            finally:
+                if put.place is not None and not kept:
+                    await asyncio.to_thread((self._store.folder / put.place).unlink, missing_ok=True)
         if before != sha256:
             raise Conflict(
                 f"This node has sent another contribution to round {round} of run {run} before.",
                 hint="The first one counts. The node discards the second when it asks for work.",
             )
 
-    async def _fold(self, run: OpenRun, put: Put, weight: float, entries: Entries) -> None:
-        assert run.tally is not None
+    async def _count(self, run: OpenRun, round: int, node: str, put: Put, weight: float, entries: Entries) -> None:
+        """Add a contribution that is in the store to the sum of its round."""
+        if run.round != round or run.closing or run.tally is None:
+            raise _closed(run.id, round)
+        total = run.tally.sum
+        run.received[node], run.weights[node] = put.sha256, weight
         async with run.folding:
             if put.body is not None:
-                run.tally.sum.add_checked(put.body, weight, entries)
+                total.add_checked(put.body, weight, entries)
             elif put.place is not None:
-                await asyncio.to_thread(_fold_file, run, self._store.folder / put.place, weight, entries)
+                await asyncio.to_thread(_fold_file, total, self._store.folder / put.place, weight, entries)
+        self._tell(Event("contribution.received", {"run": run.id, "round": round, "node": node, "bytes": put.length}))
+        self._rounds.consider(run)
 
     async def measured(self, node: str, message: Measures | Declined) -> None:
         """Take what a node measured, or that it declined to train or measure."""
         run = self._runs.get(message.run)
         if run is None or node not in run.cohort:
             raise UnknownRun(f"This node was not asked for run {message.run}.", hint="The study may be over.")
-        if run.round != message.round or node in run.received:
+        if isinstance(message, Measures) and run.state != "measuring":
+            raise UnknownRun(f"Run {run.id} is not to be measured yet.", hint=f"It is in round {run.round}; ask for work again.")
+        if run.round != message.round or not run.awaits(node):
             return
         if isinstance(message, Declined):
             self._tell(Event("work.declined", {"run": run.id, "round": run.round, "node": node, "code": message.code}))
             if run.state == "training":
                 await self._rounds.extend(run, [n for n in run.cohort if n != node], run.deadline)
                 return
+        round_ = message.round
         body = msgspec.json.encode(message).decode()
         await self._store.write(
             lambda c: records.put_measures(c, run=run.id, round=message.round, node=node, body=body), "coordinator.measures"
         )
-        run.received[node] = ""
-        self._rounds.consider(run)
+        if run.awaits(node) and run.round == round_:
+            run.received[node] = ""
+            self._rounds.consider(run)
 
     async def gone(self, node: str) -> None:
         """A node has left: open rounds no longer wait for it."""
@@ -323,15 +337,19 @@ class Studies:
         return list(self._runs.values())
 
 
-def _verify(body: bytes | Path, run: OpenRun, weight: float) -> Entries:
-    assert run.tally is not None
+def _verify(body: bytes | Path, run: OpenRun, total: FixedPointSum, weight: float) -> Entries:
+    if run.plan.training.weighting == "uniform" and weight != 1.0:
+        raise TensorsMalformed(f"A contribution has the weight {weight}.", hint="The plan weighs all nodes alike, with 1.")
     if isinstance(body, bytes):
-        return run.tally.sum.check(body, weight)
+        return total.check(body, weight)
     with body.open("rb") as file, Mapped(file.fileno()) as view:
-        return run.tally.sum.check(view, weight)
+        return total.check(view, weight)
 
 
-def _fold_file(run: OpenRun, path: Path, weight: float, entries: Entries) -> None:
-    assert run.tally is not None
+def _fold_file(total: FixedPointSum, path: Path, weight: float, entries: Entries) -> None:
     with path.open("rb") as file, Mapped(file.fileno()) as view:
-        run.tally.sum.add_checked(view, weight, entries)
+        total.add_checked(view, weight, entries)
+
+
+def _closed(run: str, round: int) -> Late:
+    return Late(f"Round {round} of run {run} closed meanwhile.", hint="Nothing is wrong; ask for work again.")

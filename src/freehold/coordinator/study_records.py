@@ -76,6 +76,14 @@ _BEFORE = sa.select(contributions.c.sha256).where(
 )
 
 
+_CLOSED = sa.select(rounds.c.closed).where(rounds.c.run == sa.bindparam("run"), rounds.c.round == sa.bindparam("round"))
+
+
+def is_closed(connection: sa.Connection, run: str, round: int) -> bool:
+    """Whether a round that was opened is closed."""
+    return connection.execute(_CLOSED, {"run": run, "round": round}).scalar() is not None
+
+
 def insert_contribution(
     connection: sa.Connection, *, run: str, round: int, node: str, put: Put, weight: float, now: float
 ) -> str | None:

@@ -32,7 +32,7 @@ from freehold.node.errands import (
 )
 from freehold.wire.client import Connection, retry
 from freehold.wire.local import Memory, Pieces, close, sealed
-from freehold.wire.messages import Blob, Declined, Measure, Measures, Pending, Train, Work, WorkReply, WorkRequest
+from freehold.wire.messages import MOST_PENDING, Blob, Declined, Measure, Measures, Pending, Train, Work, WorkReply, WorkRequest
 from freehold.wire.process import Child, Spawn, spawn
 from freehold.wire.routes import (
     BLOB,
@@ -112,7 +112,7 @@ class Agent:
     def _poll(self) -> WorkReply:
         # The first answer after a connection was lost comes at once, so that the node knows that it is back.
         wait_s = POLL_S if self.status.state == "connected" else 0.0
-        request = WorkRequest(wait_s=wait_s, datasets=sorted(self._hello.datasets), pending=self._pending)
+        request = WorkRequest(wait_s=wait_s, datasets=sorted(self._hello.datasets), pending=self._pending[:MOST_PENDING])
         return self._connection.post(WORK.path, request, WorkReply, wait_s=wait_s)
 
     def _ask(self, attempt: Callable[[], WorkReply]) -> WorkReply | None:
@@ -144,7 +144,13 @@ class Agent:
         if reply is None:
             return None
         if reply.settled:
-            self._errand(Settle(settled=reply.settled))
+            told, _ = self._errand(Settle(settled=reply.settled))
+            if isinstance(told, Refused):
+                # To train on what is not committed would put this node out of step with the coordinator.
+                self.status.last_error = f"{told.message} {told.hint}"
+                self._tell(Event("vault.refused", {"code": told.code}))
+                self._sleep(1.0 + random.random())
+                return None
         if reply.work is None:
             if time.monotonic() - self._busy > IDLE_S:
                 self._guard.end()
@@ -191,7 +197,7 @@ class Agent:
             WEIGHT_HEADER: repr(found.weight),
             WAIT_HEADER: repr(wait_s),
             DATASETS_HEADER: ",".join(sorted(self._hello.datasets)),
-            PENDING_HEADER: ",".join(f"{p.run}:{p.round}" for p in self._pending),
+            PENDING_HEADER: ",".join(f"{p.run}:{p.round}" for p in self._pending[-MOST_PENDING:]),
         }
         path = CONTRIBUTE.at(run=work.run, round=work.round)
         pieces = Pieces(fd)
@@ -214,7 +220,7 @@ class Agent:
             served=found.served,  # type: ignore[arg-type]
             wait_s=POLL_S,
             datasets=sorted(self._hello.datasets),
-            pending=self._pending,
+            pending=self._pending[:MOST_PENDING],
         )
         return self._connection.post(MEASURES.path, message, WorkReply, wait_s=POLL_S)
 
@@ -226,7 +232,7 @@ class Agent:
             message=refused.message[:2000],
             wait_s=POLL_S,
             datasets=sorted(self._hello.datasets),
-            pending=self._pending,
+            pending=self._pending[:MOST_PENDING],
         )
         return self._ask(lambda: self._connection.post(DECLINED.path, message, WorkReply, wait_s=POLL_S))
 

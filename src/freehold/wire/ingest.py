@@ -55,7 +55,7 @@ class Ingest:
 
     def __init__(self, folder: Path, *, threads: int = 2, pace: Pace = _DEFAULT) -> None:
         self._folder = folder
-        self._pace = pace
+        self.pace = pace
         for left in folder.glob(f"{_PREFIX}*{_SUFFIX}"):
             left.unlink()
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="ingest")
@@ -72,13 +72,13 @@ class Ingest:
         """
         length = _length(request, limit_bytes)
         if length <= SMALL_BYTES:
-            body = await _whole(request, length, self._pace)
+            body = await _whole(request, length, self.pace)
             _verify(hashlib.sha256(body).hexdigest(), sha256)
             return body
         try:
             spool = _Spool(self._folder)
             try:
-                await self._spool(spool, _Arrival(request.content, length, self._pace))
+                await self._spool(spool, _Arrival(request.content, length, self.pace))
                 _verify(spool.close(), sha256)
                 return spool.path
             except BaseException:
@@ -111,7 +111,7 @@ class Ingest:
                 writing.add_done_callback(lambda done: None if done.cancelled() else done.exception())
 
     async def _written(self, writing: asyncio.Future[None]) -> None:
-        async with asyncio.timeout(self._pace.disk_s):
+        async with asyncio.timeout(self.pace.disk_s):
             await writing
 
 

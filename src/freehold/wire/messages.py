@@ -15,9 +15,11 @@ from freehold.errors import FreeholdError, ProtocolVersion, WireError
 VERSION = 1
 """Of the protocol. It grows when an older peer could misread a message."""
 
-NAME_PATTERN = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
-SHA256_PATTERN = r"^[0-9a-f]{64}$"
-RUN_PATTERN = r"^[0-9a-f]{16}-[0-9]{1,4}$"
+END = r"$(?!\n)"
+"""The end of a text: `$` alone would let a line feed follow, and JSON Schema does not know `\\Z`."""
+NAME_PATTERN = rf"^[a-z0-9]([a-z0-9-]{{0,61}}[a-z0-9])?{END}"
+SHA256_PATTERN = rf"^[0-9a-f]{{64}}{END}"
+RUN_PATTERN = rf"^[0-9a-f]{{16}}-[0-9]{{1,4}}{END}"
 
 Name = Annotated[str, msgspec.Meta(pattern=NAME_PATTERN, description="A node's or a federation's name, fit for a host name.")]
 Sha256 = Annotated[str, msgspec.Meta(pattern=SHA256_PATTERN, description="SHA-256 of the bytes, lower-case hexadecimal.")]
@@ -25,6 +27,7 @@ RunId = Annotated[
     str, msgspec.Meta(pattern=RUN_PATTERN, description="The first 16 digits of the plan's digest, and the run's number.")
 ]
 RoundIndex = Annotated[int, msgspec.Meta(ge=0, le=2**31)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 Pem = Annotated[str, msgspec.Meta(max_length=65536)]
 Words = Annotated[str, msgspec.Meta(max_length=2000)]
 
@@ -51,7 +54,7 @@ class EnrollRequest(Message, frozen=True, kw_only=True):
 
     federation: Name
     node: Name
-    token_id: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{8}$")]
+    token_id: Annotated[str, msgspec.Meta(pattern=rf"^[0-9a-f]{{8}}{END}")]
     secret: Annotated[str, msgspec.Meta(min_length=32, max_length=32)]
     csr: Pem
 
@@ -94,12 +97,18 @@ class Pending(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     round: RoundIndex
 
 
+MOST_PENDING = 200
+"""Rounds that a node asks about at once; it asks about others later."""
+Unsettled = Annotated[list[Pending], msgspec.Meta(max_length=MOST_PENDING)]
+Datasets = Annotated[list[Name], msgspec.Meta(max_length=60)]
+
+
 class Settled(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What became of it: the node commits the personal state of the contribution that counted, and discards others."""
 
     run: RunId
     round: RoundIndex
-    counted: Annotated[str, msgspec.Meta(pattern=r"^([0-9a-f]{64})?$")]
+    counted: Annotated[str, msgspec.Meta(pattern=rf"^([0-9a-f]{{64}})?{END}")]
     """SHA-256 of the node's contribution that counted; "" if none did."""
 
 
@@ -107,9 +116,9 @@ class WorkRequest(Message, frozen=True, kw_only=True):
     """POST /v1/work: a long poll. The answer comes when there is work, when something pending was settled, or after `wait_s`."""
 
     wait_s: Annotated[float, msgspec.Meta(ge=0, le=300)] = 0.0
-    datasets: list[Name] = []
+    datasets: Datasets = []
     """What the node has data for."""
-    pending: list[Pending] = []
+    pending: Unsettled = []
 
 
 class Train(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="train"):
@@ -148,8 +157,8 @@ class WorkReply(Message, frozen=True, kw_only=True):
 class Measured(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Sums over one split. A sum that rests on fewer than five examples is left out."""
 
-    examples: int
-    sums: dict[str, float]
+    examples: Count
+    sums: Annotated[dict[Annotated[str, msgspec.Meta(max_length=100)], float], msgspec.Meta(max_length=1000)]
 
 
 class Measures(Message, frozen=True, kw_only=True):
@@ -162,8 +171,8 @@ class Measures(Message, frozen=True, kw_only=True):
     """Of the model that the node trained alone; only where its owner shares the benefit."""
     served: Literal["", "local", "shared", "personal"] = ""
     wait_s: Annotated[float, msgspec.Meta(ge=0, le=300)] = 0.0
-    datasets: list[Name] = []
-    pending: list[Pending] = []
+    datasets: Datasets = []
+    pending: Unsettled = []
 
 
 class Declined(Message, frozen=True, kw_only=True):
@@ -171,11 +180,11 @@ class Declined(Message, frozen=True, kw_only=True):
 
     run: RunId
     round: RoundIndex
-    code: int
+    code: Annotated[int, msgspec.Meta(ge=0, le=9999)]
     message: Words
     wait_s: Annotated[float, msgspec.Meta(ge=0, le=300)] = 0.0
-    datasets: list[Name] = []
-    pending: list[Pending] = []
+    datasets: Datasets = []
+    pending: Unsettled = []
 
 
 class Leave(Message, frozen=True, kw_only=True):

@@ -7,6 +7,8 @@ from typing import Annotated, Final, Literal, TypeAlias
 import msgspec
 
 from freehold.wire.messages import (
+    END,
+    MOST_PENDING,
     NAME_PATTERN,
     RUN_PATTERN,
     Certificate,
@@ -33,19 +35,21 @@ PENDING_HEADER: Final = "Freehold-Pending"
 Binary: TypeAlias = Literal["application/octet-stream", "application/x-pem-file", "application/json"]
 """A body that is none of our messages, by its media type."""
 
+_NAME, _RUN = (pattern.removeprefix("^").removesuffix(END) for pattern in (NAME_PATTERN, RUN_PATTERN))
+
 Version = Annotated[int, msgspec.Meta(ge=1, description="Of the protocol.")]
 Weight = Annotated[float, msgspec.Meta(ge=0, description="What the contribution counts with.")]
 Wait = Annotated[float, msgspec.Meta(ge=0, le=300, description="Seconds to wait for the next piece of work.")]
+DATASETS_PATTERN: Final = f"^({_NAME}(,{_NAME}){{0,59}})?{END}"
+PENDING_PATTERN: Final = f"^({_RUN}:[0-9]{{1,9}}(,{_RUN}:[0-9]{{1,9}}){{0,{MOST_PENDING - 1}}})?{END}"
 Datasets = Annotated[
     str,
-    msgspec.Meta(
-        pattern=f"^({NAME_PATTERN[1:-1]}(,{NAME_PATTERN[1:-1]})*)?$", description="What the node has data for, between commas."
-    ),
+    msgspec.Meta(pattern=DATASETS_PATTERN, description="What the node has data for, between commas."),
 ]
 PendingList = Annotated[
     str,
     msgspec.Meta(
-        pattern=f"^({RUN_PATTERN[1:-1]}:[0-9]{{1,10}}(,{RUN_PATTERN[1:-1]}:[0-9]{{1,10}})*)?$",
+        pattern=PENDING_PATTERN,
         description="Rounds of which the node does not know whether they counted, run:round, between commas.",
     ),
 ]

@@ -132,9 +132,9 @@ class Peers:
         """Cut all connections of an identity, whichever certificate they were made with, at once; how many there were."""
         return self.drop_named(identity.federation, identity.role, identity.name)
 
-    def drop_named(self, federation: str, role: str, name: str) -> int:
-        """The same by name."""
-        live = list(self._live.pop((federation, role, name), ()))
+    def drop_named(self, federation: str, role: str, name: str, *, keep: asyncio.Transport | None = None) -> int:
+        """The same by name, all but one."""
+        live = [transport for transport in self._live.pop((federation, role, name), ()) if transport is not keep]
         for transport in live:
             transport.abort()
         return len(live)
