@@ -20,6 +20,7 @@ from freehold.coordinator import study_records as records
 from freehold.coordinator.child import ServerCode
 from freehold.coordinator.rounds import Rounds
 from freehold.coordinator.run import OpenRun
+from freehold.coordinator.signing import Admit, everyone
 from freehold.coordinator.store import Put, Store
 from freehold.errors import Conflict, Late, StudyRefused, TensorsMalformed, UnknownRun
 from freehold.events import Event, Listener, silent
@@ -44,8 +45,10 @@ class Studies:
         *,
         clock: Callable[[], float] = time.time,
         tell: Listener = silent,
+        admit: Admit = everyone,
     ) -> None:
-        """`nodes(dataset, connected_only)` lists who may be asked, sorted."""
+        """`nodes(dataset, connected_only)` lists who may be asked, sorted. `admit` refuses plans by their signature."""
+        self._admitted = admit
         self._store, self._code, self._clock, self._tell = store, code, clock, tell
         self._rounds = Rounds(store, code, nodes, self.wake, clock=clock, tell=tell)
         self._runs = self._rounds.runs
@@ -59,6 +62,7 @@ class Studies:
         """Begin a study from a plan's text; its digest. Beginning it twice changes nothing. Raises StudyRefused and PlanError."""
         plan = parse(text)
         identity = digest(plan)
+        self._admitted(identity, signature)
         await self._check(plan, text)
         put = await self._store.put(text.encode(), point="coordinator.plan")
         numbered = [(run.id, run.number) for run in runs_of(plan)]
@@ -312,6 +316,11 @@ class Studies:
         for node in list(self._waiting) if nodes is None else nodes:
             for event in self._waiting.get(node, ()):
                 event.set()
+
+    @property
+    def closing(self) -> bool:
+        """Whether nothing new is begun."""
+        return self._closing
 
     def wake_all(self) -> None:
         """Answer every poll now, with nothing if there is nothing."""
