@@ -122,7 +122,7 @@ class Service:
         )
         await self.studies.recover()
         pair = state / "server.pem"
-        self._renew_server_at = authority.issue_server(pair, hosts=self.settings.hosts(), now=self.clock())
+        due = self._issue_own()
         self._context = server_context(pair, pair, authority.roots_pem)
         app = App(
             enrolment=self.enrolment,
@@ -142,9 +142,25 @@ class Service:
                 f"Cannot listen on {self.settings.host}:{self.settings.port}: {error.strerror}.",
                 hint="Another program has the port, or the address is not this machine's; give --port or --host.",
             ) from error
+        self._renewal = asyncio.create_task(self._keep_fresh(due))
         self._admin = await serve_unix(self.administration.build(), state / "admin.sock")
         await self._serve_metrics()
         self._tell(Event("coordinator.started", {"url": self.url, "federation": self.settings.federation}))
+
+    def _issue_own(self) -> float:
+        """A new key and certificate for the coordinator itself; when the next one is due."""
+        pair = self.settings.state / "server.pem"
+        return self.enrolment.authority.issue_server(pair, hosts=self.settings.hosts(), now=self.clock())
+
+    async def _keep_fresh(self, due: float) -> None:
+        """Renew the coordinator's own certificate at two thirds of its life; new connections get the new one."""
+        pair = self.settings.state / "server.pem"
+        while True:
+            await asyncio.sleep(min(max(due - self.clock(), 1.0), 3600.0))
+            if self.clock() >= due:
+                due = await asyncio.to_thread(self._issue_own)
+                self._context.load_cert_chain(pair, pair)
+                self._tell(Event("certificate.renewed", {"until": self._expiries()["server"]}))
 
     async def _serve_metrics(self) -> None:
         self._metrics = None
@@ -173,6 +189,7 @@ class Service:
 
     async def stop(self) -> None:
         """Answer what waits, then end; every study stays where it is."""
+        self._renewal.cancel()
         self.studies.wake_all()
         await self._serving.close()
         await self._admin.cleanup()
