@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,8 +29,6 @@ class Postgres:
     def __init__(self, folder: Path) -> None:
         self._folder, self._data = folder, folder / "data"
         if os.geteuid() == 0:
-            for parent in (folder, *folder.parents[:2]):
-                parent.chmod(0o755)
             shutil.chown(folder, "nobody")
         subprocess.run(
             _as_somebody([program("initdb"), "-D", str(self._data), "-U", "freehold", "-A", "trust", "--no-sync"]),
@@ -57,11 +56,13 @@ class Postgres:
 
 
 @contextmanager
-def postgres(folder: Path) -> Iterator[Postgres]:
+def postgres() -> Iterator[Postgres]:
     """A running server."""
-    server = Postgres(folder)
-    server.start()
-    try:
-        yield server
-    finally:
-        server.stop("immediate")
+    # Not in pytest's folder: the user that it runs as could not get there, and the socket's path must be short.
+    with tempfile.TemporaryDirectory(prefix="fh-pg-") as folder:
+        server = Postgres(Path(folder))
+        server.start()
+        try:
+            yield server
+        finally:
+            server.stop("immediate")

@@ -17,8 +17,8 @@ ROUNDS = 6
 
 
 @pytest.fixture(scope="module")
-def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
-    with postgres(tmp_path_factory.mktemp("pg")) as server:
+def database() -> Iterator[Postgres]:
+    with postgres() as server:
         yield server
 
 

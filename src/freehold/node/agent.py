@@ -122,13 +122,13 @@ class Agent:
             try:
                 found = attempt()
             except Unreachable as error:
-                if self.status.state != "unreachable":
+                before, self.status.state, self.status.last_error = self.status.state, "unreachable", str(error)
+                if before != "unreachable":
                     self._tell(Event("coordinator.unreachable", {"url": self.status.coordinator}))
-                self.status.state, self.status.last_error = "unreachable", str(error)
                 raise
-            if self.status.state != "connected":
+            before, self.status.state = self.status.state, "connected"
+            if before != "connected":
                 self._tell(Event("coordinator.connected", {"url": self.status.coordinator}))
-            self.status.state = "connected"
             return found
 
         try:

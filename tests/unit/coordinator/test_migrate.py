@@ -23,12 +23,11 @@ assert enrolment_tables and study_tables
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[sa.Engine]:
-    folder = tmp_path_factory.mktemp(request.param)
+def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[sa.Engine]:
     if request.param == "sqlite":
-        yield connect(f"sqlite:///{folder / 'coordinator.sqlite'}")
+        yield connect(f"sqlite:///{tmp_path / 'coordinator.sqlite'}")
         return
-    with postgres(folder) as server:
+    with postgres() as server:
         found = connect(server.url)
         yield found
         found.dispose()
