@@ -95,7 +95,7 @@ GUARD_POINTS = ["node.pending.committing", "node.pending.committed", "node.settl
 @pytest.mark.parametrize("point", [*GUARD_POINTS, "guard.answering", "trainer.answering"])
 def test_a_guard_or_a_trainer_dies_every_second_time(federation: Federation, undisturbed: dict[str, Tensor], point: str) -> None:
     federation.nodes["hungary"].stop()
-    federation.start_node("hungary", f"{point}=kill@3" if point == "guard.answering" else f"{point}=kill@2")
+    federation.start_node("hungary", f"{point}=kill@3" if point.endswith(".answering") else f"{point}=kill@2")
     check(federation, point.replace(".", "-"), undisturbed)
     federation.nodes["hungary"].stop()
     federation.start_node("hungary")
