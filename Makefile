@@ -21,7 +21,7 @@ setup: ## build .venv with everything that tests need (PYTHON=, PIP_ARGS=); noth
 setup-system: ## install the system packages that are missing (as root), or print the line that does
 	@scripts/setup-system
 
-demo: setup ## four hospitals, real records: alone, FedAvg, finetuned, personalized (ARGS=)
+demo: setup ## a federation here, four hospitals with real records: who gains from joining (ARGS=)
 	@$(BIN)/freehold demo $(ARGS)
 
 test: setup ## the tests that CI runs: minutes (JOBS=, ARGS=)
@@ -51,3 +51,4 @@ regold: setup ## write the golden files anew; read their diff before you commit 
 	@$(BIN)/python tests/architecture/imports.py
 	@$(BIN)/python tests/architecture/algorithm_docs.py
 	@$(BIN)/python tests/architecture/cli_docs.py
+	@$(BIN)/python tests/architecture/wire_docs.py

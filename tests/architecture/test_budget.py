@@ -19,6 +19,8 @@ def test_source_files_stay_small() -> None:
 def test_functions_stay_short() -> None:
     long = {}
     for path in modules():
+        if path.parent.name == "versions":
+            continue  # migrations: written by Alembic once, never changed
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
                 lines = (node.end_lineno or node.lineno) - node.lineno + 1

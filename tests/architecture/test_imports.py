@@ -17,6 +17,9 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "events": frozenset(),
     "drawing": frozenset({"errors"}),
     "plan": frozenset({"errors"}),
+    "settings": frozenset({"errors"}),
+    "logs": frozenset({"events"}),
+    "systemd": frozenset(),
     "failpoints": frozenset(),
     "durable": frozenset({"failpoints"}),
     "wire": EVERYWHERE | {"durable", "failpoints"},
@@ -28,12 +31,14 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "engines": EVERYWHERE | {"core", "algorithms", "data"},
     "report": EVERYWHERE,
     "tracking": EVERYWHERE,
-    "study": EVERYWHERE | {"core", "algorithms", "models", "data", "tasks", "engines", "report", "tracking"},
-    "node": EVERYWHERE | {"durable", "failpoints", "wire", "core", "algorithms", "data", "tasks", "engines"},
+    "study": EVERYWHERE | {"core", "algorithms", "models", "data", "tasks", "engines", "report", "tracking", "wire"},
+    "node": EVERYWHERE | {"settings", "logs", "durable", "failpoints", "wire", "core", "algorithms", "data", "tasks", "engines"},
     "coordinator": EVERYWHERE | {"durable", "failpoints", "wire", "core", "algorithms", "data", "tasks", "engines"},
     "freehold": EVERYWHERE | {"core", "data", "report", "study"},
     "testing": EVERYWHERE | {"failpoints", "wire", "node", "coordinator", "tasks"},
-    "cli": EVERYWHERE | {"freehold", "core", "algorithms", "models", "data", "tasks", "engines", "report", "tracking", "study"},
+    "cli": EVERYWHERE
+    | {"settings", "logs", "systemd", "durable", "wire", "node", "coordinator"}
+    | {"freehold", "core", "algorithms", "models", "data", "tasks", "engines", "report", "tracking", "study"},
 }
 
 THIRD_PARTIES: dict[str, frozenset[str]] = {
@@ -41,6 +46,9 @@ THIRD_PARTIES: dict[str, frozenset[str]] = {
     "events": frozenset({"msgspec"}),
     "plan": frozenset({"msgspec", "tomli_w"}),
     "drawing": frozenset(),
+    "settings": frozenset(),
+    "logs": frozenset(),
+    "systemd": frozenset(),
     "failpoints": frozenset(),
     "durable": frozenset(),
     "wire": frozenset({"aiohttp", "msgspec", "numpy", "safetensors", "zstandard"}),
@@ -54,7 +62,9 @@ THIRD_PARTIES: dict[str, frozenset[str]] = {
     "tracking": frozenset({"mlflow", "tensorboard"}),
     "study": frozenset({"msgspec", "numpy", "polars", "safetensors", "torch"}),
     "node": frozenset({"cryptography", "msgspec", "safetensors", "torch"}),  # the agent: msgspec alone, see tests/unit/enrolment
-    "coordinator": frozenset({"aiohttp", "cryptography", "msgspec", "safetensors", "sqlalchemy", "torch"}),
+    "coordinator": frozenset(
+        {"aiohttp", "alembic", "cryptography", "msgspec", "prometheus_client", "safetensors", "sqlalchemy", "torch"}
+    ),
     "freehold": frozenset(),
     "testing": frozenset({"sklearn", "torch"}),
     "cli": frozenset({"rich", "typer"}),

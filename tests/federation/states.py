@@ -11,9 +11,9 @@ from freehold.coordinator.study_tables import blobs, runs
 from tests.federation.harness import Federation
 
 
-def server_state(federation: Federation, run: str) -> dict[str, Tensor]:
-    """The server state of a run, from the coordinator's store."""
-    engine = connect(f"sqlite:///{federation.folder / 'coordinator' / 'coordinator.sqlite'}")
+def server_state(federation: Federation, run: str, *, url: str = "") -> dict[str, Tensor]:
+    """The server state of a run, from the coordinator's store; `url` if that is not in its folder."""
+    engine = connect(url or f"sqlite:///{federation.folder / 'coordinator' / 'coordinator.sqlite'}")
     with engine.connect() as connection:
         found = sa.select(blobs.c.body).join(runs, runs.c.server == blobs.c.sha256).where(runs.c.id == run)
         body = connection.execute(found).scalar_one()

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from freehold.cli.options import TableOptions, grouped, listed
 from freehold.cli.source import load
-from freehold.errors import BadValue, ColumnMissing
+from freehold.errors import BadValue, ColumnMissing, UnknownName, UsageError
 
 if TYPE_CHECKING:
     from freehold.data import Finding, Population
@@ -54,6 +55,33 @@ def check(
             sys.stdout.write(f"The columns can be read with: {flags}\n")
     if any(finding.level == "error" for finding in findings):
         raise typer.Exit(1)
+
+
+@data.command()
+def get(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Data that ships with Freehold: heart.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where the files go, one for each client.")],
+) -> None:
+    """Write data that ships with Freehold as one CSV file for each client, as nodes would hold it."""
+    if name != "heart":
+        raise UnknownName(f"No data named {name!r} ships with Freehold as files.", hint="There is heart.")
+    for path in write_hospitals(folder):
+        sys.stdout.write(f"{path}\n")
+
+
+def write_hospitals(folder: Path) -> list[Path]:
+    """The records of the four hospitals, a file each, named as their nodes are."""
+    from freehold.data.heart import heart_records
+
+    written = []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for hospital, records in heart_records().items():
+            written.append(folder / f"{hospital.lower().replace(' ', '-')}.csv")
+            records.write_csv(written[-1])
+    except OSError as error:
+        raise UsageError(f"{folder} cannot be written: {error.strerror}.", hint="Give another folder.") from None
+    return written
 
 
 def _readable(source: str, table: TableOptions) -> tuple[str | Population, tuple[Finding, ...], str]:

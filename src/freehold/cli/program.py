@@ -12,10 +12,16 @@ from typer.core import TyperGroup
 from freehold.cli.algorithms import algorithms
 from freehold.cli.compare import compare
 from freehold.cli.console import interrupted, report_error
+from freehold.cli.coordinator import coordinator
 from freehold.cli.data import data
 from freehold.cli.demo import demo
+from freehold.cli.doctor import doctor
 from freehold.cli.invocation import remember
+from freehold.cli.node import node
 from freehold.cli.simulate import simulate
+from freehold.cli.status import status
+from freehold.cli.study import study
+from freehold.cli.token import token
 from freehold.errors import FreeholdError
 
 
@@ -46,7 +52,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["--help", "-h"]},
     help="Personalized federated learning: each client ends with a model of its own, and its data never leaves.",
-    epilog="Exit codes: 0 good, 1 found something wrong, 2 wrong use or unusable data, 130 interrupted.",
+    epilog="Exit codes: 0 good, 1 refused or degraded, 2 wrong use, unusable data or unreachable, 130 interrupted.",
 )
 
 
@@ -70,6 +76,12 @@ app.command()(compare)
 app.command()(simulate)
 app.command()(algorithms)
 app.add_typer(data, name="data")
+app.add_typer(coordinator, name="coordinator")
+app.add_typer(token, name="token")
+app.add_typer(node, name="node")
+app.add_typer(study, name="study")
+app.command()(status)
+app.command()(doctor)
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ from freehold.cli.output import STDOUT, check_writable, write
 from freehold.cli.progress import progress
 from freehold.errors import UsageError
 from freehold.events import Event, Listener
+from freehold.settings import state_home
 
 if TYPE_CHECKING:
     from freehold.report import Comparison
@@ -35,7 +36,7 @@ def run(
     check_writable(results.json, results.report, also)
     with _settings(options, newcomers) as settings:
         comparison = study(settings)
-    _tell(comparison, results)
+    tell(comparison, results)
 
 
 @contextmanager
@@ -74,7 +75,7 @@ def _all(listeners: list[Listener]) -> Listener:
 
 def _checkpoint(folder: Path | None) -> Path | None:
     """The folder of checkpoints; None where there is no place for them and none was asked for."""
-    chosen = folder or _state() / "freehold" / "checkpoints"
+    chosen = folder or state_home(os.environ) / "checkpoints"
     there = next(path for path in (chosen.absolute(), *chosen.absolute().parents) if path.exists())
     if there.is_dir() and os.access(there, os.W_OK):
         return chosen
@@ -83,13 +84,8 @@ def _checkpoint(folder: Path | None) -> Path | None:
     raise UsageError(f"No checkpoint can be written to {folder}.", hint="Give --checkpoint a folder of yours.")
 
 
-def _state() -> Path:
-    """XDG Base Directory Specification: a relative path there is ignored."""
-    given = Path(os.environ.get("XDG_STATE_HOME", ""))
-    return given if given.is_absolute() else Path.home() / ".local" / "state"
-
-
-def _tell(comparison: Comparison, results: ResultOptions) -> None:
+def tell(comparison: Comparison, results: ResultOptions) -> None:
+    """Files first, each written whole, then tables on the terminal."""
     from freehold.report import dumps
 
     if results.report is not None:

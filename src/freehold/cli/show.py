@@ -147,3 +147,12 @@ def _cell(text: str) -> Text:
     for mark, style in _STYLES.items():
         marked.highlight_regex(re.escape(mark), style)
     return marked
+
+
+def table(lines: list[list[str]], *, empty: str) -> None:
+    """Print a plain table to standard output, its first line the headers; `empty` where there is nothing else."""
+    console = output()
+    if len(lines) < 2:
+        console.print(empty)
+        return
+    _blocks(console, lines)

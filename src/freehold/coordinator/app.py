@@ -17,6 +17,7 @@ from freehold.errors import CertificateRefused, ProtocolVersion, UnknownRun, Wir
 from freehold.events import Listener
 from freehold.wire import openapi, routes
 from freehold.wire.ingest import Ingest, read_message
+from freehold.wire.local import Pieces, close
 from freehold.wire.messages import (
     RUN_PATTERN,
     SHA256_PATTERN,
@@ -123,10 +124,19 @@ class App:
         sha256 = request.match_info["sha256"]
         if not re.fullmatch(SHA256_PATTERN, sha256) or not self._studies.shows(node.name, sha256):
             raise UnknownRun("This node has no open work with those bytes.", hint="The round may be over; ask for work again.")
-        path = self._store.blob_path(sha256)
-        if path is None:
-            return web.Response(body=self._store.blob_bytes(sha256), content_type="application/octet-stream")
-        return web.FileResponse(path, chunk_size=1 << 18)
+        fd = self._store.open_blob(sha256)
+        try:
+            pieces = Pieces(fd)
+            response = web.StreamResponse(headers={"Content-Type": "application/octet-stream"})
+            response.content_length = pieces.length
+            await response.prepare(request)
+            # Pieces come from the page cache: a thread for each would cost more than the reading.
+            for piece in pieces:
+                await response.write(piece)
+            await response.write_eof()
+            return response
+        finally:
+            close([fd])
 
     async def _contribute(self, request: web.Request) -> web.StreamResponse:
         node = self._node(request)

@@ -8,18 +8,22 @@ from typing import NamedTuple
 from freehold.coordinator.serverjobs import Begin, Close, Describe, Described, FromChild, ServerCodeError, States, ToChild
 from freehold.errors import PeerGone, ServerCodeFailed
 from freehold.plan import TensorSpec
-from freehold.wire.local import close, read, sealed
+from freehold.wire.local import Pieces, close, is_sealed, sealed
 from freehold.wire.process import Child, Spawn, spawn
 
 MODULE = "freehold.coordinator.servercode"
 
 
 class ServerStates(NamedTuple):
-    """A run's states between two rounds, as safetensors."""
+    """A run's states between two rounds, as safetensors in sealed memory, which whoever asked closes."""
 
-    server: bytes
-    shared: bytes
-    """Equal to `server` where nodes see all of it."""
+    server: Pieces
+    shared: Pieces
+    """The same as `server` where nodes see all of it."""
+
+    def close(self) -> None:
+        """Give the memory back."""
+        close({self.server.fd, self.shared.fd})
 
 
 class ServerCode:
@@ -41,15 +45,10 @@ class ServerCode:
         return self._states(Begin(number=number), plan, ())
 
     def close_round(
-        self, plan: bytes, number: int, *, round: int, heard: int, population: int, server: bytes, tally: int
+        self, plan: bytes, number: int, *, round: int, heard: int, population: int, server: int, tally: int
     ) -> ServerStates:
-        """The states after a round whose sum lies behind the descriptor `tally`."""
-        memory = sealed(server, "server")
-        try:
-            job = Close(number=number, round=round, heard=heard, population=population)
-            return self._states(job, plan, (memory, tally))
-        finally:
-            close([memory])
+        """The states after a round: descriptors show the `server` state before it, and its sum."""
+        return self._states(Close(number=number, round=round, heard=heard, population=population), plan, (server, tally))
 
     def end(self) -> None:
         """End the child; the next question starts another."""
@@ -57,12 +56,10 @@ class ServerCode:
 
     def _states(self, job: ToChild, plan: bytes, fds: Sequence[int]) -> ServerStates:
         reply, got = self._ask(job, plan, fds)
-        try:
-            if not isinstance(reply, States) or not 1 <= len(got) <= 2:
-                raise ServerCodeFailed("The algorithm's server code answered nonsense.", hint="Look at the plan's algorithm.")
-            states = [read(fd) for fd in got]
-        finally:
+        if not isinstance(reply, States) or not 1 <= len(got) <= 2 or not all(map(is_sealed, got)):
             close(got)
+            raise ServerCodeFailed("The algorithm's server code answered nonsense.", hint="Look at the plan's algorithm.")
+        states = [Pieces(fd) for fd in got]
         return ServerStates(states[0], states[-1])
 
     def _ask(self, job: ToChild, plan: bytes, fds: Sequence[int]) -> tuple[FromChild, list[int]]:

@@ -16,6 +16,7 @@ from freehold.coordinator.store import Store
 from freehold.drawing import draw_cohort
 from freehold.errors import CoordinatorError, FreeholdError, ServerCodeFailed, StoreError
 from freehold.events import Event, Listener, silent
+from freehold.wire.local import close
 from freehold.wire.messages import Blob
 
 OPEN_RUNS = 2
@@ -123,7 +124,7 @@ class Rounds:
         counted, weight = dict(run.received), sum(run.weights[n] for n in sorted(run.received))
         async with run.folding:
             plan = run.plan_blob.body or self._store.blob_bytes(run.plan_blob.sha256)
-            server, tally = self._store.blob_bytes(run.server), run.tally.fd
+            server, tally = self._store.open_blob(run.server), run.tally.fd
 
             def update() -> ServerStates:
                 return self._code.close_round(
@@ -136,7 +137,10 @@ class Rounds:
                     tally=tally,
                 )
 
-            states = await self._ask(run, update)
+            try:
+                states = await self._ask(run, update)
+            finally:
+                close([server])
         if states is not None:
             await self._next_round(run, run.round + 1, states, counted=counted, weight=weight)
 
@@ -158,9 +162,12 @@ class Rounds:
     async def _next_round(
         self, run: OpenRun, round: int, states: ServerStates, *, counted: Mapping[str, str], weight: float
     ) -> None:
-        server = await self._store.put(states.server, point="coordinator.state")
-        same = states.shared is states.server or states.shared == states.server
-        shared = server if same else await self._store.put(states.shared, point="coordinator.state")
+        try:
+            server = await self._store.put(states.server, point="coordinator.state")
+            same = states.shared is states.server
+            shared = server if same else await self._store.put(states.shared, point="coordinator.state")
+        finally:
+            states.close()
         population = self._population(run)
         training = run.plan.training
         over = round >= training.rounds

@@ -23,11 +23,14 @@ from freehold.coordinator.authority import NODE_LIFE_S, Authority
 from freehold.coordinator.child import ServerCode
 from freehold.coordinator.enrolment import Enrolment
 from freehold.coordinator.enrolment_tables import denied, readings, transactions
+from freehold.coordinator.metrics import Metrics, serve_plain
 from freehold.coordinator.presence import Presence
+from freehold.coordinator.signing import trusting
 from freehold.coordinator.store import Store, connect
 from freehold.coordinator.studies import Studies
 from freehold.errors import CoordinatorError
 from freehold.events import Event, Listener, silent
+from freehold.wire import spki
 from freehold.wire.ingest import Ingest, Pace
 from freehold.wire.process import Spawn, spawn
 from freehold.wire.server import Identity, Peers, save_connection_memory, serve, server_context
@@ -44,6 +47,8 @@ class Settings:
     names: tuple[str, ...] = ()  # DNS names and addresses that nodes know it by; () = the host's own
     database: str = ""  # URL; "" = SQLite in the state folder
     ca_dir: Path | None = None  # where the root's key is; None = in the state folder
+    metrics_port: int = 0  # of Prometheus metrics, on loopback; 0: none
+    study_keys: tuple[Path, ...] = ()  # public keys that sign plans; () = any plan that the admin socket brings
 
     def hosts(self) -> tuple[str, ...]:
         """The names in its certificate."""
@@ -70,11 +75,10 @@ class Service:
     idle_s: float = 30.0  # a connection without a whole request for so long is cut
     node_life_s: float = NODE_LIFE_S  # of the certificates that nodes get
     _denied: set[str] = field(default_factory=set)
-    _stops: list[Callable[[], object]] = field(default_factory=list)
 
     async def start(self) -> None:
         """Take up every study where it was, then listen."""
-        state = self.settings.state
+        state, admit = self.settings.state, trusting(self.settings.study_keys)
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
         save_connection_memory()
         authority = Authority.open(
@@ -96,7 +100,15 @@ class Service:
         )
         self.code = ServerCode(spawn=self.spawn)
         self.presence = Presence(self.store, self.clock)
-        self.studies = Studies(self.store, self.code, self.presence.offering, clock=self.clock, tell=self._tell)
+        self.studies = Studies(
+            self.store,
+            self.code,
+            self.presence.offering,
+            clock=self.clock,
+            tell=self._tell,
+            admit=admit,
+        )
+        self.metrics = Metrics(self.presence, self._expiries, self.clock)
         self.peers = Peers(clock=self.clock, denied=self._is_denied)
         self.ingest = Ingest(state / "blobs", pace=self.pace)
         self.administration = Administration(
@@ -110,7 +122,7 @@ class Service:
         )
         await self.studies.recover()
         pair = state / "server.pem"
-        self._renew_server_at = authority.issue_server(pair, hosts=self.settings.hosts(), now=self.clock())
+        due = self._issue_own()
         self._context = server_context(pair, pair, authority.roots_pem)
         app = App(
             enrolment=self.enrolment,
@@ -130,8 +142,45 @@ class Service:
                 f"Cannot listen on {self.settings.host}:{self.settings.port}: {error.strerror}.",
                 hint="Another program has the port, or the address is not this machine's; give --port or --host.",
             ) from error
+        self._renewal = asyncio.create_task(self._keep_fresh(due))
         self._admin = await serve_unix(self.administration.build(), state / "admin.sock")
+        await self._serve_metrics()
         self._tell(Event("coordinator.started", {"url": self.url, "federation": self.settings.federation}))
+
+    def _issue_own(self) -> float:
+        """A new key and certificate for the coordinator itself; when the next one is due."""
+        pair = self.settings.state / "server.pem"
+        return self.enrolment.authority.issue_server(pair, hosts=self.settings.hosts(), now=self.clock())
+
+    async def _keep_fresh(self, due: float) -> None:
+        """Renew the coordinator's own certificate at two thirds of its life; new connections get the new one."""
+        pair = self.settings.state / "server.pem"
+        while True:
+            await asyncio.sleep(min(max(due - self.clock(), 1.0), 3600.0))
+            if self.clock() >= due:
+                due = await asyncio.to_thread(self._issue_own)
+                self._context.load_cert_chain(pair, pair)
+                self._tell(Event("certificate.renewed", {"until": self._expiries()["server"]}))
+
+    async def _serve_metrics(self) -> None:
+        self._metrics = None
+        if self.settings.metrics_port:
+            app = self.metrics.build(lambda: not self.studies.closing)
+            try:
+                self._metrics = await serve_plain(app, "127.0.0.1", self.settings.metrics_port)
+            except OSError as error:
+                await self.stop()
+                raise CoordinatorError(
+                    f"Cannot serve metrics on 127.0.0.1:{self.settings.metrics_port}: {error.strerror}.",
+                    hint="Another program has the port; give another --metrics-port.",
+                ) from error
+
+    def _expiries(self) -> dict[str, float]:
+        issuer, state = self.enrolment.authority.issuer, self.settings.state
+        found = {"server": spki.dates(spki.certificates((state / "server.pem").read_text(encoding="ascii"))[0])[1]}
+        if issuer is not None:
+            found["issuer"] = issuer.certificate.not_valid_after_utc.timestamp()
+        return found
 
     @property
     def url(self) -> str:
@@ -140,9 +189,12 @@ class Service:
 
     async def stop(self) -> None:
         """Answer what waits, then end; every study stays where it is."""
+        self._renewal.cancel()
         self.studies.wake_all()
         await self._serving.close()
         await self._admin.cleanup()
+        if self._metrics is not None:
+            await self._metrics.cleanup()
         await self._close_parts()
         self._tell(Event("coordinator.stopped", {}))
 
@@ -177,6 +229,7 @@ class Service:
     def _tell(self, event: Event) -> None:
         if hasattr(self, "administration"):
             self.administration.listen(event)
+            self.metrics.listen(event)
         self.listener(event)
 
 

@@ -12,7 +12,7 @@ import os
 import queue
 import secrets
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -20,9 +20,10 @@ from typing import Any, NamedTuple, TypeVar
 import sqlalchemy as sa
 
 from freehold import durable
-from freehold.coordinator.schema import metadata
+from freehold.coordinator.migrate import upgrade
 from freehold.coordinator.study_tables import blobs, contributions, runs, studies
 from freehold.errors import StoreError
+from freehold.wire.local import Pieces, sealed
 from freehold.wire.messages import Blob
 
 INLINE_BYTES = 64 * 1024
@@ -81,7 +82,7 @@ class Store:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.engine, self.folder = engine, folder
         with explained():
-            metadata.create_all(engine)
+            upgrade(engine)
         self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._writer = threading.Thread(target=self._write, name="store", daemon=True)
         self._writer.start()
@@ -143,28 +144,34 @@ class Store:
 
     # Blobs.
 
-    async def put(self, body: bytes | memoryview | Path, *, point: str, sha256: str = "") -> Put:
+    async def put(self, body: bytes | Pieces | Path, *, point: str, sha256: str = "") -> Put:
         """As `put_file`; what touches the disk does so in a thread."""
-        if not isinstance(body, Path) and len(body) <= INLINE_BYTES:
+        if not isinstance(body, Path) and _length(body) <= INLINE_BYTES:
             return self.put_file(body, point=point)
         return await asyncio.to_thread(self.put_file, body, point=point, sha256=sha256)
 
-    def put_file(self, body: bytes | memoryview | Path, *, point: str, sha256: str = "") -> Put:
+    def put_file(self, body: bytes | Pieces | Path, *, point: str, sha256: str = "") -> Put:
         """Make a body safe before its row is written.
 
         A path is a finished file of ours on the same disk, whose digest is `sha256`; it is moved.
         """
+        place = f"{secrets.token_hex(16)}.safetensors"
         if isinstance(body, Path):
-            place = self._place(sha256)
             durable.sync(body)
             durable.name(body, self.folder / place, point=point)
             return Put(sha256, (self.folder / place).stat().st_size, None, place)
-        sha256 = hashlib.sha256(body).hexdigest()
-        if len(body) <= INLINE_BYTES:
-            return Put(sha256, len(body), bytes(body), None)
-        place = self._place(sha256)
-        durable.write(self.folder / place, (body,), point=point)
-        return Put(sha256, len(body), None, place)
+        digest = hashlib.sha256()
+        if _length(body) <= INLINE_BYTES:
+            small = body if isinstance(body, bytes) else b"".join(body)
+            return Put(hashlib.sha256(small).hexdigest(), len(small), small, None)
+
+        def hashed() -> Iterator[bytes]:
+            for piece in (body,) if isinstance(body, bytes) else body:
+                digest.update(piece)
+                yield piece
+
+        durable.write(self.folder / place, hashed(), point=point)
+        return Put(digest.hexdigest(), _length(body), None, place)
 
     def insert_blob(self, connection: sa.Connection, put: Put) -> str:
         """The row of what `put_file` made safe; its SHA-256. If it is there already, the new file goes."""
@@ -195,10 +202,12 @@ class Store:
         row = self._blob(sha256)
         return bytes(row.body) if row.body is not None else (self.folder / row.place).read_bytes()
 
-    def blob_path(self, sha256: str) -> Path | None:
-        """The file of a blob; None if it is small and has none."""
+    def open_blob(self, sha256: str) -> int:
+        """A descriptor that shows a blob, which the caller closes."""
         row = self._blob(sha256)
-        return None if row.place is None else self.folder / row.place
+        if row.body is not None:
+            return sealed(row.body, "blob")
+        return os.open(self.folder / row.place, os.O_RDONLY | os.O_CLOEXEC)
 
     def _blob(self, sha256: str) -> Any:
         row = self.read(lambda c: c.execute(sa.select(blobs).where(blobs.c.sha256 == sha256)).first())
@@ -222,9 +231,9 @@ class Store:
                 files += [self.folder / place] if place else []
         return files
 
-    @staticmethod
-    def _place(sha256: str) -> str:
-        return f"{sha256[:16]}.{secrets.token_hex(8)}.safetensors"
+
+def _length(body: bytes | Pieces) -> int:
+    return len(body) if isinstance(body, bytes) else body.length
 
 
 def _tell(loop: asyncio.AbstractEventLoop, settle: Callable[..., None], result: Any, error: BaseException | None) -> None:

@@ -20,13 +20,18 @@ from freehold.coordinator import study_records as records
 from freehold.coordinator.child import ServerCode
 from freehold.coordinator.rounds import Rounds
 from freehold.coordinator.run import OpenRun
+from freehold.coordinator.signing import Admit, everyone
 from freehold.coordinator.store import Put, Store
 from freehold.errors import Conflict, Late, StudyRefused, TensorsMalformed, UnknownRun
 from freehold.events import Event, Listener, silent
 from freehold.plan import Plan, digest, parse, runs_of
+from freehold.wire.codec import Entry
 from freehold.wire.local import Mapped
 from freehold.wire.messages import Declined, Measure, Measures, Pending, Settled, Train, Work
 from freehold.wire.tally import FixedPointSum
+
+Entries = Mapping[str, Entry]
+"""Where the tensors of a contribution lie."""
 
 
 class Studies:
@@ -40,8 +45,10 @@ class Studies:
         *,
         clock: Callable[[], float] = time.time,
         tell: Listener = silent,
+        admit: Admit = everyone,
     ) -> None:
-        """`nodes(dataset, connected_only)` lists who may be asked, sorted."""
+        """`nodes(dataset, connected_only)` lists who may be asked, sorted. `admit` refuses plans by their signature."""
+        self._admitted = admit
         self._store, self._code, self._clock, self._tell = store, code, clock, tell
         self._rounds = Rounds(store, code, nodes, self.wake, clock=clock, tell=tell)
         self._runs = self._rounds.runs
@@ -55,6 +62,7 @@ class Studies:
         """Begin a study from a plan's text; its digest. Beginning it twice changes nothing. Raises StudyRefused and PlanError."""
         plan = parse(text)
         identity = digest(plan)
+        self._admitted(identity, signature)
         await self._check(plan, text)
         put = await self._store.put(text.encode(), point="coordinator.plan")
         numbered = [(run.id, run.number) for run in runs_of(plan)]
@@ -142,7 +150,8 @@ class Studies:
             if each.body is not None:
                 run.tally.sum.add(each.body, each.weight)
             else:
-                _fold_file(run.tally.sum, self._store.folder / each.place, each.weight)
+                path = self._store.folder / each.place
+                _fold_file(run.tally.sum, path, each.weight, _verify(path, run, run.tally.sum, each.weight))
             run.received[each.node], run.weights[each.node] = each.sha256, each.weight
 
     # Nodes.
@@ -227,9 +236,9 @@ class Studies:
         if before is None:
             assert open_run.tally is not None
             if isinstance(body, bytes):
-                _verify(body, open_run, open_run.tally.sum, weight)
+                entries = _verify(body, open_run, open_run.tally.sum, weight)
             else:
-                await asyncio.to_thread(_verify, body, open_run, open_run.tally.sum, weight)
+                entries = await asyncio.to_thread(_verify, body, open_run, open_run.tally.sum, weight)
             put = await self._store.put(body, point="coordinator.contribution", sha256=sha256)
             now = self._clock()
 
@@ -244,7 +253,7 @@ class Studies:
                 kept = before is None
                 # There and not yet in the sum: the database kept what it had said it could not.
                 if kept or (before == sha256 and open_run.awaits(node) and open_run.round == round):
-                    await self._count(open_run, round, node, put, weight)
+                    await self._count(open_run, round, node, put, weight, entries)
                     return
             finally:
                 if put.place is not None and not kept:
@@ -255,7 +264,7 @@ class Studies:
                 hint="The first one counts. The node discards the second when it asks for work.",
             )
 
-    async def _count(self, run: OpenRun, round: int, node: str, put: Put, weight: float) -> None:
+    async def _count(self, run: OpenRun, round: int, node: str, put: Put, weight: float, entries: Entries) -> None:
         """Add a contribution that is in the store to the sum of its round."""
         if run.round != round or run.closing or run.tally is None:
             raise _closed(run.id, round)
@@ -263,9 +272,9 @@ class Studies:
         run.received[node], run.weights[node] = put.sha256, weight
         async with run.folding:
             if put.body is not None:
-                total.add(put.body, weight)
+                total.add_checked(put.body, weight, entries)
             elif put.place is not None:
-                await asyncio.to_thread(_fold_file, total, self._store.folder / put.place, weight)
+                await asyncio.to_thread(_fold_file, total, self._store.folder / put.place, weight, entries)
         self._tell(Event("contribution.received", {"run": run.id, "round": round, "node": node, "bytes": put.length}))
         self._rounds.consider(run)
 
@@ -308,6 +317,11 @@ class Studies:
             for event in self._waiting.get(node, ()):
                 event.set()
 
+    @property
+    def closing(self) -> bool:
+        """Whether nothing new is begun."""
+        return self._closing
+
     def wake_all(self) -> None:
         """Answer every poll now, with nothing if there is nothing."""
         self._closing = True
@@ -323,19 +337,18 @@ class Studies:
         return list(self._runs.values())
 
 
-def _verify(body: bytes | Path, run: OpenRun, total: FixedPointSum, weight: float) -> None:
+def _verify(body: bytes | Path, run: OpenRun, total: FixedPointSum, weight: float) -> Entries:
     if run.plan.training.weighting == "uniform" and weight != 1.0:
         raise TensorsMalformed(f"A contribution has the weight {weight}.", hint="The plan weighs all nodes alike, with 1.")
     if isinstance(body, bytes):
-        total.check(body, weight)
-        return
+        return total.check(body, weight)
     with body.open("rb") as file, Mapped(file.fileno()) as view:
-        total.check(view, weight)
+        return total.check(view, weight)
 
 
-def _fold_file(total: FixedPointSum, path: Path, weight: float) -> None:
+def _fold_file(total: FixedPointSum, path: Path, weight: float, entries: Entries) -> None:
     with path.open("rb") as file, Mapped(file.fileno()) as view:
-        total.add(view, weight)
+        total.add_checked(view, weight, entries)
 
 
 def _closed(run: str, round: int) -> Late:

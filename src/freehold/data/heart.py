@@ -107,15 +107,16 @@ SCHEMA = Schema(
 
 def heart() -> Population:
     """All 920 patients, 13 features, target healthy or ill (num > 0), clients the four hospitals."""
-    tables = []
-    for hospital in HOSPITALS:
-        raw = _raw(hospital)
-        ill = pl.when(pl.col("num").cast(pl.Float64) > 0).then(pl.lit(CLASSES[1])).otherwise(pl.lit(CLASSES[0]))
-        tables.append(raw.with_columns(ill.alias("num"), pl.lit(hospital).alias("hospital")))
-    table = pl.concat(tables)
+    table = pl.concat([records.with_columns(pl.lit(hospital).alias("hospital")) for hospital, records in heart_records().items()])
     source = Source(name="heart", place=lambda row: f"row {row + 1}")
     notes = ("Target num: 0 is class 'healthy', 1 to 4 are class 'ill'.",)
     return read_table(table.lazy(), Selection(schema=SCHEMA), source, notes=notes)
+
+
+def heart_records() -> dict[str, pl.DataFrame]:
+    """Hospital -> its records as a node would hold them: text, "?" for missing, target num healthy or ill."""
+    ill = pl.when(pl.col("num").cast(pl.Float64) > 0).then(pl.lit(CLASSES[1])).otherwise(pl.lit(CLASSES[0]))
+    return {hospital: _raw(hospital).with_columns(ill.alias("num")) for hospital in HOSPITALS}
 
 
 def heart_flamby() -> tuple[Prepared, Prepared]:

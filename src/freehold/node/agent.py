@@ -9,7 +9,7 @@ import hashlib
 import os
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from freehold.node.errands import (
     TrainErrand,
 )
 from freehold.wire.client import Connection, retry
-from freehold.wire.local import Memory, close, sealed
+from freehold.wire.local import Memory, Pieces, close, sealed
 from freehold.wire.messages import MOST_PENDING, Blob, Declined, Measure, Measures, Pending, Train, Work, WorkReply, WorkRequest
 from freehold.wire.process import Child, Spawn, spawn
 from freehold.wire.routes import (
@@ -53,25 +53,9 @@ POLL_S = 25.0
 SMALL_BYTES = 1 << 20
 """Contributions up to this size wait for the next piece of work in the same request."""
 
-PIECE_BYTES = 1 << 18
 ERRAND_LIMIT_S = 7200.0
 IDLE_S = 300.0
 """A guard that had nothing to do for so long is ended."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pieces:
-    """What a descriptor shows, piece by piece and as often as needed, without mapping it."""
-
-    fd: int
-    length: int
-
-    def __iter__(self) -> Iterator[bytes]:
-        at = 0
-        while at < self.length:
-            piece = os.pread(self.fd, min(PIECE_BYTES, self.length - at), at)
-            at += len(piece)
-            yield piece
 
 
 @dataclass(kw_only=True)
@@ -216,7 +200,7 @@ class Agent:
             PENDING_HEADER: ",".join(f"{p.run}:{p.round}" for p in self._pending[-MOST_PENDING:]),
         }
         path = CONTRIBUTE.at(run=work.run, round=work.round)
-        pieces = Pieces(fd=fd, length=found.length)
+        pieces = Pieces(fd)
         failpoint("agent.sending")
         reply = self._connection.put(path, headers, found.length, pieces, sha256=found.sha256, reply=WorkReply, wait_s=wait_s)
         failpoint("agent.sent")

@@ -110,7 +110,11 @@ class Guard:
         close(got)
         if not isinstance(reply, MeasuredModel):
             raise _nonsense(study)
-        self._note(study.plan, "measured", {run.id: msgspec.to_builtins(reply)})
+        self._note(
+            study.plan,
+            "measured",
+            {run.id: {"algorithm": run.algorithm.name, "repeat": run.repeat, **msgspec.to_builtins(reply)}},
+        )
         return OutgoingMeasures(splits=reply.splits, alone=reply.alone, served=reply.served), []
 
     def _known(self, run_id: str, plan_fd: int) -> tuple[_Study, Run]:

@@ -151,14 +151,18 @@ class Program:
 
 
 def released(sums: Sums, examples: int) -> Measured:
-    """Sums as they may leave: nothing that rests on fewer than five examples, and per class only the classes that have five."""
+    """Sums as they may leave: nothing that rests on fewer than five examples.
+
+    Sums per class leave only where each class has five examples or more: from all but one the last could be worked out.
+    """
     if examples < FEWEST:
         return Measured(examples=examples, sums={})
-    out: dict[str, float] = {}
     seen = sums.get("count_by_class")
+    classes = seen is not None and bool((seen >= FEWEST).all())
+    out: dict[str, float] = {}
     for name, value in sums.items():
         if value.dim() == 0:
             out[name] = float(value)
-        elif seen is not None:
-            out |= {f"{name}/{k}": float(value[k]) for k in range(len(value)) if float(seen[k]) >= FEWEST}
+        elif classes:
+            out |= {f"{name}/{k}": float(each) for k, each in enumerate(value)}
     return Measured(examples=examples, sums=out)

@@ -34,7 +34,7 @@ class Curves:
 
 def learning_curves(comparison: Comparison, *, lead: Row | None) -> Curves | None:
     """One line for each row that was evaluated during training; the baseline and `lead` show the range over seeds."""
-    drawn = [(row, averaged) for row in comparison.rows if (averaged := _average_curve(row)).points]
+    drawn = [(row, averaged) for row in comparison.rows if len((averaged := _average_curve(row)).points) > 1]
     if not drawn:
         return None
     leading = lead.name if lead else ""

@@ -195,7 +195,7 @@ def _transposed(columns: Mapping[str, Sequence[str]]) -> list[list[str]]:
 HEADER_HELP: Mapping[str, str] = {
     "mean": "Mean over those that took part, each counting the same, after the last round; then over seeds.",
     "±": "Standard deviation, over seeds, of that mean.",
-    "better": "Mean paired difference to training alone, with its 95 % interval; positive is better.",
+    "better": "Mean paired difference to training alone, with its interval (95 % or wider); positive is better.",
     "gain,": "How many gain (▲), lose (▼), and for how many the data cannot tell (○).",
     "worse": "How many have a lower mean than alone, by their point estimates: certain or not.",
     "worst": "The one with the worst mean over seeds.",

@@ -276,8 +276,10 @@ class View:
         few = f" With fewer than {FEWEST_SEEDS} seeds there is no interval." if len(self._comparison.seeds) < FEWEST_SEEDS else ""
         return (
             f"Every number is from test examples that training did not see, after the last round, and every difference is to "
-            f"training alone at the same {noun} with the same seed. A gain (▲) or a loss (▼) has its whole 95 % interval on one "
-            f"side of zero, an interval {how}. “Cannot tell” (○) does not mean that there is no difference, but that data of "
+            f"training alone at the same {noun} with the same seed. A gain (▲) or a loss (▼) has its whole interval on one "
+            f"side of zero, an interval {how}. All differences of a report are judged together: of its gains and losses at most "
+            f"one in ten is expected to be false, and no interval is narrower than 95 %. “Cannot tell” (○) does not mean that "
+            f"there is no difference, but that data of "
             f"this size could show it by chance: more examples or more seeds may decide.{few}"
         )
 

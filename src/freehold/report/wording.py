@@ -136,12 +136,6 @@ def finding(comparison: Comparison, summaries: Sequence[RowSummary]) -> tuple[st
     if 0 < len(losers) <= _NAMED:
         sentences.append(f"Losing against training alone: {'; '.join(losers)}.")
     sentences += balanced_sentences(comparison, by_name, row)
-    by_chance = 0.05 * len(comparison.participants)
-    if by_chance >= 2:
-        sentences.append(
-            f"Among {counted(len(comparison.participants), comparison.noun)}, chance alone can make "
-            f"up to about {by_chance:.0f} look like a gain or a loss."
-        )
     if (
         FEWEST_SEEDS <= len(comparison.seeds) < ENOUGH_SEEDS
         and comparison.splits == "repeated"
@@ -242,7 +236,7 @@ def _mean(comparison: Comparison, summary: RowSummary, alone: RowSummary) -> str
         rounded = "" if _agrees(metric, summary.mean, alone.mean, paired.difference) else ", each figure rounded by itself"
         text += (
             f", {value(metric, abs(paired.difference), like=like)}{points} {better}{rounded} "
-            f"(95 % interval {change(metric, paired.low, like=like)} to {change(metric, paired.high, like=like)}): {says}"
+            f"(interval {change(metric, paired.low, like=like)} to {change(metric, paired.high, like=like)}): {says}"
         )
     return f"{text}."
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import mmap
 import sys
 from collections.abc import Iterator, Mapping
 from typing import Final, NamedTuple, NoReturn, TypeAlias
@@ -21,6 +22,7 @@ from freehold.plan import Contribution, check_contribution
 
 HEADER_LIMIT_BYTES: Final = 1 << 20
 CHUNK: Final = 1 << 14
+_DROP_BYTES = 1 << 20
 """Elements looked at in one go: what is computed from them stays in the cache."""
 
 _NAME_LIMIT, _RANK_LIMIT = 512, 16
@@ -196,11 +198,28 @@ def widened(bits: NDArray[np.generic]) -> NDArray[np.generic]:
 
 
 def chunks(view: Buffer, entry: Entry) -> Iterator[tuple[slice, NDArray[np.generic]]]:
-    """One tensor in pieces of `CHUNK` elements, each with where it lies; bfloat16 as float32."""
+    """One tensor in pieces of `CHUNK` elements, each with where it lies; bfloat16 as float32.
+
+    Of a file that is mapped, what was read is dropped from memory again, so that large ones take little.
+    """
     array = flat(view, entry)
+    dropped = entry.begin
     for begin in range(0, array.size, CHUNK):
         part = array[begin : begin + CHUNK]
         yield slice(begin, begin + part.size), widened(part) if entry.dtype == "bfloat16" else part
+        read = entry.begin + (begin + part.size) * array.itemsize
+        if read - dropped >= _DROP_BYTES:
+            dropped = _drop(view, dropped, read)
+
+
+def _drop(view: Buffer, begin: int, end: int) -> int:
+    """Let the kernel take back whole pages of a mapped file; up to where it was done."""
+    owner = view.obj if isinstance(view, memoryview) else view
+    first, last = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE
+    # Only what nobody writes to: pages of a private mapping that was written would be lost.
+    if isinstance(owner, mmap.mmap) and memoryview(view).readonly and memoryview(view).nbytes == len(owner) and first < last:
+        owner.madvise(mmap.MADV_DONTNEED, first, last - first)
+    return end
 
 
 def fitting(view: Buffer, spec: Contribution) -> Mapping[str, Entry]:

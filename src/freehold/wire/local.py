@@ -6,7 +6,7 @@ import fcntl
 import mmap
 import os
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Final
 
@@ -16,6 +16,8 @@ from freehold.errors import PeerGone
 
 LIMIT_BYTES: Final = 180_000
 """Of one message; bytes of any size travel as sealed memory."""
+
+PIECE_BYTES: Final = 1 << 18
 
 _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 _MOST_FDS = 8
@@ -113,6 +115,20 @@ def is_sealed(fd: int) -> bool:
         return fcntl.fcntl(fd, fcntl.F_GET_SEALS) & _SEALS == _SEALS
     except OSError:
         return False
+
+
+class Pieces:
+    """What a descriptor shows, piece by piece and as often as needed; it is never mapped, so it takes no memory."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd, self.length = fd, os.fstat(fd).st_size
+
+    def __iter__(self) -> Iterator[bytes]:
+        at = 0
+        while at < self.length:
+            piece = os.pread(self.fd, min(PIECE_BYTES, self.length - at), at)
+            at += len(piece)
+            yield piece
 
 
 class Mapped:

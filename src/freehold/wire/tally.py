@@ -90,10 +90,14 @@ class FixedPointSum:
 
         What raises has changed nothing.
         """
+        self.add_checked(view, weight, self.check(view, weight))
+
+    def add_checked(self, view: Buffer, weight: float, entries: Mapping[str, Entry]) -> None:
+        """Add a contribution in which `check` has found these entries."""
         if self.heard >= self._most_clients:
             raise ValueError(f"one contribution more than {self._most_clients}")
         factor = weight * 2.0**self._spec.scale
-        for name, entry in self.check(view, weight).items():
+        for name, entry in entries.items():
             self._fold(view, entry, self._words[self._layout.words[name]], weight, factor)
         self._words[_WEIGHT] += round(factor)
         self._words[_HEARD] += 1

@@ -107,11 +107,6 @@ def test_with_training_alone_only_there_is_nothing_to_find() -> None:
     assert finding(comparison, summarize(comparison))[0].startswith("Nothing was compared")
 
 
-def test_among_many_clients_the_finding_counts_on_chance() -> None:
-    comparison = phones(100)
-    assert "chance alone can make up to about 5" in " ".join(finding(comparison, summarize(comparison)))
-
-
 def test_the_leading_row_is_chosen_by_validation_and_never_a_reference() -> None:
     comparison = hospitals()
     lead = headline(comparison, summarize(comparison))

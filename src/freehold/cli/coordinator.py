@@ -1,0 +1,273 @@
+"""`freehold coordinator`: sets one up, and runs it until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from freehold.cli.options import grouped
+from freehold.cli.places import CoordinatorState, coordinator_state
+from freehold.errors import UsageError
+from freehold.settings import Setting, read_settings
+
+if TYPE_CHECKING:
+    from freehold.coordinator.service import Service, Settings
+    from freehold.systemd import Notifier
+
+coordinator = typer.Typer(no_args_is_help=True, help="Run the coordinator of a federation.")
+
+FILE = "coordinator.toml"
+LONGEST_SOCKET = 107
+"""Bytes in the path of a Unix socket, by the kernel."""
+KEYS: Mapping[str, type] = {
+    "federation": str,
+    "host": str,
+    "port": int,
+    "names": list,
+    "database": str,
+    "ca_dir": str,
+    "metrics_port": int,
+    "study_keys": list,
+    "log": str,
+}
+"""What the settings file may say; docs/reference/settings.md explains each."""
+
+
+class LogForm(StrEnum):
+    """How events are written."""
+
+    json = "json"
+    plain = "plain"
+
+
+LogOption = Annotated[
+    LogForm | None,
+    typer.Option("--log", help="Form of the log on standard error; plain on a terminal, else json or the journal."),
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServiceOptions:
+    """What coordinator.toml may say, too; the command line counts."""
+
+    federation: Annotated[str | None, typer.Option("--federation", metavar="NAME", help="Its name; freehold if not given.")] = (
+        None
+    )
+    host: Annotated[
+        str | None, typer.Option("--host", metavar="ADDRESS", help="Where it listens; 127.0.0.1 if not given, 0.0.0.0 for all.")
+    ] = None
+    port: Annotated[
+        int | None, typer.Option("--port", min=0, max=65535, metavar="PORT", help="8443 if not given; 0 is any free one.")
+    ] = None
+    names: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--name", metavar="NAME", help="DNS name or address in its certificate; repeatable. The first is in its URL."
+        ),
+    ] = None
+    database: Annotated[
+        str | None, typer.Option("--database", metavar="URL", help="Of its store; SQLite in the state folder if not given.")
+    ] = None
+    ca_dir: Annotated[
+        Path | None, typer.Option("--ca-dir", metavar="FOLDER", help="Where the root's key is; in the state folder if not given.")
+    ] = None
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(
+            "--metrics-port", min=0, max=65535, metavar="PORT", help="Prometheus metrics on loopback; 0, the default: none."
+        ),
+    ] = None
+    study_keys: Annotated[
+        list[Path] | None,
+        typer.Option("--study-key", metavar="FILE", help="Public key whose studies are taken, and no others; repeatable."),
+    ] = None
+
+
+@coordinator.callback()
+def _start() -> None:
+    pass
+
+
+@coordinator.command()
+@grouped
+def init(options: ServiceOptions, state: CoordinatorState = None) -> None:
+    """Make the state folder, the federation's root of trust and coordinator.toml, and start nothing."""
+    from freehold.coordinator.authority import Authority
+
+    folder = coordinator_state(state)
+    if (folder / FILE).exists() or (folder / "authority").exists():
+        raise UsageError(
+            f"{folder} has a coordinator already.", hint="`freehold coordinator start` runs it; or give another --state."
+        )
+    settings = _settings(folder, options)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    authority = Authority.open(
+        folder / "authority", federation=settings.federation, now=time.time(), ca_dir=settings.ca_dir or folder / "ca"
+    )
+    _write_settings(folder, options, settings.federation)
+    sys.stdout.write(
+        f"Federation {settings.federation}, in {folder}\n"
+        f"  root pin    {authority.pin()}\n"
+        f"  root's key  {settings.ca_dir or folder / 'ca'}; keep a copy, and take it off this machine if you like: "
+        f"it is needed once a year\n"
+        f"  settings    {folder / FILE}\n"
+        f"Next: freehold coordinator start{_flag(state)}\n"
+    )
+
+
+@coordinator.command()
+@grouped
+def start(
+    options: ServiceOptions,
+    state: CoordinatorState = None,
+    log: LogOption = None,
+    print_token: Annotated[
+        bool, typer.Option("--print-token", help="Make a join token for one node, and print it with the command that uses it.")
+    ] = False,
+) -> None:
+    """Run the coordinator until SIGTERM or Ctrl-C, and print how a node joins."""
+    from freehold.coordinator.service import Service
+    from freehold.logs import form_for, listener
+    from freehold.systemd import Notifier
+
+    folder = coordinator_state(state)
+    settings = _settings(folder, options)
+    wanted = log.value if log else str(read_settings(folder / FILE, KEYS).get("log", ""))
+    if wanted not in ("", "json", "plain"):
+        raise UsageError(f"{folder / FILE}: log is {wanted!r}.", hint='It is "json" or "plain".')
+    if not (folder / FILE).exists():  # a second start must not found another federation
+        _write_settings(folder, ServiceOptions(), settings.federation)
+    form = form_for(sys.stderr, os.environ, wanted=wanted)
+    service = Service(settings=settings, listener=listener(sys.stderr, form, color=_colorful(form)))
+
+    def announce() -> None:
+        sys.stdout.write(welcome(service, state, token=print_token))
+        sys.stdout.flush()
+
+    asyncio.run(_until_signaled(service, Notifier(os.environ, os.getpid()), announce))
+
+
+async def _until_signaled(service: Service, notifier: Notifier, announce: Callable[[], None]) -> None:
+    told, loop = asyncio.Event(), asyncio.get_running_loop()
+
+    def stop() -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):  # the second one ends it at once
+            loop.remove_signal_handler(number)
+        told.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+    await service.start()
+    watching = asyncio.create_task(notifier.watch())
+    await asyncio.to_thread(announce)
+    notifier.ready(f"coordinator of {service.settings.federation} at {service.url}")
+    await told.wait()
+    notifier.stopping()
+    watching.cancel()
+    await service.stop()
+
+
+def welcome(service: Service, state: Path | None, *, token: bool) -> str:
+    """Where it is, and how a first node joins; with a new token where one was asked for."""
+    url, name = service.url, "alice"
+    lines = [
+        f'Coordinator of federation "{service.settings.federation}" at {url}',
+        f"Root pin {service.enrolment.authority.pin()}",
+    ]
+    there = f"freehold node start --name {name} --coordinator {url} --join-file {{file}} --data heart=FILE.csv"
+    if token:
+        made = service.enrolment.create_token(creator="operator", ttl_s=86400.0).format()
+        lines += [
+            "A node joins with this token, once, within 24 hours. Pass it on over a way that you trust:",
+            f"  {made}",
+            "  " + there.format(file="-") + "     # then paste the token",
+        ]
+    else:
+        lines += [
+            "A node joins with a token that you make here and pass on over a way that you trust:",
+            f"  freehold token create --node {name}{_flag(state)} > {name}.token",
+            "  " + there.format(file=f"{name}.token"),
+        ]
+    return "\n".join([*lines, "Stop with Ctrl-C or SIGTERM; studies go on where they were.", ""])
+
+
+def _settings(folder: Path, options: ServiceOptions) -> Settings:
+    from freehold.coordinator.certificates import check_name
+    from freehold.coordinator.service import Settings
+
+    if len(os.fsencode(folder / "admin.sock")) > LONGEST_SOCKET:
+        raise UsageError(f"The path {folder} is too long: its socket could not be opened.", hint="Give a shorter --state.")
+    said = read_settings(folder / FILE, KEYS)
+    if options.federation and options.federation != said.get("federation", options.federation):
+        raise UsageError(
+            f"The coordinator in {folder} is that of federation {said['federation']}, not {options.federation}.",
+            hint="A federation keeps its name; give another one another --state.",
+        )
+    ca_dir = options.ca_dir or (Path(str(said["ca_dir"])) if "ca_dir" in said else None)
+    keys = options.study_keys or [folder / str(key) for key in _texts(said.get("study_keys"))]
+    return Settings(
+        state=folder,
+        federation=check_name(options.federation or str(said.get("federation", "freehold"))),
+        host=options.host or str(said.get("host", "127.0.0.1")),
+        port=_number(options.port, said, "port", 8443),
+        names=tuple(options.names or _texts(said.get("names"))),
+        database=options.database or str(said.get("database", "")),
+        ca_dir=ca_dir if ca_dir is None else folder / ca_dir,
+        metrics_port=_number(options.metrics_port, said, "metrics_port", 0),
+        study_keys=tuple(keys),
+    )
+
+
+def _number(given: int | None, said: Mapping[str, Setting], key: str, default: int) -> int:
+    found = given if given is not None else said.get(key, default)
+    if not isinstance(found, int) or not 0 <= found <= 65535:
+        raise UsageError(
+            f"{FILE}: {key} is {found}, but ports lie between 0 and 65535.", hint=f"For example {key} = {default or 9464}"
+        )
+    return found
+
+
+def _texts(found: object) -> list[str]:
+    return [str(item) for item in found] if isinstance(found, list) else []
+
+
+def _write_settings(folder: Path, options: ServiceOptions, federation: str) -> None:
+    from freehold import durable
+
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    durable.write(folder / FILE, _toml(options, federation).encode(), point="coordinator.settings")
+
+
+def _toml(options: ServiceOptions, federation: str) -> str:
+    """The options that were given, and the federation's name, which must never change; JSON's texts and lists are TOML's too."""
+    given: dict[str, object] = {
+        "federation": federation,
+        "host": options.host,
+        "port": options.port,
+        "names": options.names,
+        "database": options.database,
+        "ca_dir": None if options.ca_dir is None else str(options.ca_dir.absolute()),
+        "metrics_port": options.metrics_port,
+        "study_keys": [str(key.absolute()) for key in options.study_keys or ()] or None,
+    }
+    lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in given.items() if value is not None]
+    return "\n".join(["# See docs/reference/settings.md.", *lines, ""])
+
+
+def _flag(state: Path | None) -> str:
+    return f" --state {state}" if state else ""
+
+
+def _colorful(form: str) -> bool:
+    return form == "plain" and sys.stderr.isatty() and "NO_COLOR" not in os.environ

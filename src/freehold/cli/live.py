@@ -1,0 +1,136 @@
+"""A study under way, on the terminal: a table that stays up to date, plain lines elsewhere; always on standard error."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from freehold.cli.console import errors, visible
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from freehold.wire.admin import Results, RunInfo, StudyInfo
+
+EVERY_S = 5.0  # between two plain lines
+
+Extra = Callable[[], "RenderableType | None"]
+"""What stands below the table; None for nothing."""
+
+
+@contextmanager
+def following(extra: Extra = lambda: None, clock: Callable[[], float] = time.monotonic) -> Iterator[Callable[[StudyInfo], None]]:
+    """A function that is told of a study as often as one likes, and shows it."""
+    console = errors()
+    if not console.is_terminal:
+        yield plain(console.print, clock)
+        return
+    from rich.console import Group
+    from rich.live import Live
+
+    with Live(console=console, refresh_per_second=8, transient=True) as live:
+
+        def follow(info: StudyInfo) -> None:
+            below = extra()
+            live.update(board(info) if below is None else Group(board(info), "", below))
+
+        yield follow
+
+
+def plain(write: Callable[[str], None], clock: Callable[[], float]) -> Callable[[StudyInfo], None]:
+    """A follower that writes a line at the start, at the end and every few seconds."""
+    last, begun = -EVERY_S, clock()
+
+    def follow(info: StudyInfo) -> None:
+        nonlocal last
+        over, now = info.state != "running", clock() - begun
+        if over or now - last >= EVERY_S:
+            last = now
+            done, whole = progress_of(info)
+            now_on = next(
+                (
+                    f", {r.algorithm}, repeat {r.repeat}, waits for {', '.join(waiting(r)) or 'nobody'}"
+                    for r in info.runs
+                    if r.state in ("training", "measuring")
+                ),
+                "",
+            )
+            write(f"{info.name}: {info.state}, {done} of {whole} rounds{visible(now_on)}")
+
+    return follow
+
+
+def board(info: StudyInfo) -> RenderableType:
+    """A line for each algorithm: how far its repeats are, and whom the open one waits for."""
+    from rich import box
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+    from rich.text import Text
+
+    done, whole = progress_of(info)
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        title=f"{visible(info.name)}: {info.state}, {done} of {whole} rounds",
+        title_justify="left",
+        title_style="bold",
+    )
+    for header in ("algorithm", "", "rounds", "repeat", "waits for"):
+        table.add_column(header, no_wrap=True)
+    for algorithm in dict.fromkeys(run.algorithm for run in info.runs):
+        runs = [run for run in info.runs if run.algorithm == algorithm]
+        open_run = next((run for run in runs if run.state in ("training", "measuring")), None)
+        count = sum(_closed(run) for run in runs)
+        total = sum(run.rounds for run in runs)
+        repeat = f"{open_run.repeat + 1} of {len(runs)}" if open_run else "done" if count == total else ""
+        wait = ", ".join(waiting(open_run)) if open_run else ""
+        bar = ProgressBar(total=total, completed=count, width=24)
+        table.add_row(Text(visible(algorithm)), bar, f"{count} of {total}", repeat, Text(visible(wait)))
+    return table
+
+
+def progress_of(info: StudyInfo) -> tuple[int, int]:
+    """(rounds closed, rounds in all)."""
+    return sum(_closed(run) for run in info.runs), sum(run.rounds for run in info.runs)
+
+
+def waiting(run: RunInfo) -> list[str]:
+    """The nodes that were asked and have not answered yet."""
+    return [node for node in run.asked if node not in run.heard]
+
+
+def _closed(run: RunInfo) -> int:
+    return run.rounds if run.state == "finished" else min(run.round, run.rounds)
+
+
+def print_runs(info: StudyInfo, results: Results) -> None:
+    """A study's runs, round times and bytes, on standard output."""
+    from freehold.cli.console import output
+    from freehold.cli.show import table
+    from freehold.node.page import size
+
+    console = output()
+    started = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(info.started))
+    console.print(f"{visible(info.name)}: {info.state}", style="bold")
+    console.print(f"plan {info.digest}, started {started}" + (f", {visible(info.reason)}" if info.reason else ""))
+    lines = [["algorithm", "repeat", "state", "rounds", "waits for"]]
+    for run in info.runs:
+        wait = ", ".join(waiting(run)) if run.state in ("training", "measuring") else ""
+        lines.append([run.algorithm, str(run.repeat), run.state, f"{_closed(run)} of {run.rounds}", visible(wait) or "-"])
+    table(lines, empty="No runs.")
+    seconds = median_round(results)
+    if seconds is not None:
+        console.print(f"\nA round takes {seconds:.3g} s (median of {sum(bool(r.heard) for r in results.rounds)})")
+    for node, sent in sorted(results.sent_bytes.items()):
+        console.print(f"{visible(node)} has sent {size(sent)} of contributions")
+    console.print("")
+
+
+def median_round(results: Results) -> float | None:
+    """Seconds from a round's opening to its closing; None before the first has closed."""
+    seconds = [each.seconds for each in results.rounds if each.heard]
+    return statistics.median(seconds) if seconds else None

@@ -1,0 +1,96 @@
+"""`freehold status`: is all well at the coordinator of this machine, for people and for monitoring."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from freehold.cli.places import AsJson, CoordinatorState, admin
+from freehold.errors import UsageError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from freehold.wire.admin import Status
+
+EVERY_S = 2.0
+
+
+def status(
+    state: CoordinatorState = None,
+    as_json: AsJson = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Again and again, until Ctrl-C.")] = False,
+) -> None:
+    """Say how the coordinator on this machine is. Exit code 0: well; 1: something is amiss; 2: it does not answer."""
+    from freehold.wire.admin import Status
+
+    coordinator = admin(state)
+    if watch and as_json:
+        raise UsageError("--watch is for people, --json for programs.", hint="Give one of them.")
+    found = coordinator.get("/v1/status", Status)
+    if as_json:
+        sys.stdout.write(json.dumps({**_plain(found), "amiss": amiss(found)}, indent=1) + "\n")
+    else:
+        from freehold.cli.console import output
+
+        console = output()
+        if watch:
+            from rich.live import Live
+
+            with Live(_shown(found), console=console, auto_refresh=False) as live:
+                while True:
+                    time.sleep(EVERY_S)
+                    found = coordinator.get("/v1/status", Status)
+                    live.update(_shown(found), refresh=True)
+        console.print(_shown(found))
+    if amiss(found):
+        raise typer.Exit(1)
+
+
+def amiss(found: Status) -> list[str]:
+    """What an operator should look at: silent nodes, failed studies, and studies that wait for a deadline that has passed."""
+    told = [f"node {node.name} is silent" for node in found.nodes if not node.connected]
+    told += [f"study {study.name} has failed: {study.reason}" for study in found.studies if study.state == "failed"]
+    now = time.time()
+    for study in found.studies:
+        waits = [run for run in study.runs if run.state == "training" and run.deadline < now]
+        told += [f"study {study.name}: round {run.round} of {run.algorithm} is past its deadline" for run in waits]
+    return told
+
+
+def _shown(found: Status) -> RenderableType:
+    from rich.text import Text
+
+    from freehold.cli.console import visible
+    from freehold.cli.live import progress_of
+
+    since = time.strftime("%Y-%m-%d %H:%M", time.localtime(found.since))
+    connected = sum(node.connected for node in found.nodes)
+    open_studies = [study for study in found.studies if study.state == "running"]
+    lines = [
+        f"{found.federation} at {found.url}, Freehold {found.release}, since {since}",
+        f"nodes     {connected} of {len(found.nodes)} connected: " + (", ".join(node.name for node in found.nodes) or "none yet"),
+        f"studies   {len(open_studies)} running, {len(found.studies) - len(open_studies)} over",
+    ]
+    for study in open_studies:
+        done, whole = progress_of(study)
+        lines.append(f"          {study.name}: {done} of {whole} rounds")
+    if found.refused:
+        lines.append("refused   " + ", ".join(f"error {code}: {count}×" for code, count in sorted(found.refused.items())))
+    wrong = amiss(found)
+    body = Text(visible("\n".join(lines)) + "\n")
+    body.append(
+        "All is well." if not wrong else visible("\n".join(f"Amiss: {text}" for text in wrong)), "yellow" if wrong else "green"
+    )
+    return body
+
+
+def _plain(found: Status) -> dict[str, object]:
+    from freehold.wire.messages import encode
+
+    told: dict[str, object] = json.loads(encode(found))
+    return told

@@ -1,0 +1,269 @@
+"""`freehold study`: plans, their signatures, and the studies that a coordinator on this machine runs."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from freehold.cli.console import errors
+from freehold.cli.invocation import command
+from freehold.cli.options import ResultOptions, grouped, listed
+from freehold.cli.places import AsJson, CoordinatorState, admin
+from freehold.errors import StudyRefused, UsageError
+
+if TYPE_CHECKING:
+    from freehold.wire.admin import Admin, Results, StudyInfo
+
+study = typer.Typer(no_args_is_help=True, help="Write and sign plans; run studies, on the coordinator's machine.")
+
+COMPANIONS = ("fedavg", "fedavg-finetuned", "fedavg-intercept")
+POLL_S = 0.5
+
+PlanFile = Annotated[Path, typer.Argument(metavar="PLAN.toml", help="The plan.")]
+StudyName = Annotated[str, typer.Argument(metavar="STUDY", help="Its name, or its plan's digest or the beginning of it.")]
+
+
+@study.callback()
+def _start() -> None:
+    pass
+
+
+@study.command()
+def new(
+    task: Annotated[str, typer.Argument(metavar="TASK", help="heart, or another installed task.")],
+    output: Annotated[Path, typer.Option("--output", metavar="PLAN.toml", help="Where the plan goes.")],
+    algorithm: Annotated[str, typer.Option("--algorithm", metavar="NAME", help="Which.")] = "ditto",
+    companions: Annotated[
+        list[str] | None, typer.Option("--companions", metavar="A,B", help="To compare with; FedAvg and its kin if not given.")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", metavar="NAME", help="The study's name; TASK-ALGORITHM if not given.")
+    ] = None,
+    rounds: Annotated[int | None, typer.Option("--rounds", min=1, metavar="N", help="The task's own if not given.")] = None,
+    repeats: Annotated[int, typer.Option("--repeats", min=1, metavar="N", help="With other splits; 5 tell gain from luck.")] = 5,
+    least_nodes: Annotated[int, typer.Option("--least-nodes", min=1, metavar="N", help="How many nodes it waits for.")] = 1,
+) -> None:
+    """Write a plan with the task's own settings, and in it all that may leave a node."""
+    from freehold.cli.output import check_writable, write
+    from freehold.coordinator.specification import specified
+    from freehold.plan import dumps
+    from freehold.study.federated import federated_plan
+
+    check_writable(output)
+    chosen = COMPANIONS if companions is None else listed(companions)
+    plan = federated_plan(task, algorithm, companions=chosen, name=name, rounds=rounds, repeats=repeats, least_nodes=least_nodes)
+    write(output, dumps(specified(plan)))
+    sys.stdout.write(f"Written: {output}\nNext: freehold study run {output} --wait\n")
+
+
+@study.command()
+def spec(
+    plan: PlanFile,
+    output: Annotated[
+        Path | None, typer.Option("--output", metavar="FILE", help="Where it goes; into the plan itself if not given.")
+    ] = None,
+) -> None:
+    """Write into a plan what its algorithm and companions send: the tensors that may leave a node, and no others."""
+    from freehold.cli.output import check_writable, write
+    from freehold.coordinator.specification import specified
+    from freehold.plan import digest, dumps, load_plan
+
+    check_writable(output or plan)
+    made = specified(load_plan(plan))
+    write(output or plan, dumps(made))
+    for name, tensors in ((made.algorithm.name, made.contribution.tensors), *((c.name, c.tensors) for c in made.companions)):
+        sys.stdout.write(f"{name}: {len(tensors)} tensors, {_numbers(tensors)} numbers a round\n")
+    sys.stdout.write(f"Plan {digest(made)}\n")
+
+
+@study.command()
+def keygen(
+    key: Annotated[Path, typer.Argument(metavar="FILE", help="Where the private key goes; the public one goes to FILE.pub.")],
+) -> None:
+    """Make a study key. Who holds it may start studies on coordinators that were started with --study-key FILE.pub."""
+    from freehold.coordinator.signing import make_key
+
+    public = key.with_name(key.name + ".pub")
+    made = make_key(key, public)
+    sys.stdout.write(
+        f"Key {made}\n  {key}      sign with it, and keep it to yourself: freehold study sign PLAN.toml --key {key}\n"
+        f"  {public}  for coordinators: freehold coordinator start --study-key {public}\n"
+    )
+
+
+@study.command()
+def sign(
+    plan: PlanFile,
+    key: Annotated[Path, typer.Option("--key", metavar="FILE", help="The private study key.")],
+) -> None:
+    """Sign a plan, everything in it: PLAN.toml.sig beside it, which `study run` sends along."""
+    from freehold.cli.output import check_writable, write
+    from freehold.coordinator.signing import sign
+    from freehold.plan import digest, load_plan
+
+    identity = digest(load_plan(plan))
+    where = _signature_of(plan)
+    check_writable(where)
+    write(where, sign(identity, key) + "\n")
+    sys.stdout.write(f"Written: {where}\nPlan {identity}\n")
+
+
+@study.command()
+@grouped
+def run(
+    plan: PlanFile,
+    results: ResultOptions,
+    wait: Annotated[bool, typer.Option("--wait", help="Until it ends, with progress, and show the report.")] = False,
+    state: CoordinatorState = None,
+) -> None:
+    """Start a study; starting it again changes nothing. Exit code 1 if it is refused, or ends otherwise than finished."""
+    from freehold.cli.output import check_writable
+    from freehold.wire.admin import StudyRequest, StudyStarted
+
+    if not wait and (results.json or results.report):
+        raise UsageError("There is no report before the study ends.", hint="Add --wait, or use `freehold study show` later.")
+    check_writable(results.json, results.report)
+    coordinator, where = admin(state), _signature_of(plan)
+    signature = where.read_text(encoding="utf-8").strip() if where.exists() else None
+    request = StudyRequest(plan=_text(plan), signature=signature)
+    digest = coordinator.post("/v1/studies", request, StudyStarted).digest
+    if not wait:
+        sys.stdout.write(f"Study {digest} is under way.\nWatch it: freehold study show {digest[7:19]}\n")
+        return
+    from freehold.cli.live import following
+
+    try:
+        with following() as follow:
+            while (info := find(coordinator, digest)).state == "running":
+                follow(info)
+                time.sleep(POLL_S)
+            follow(info)
+    except KeyboardInterrupt:
+        errors().print(
+            f"The study goes on without you. Watch it: freehold study show {digest[7:19]}; end it: freehold study stop …"
+        )
+        raise typer.Exit(130) from None
+    _end(info)
+    tell(coordinator, digest, results)
+
+
+@study.command("list")
+def list_(state: CoordinatorState = None, as_json: AsJson = False) -> None:
+    """List all studies."""
+    from freehold.cli.live import progress_of
+    from freehold.wire.admin import Studies
+
+    found = admin(state).get("/v1/studies", Studies).studies
+    if as_json:
+        sys.stdout.write(json.dumps([_info(each) for each in found], indent=1) + "\n")
+        return
+    from freehold.cli.show import table
+
+    lines = [["study", "digest", "state", "rounds", "started"]]
+    for each in found:
+        done, whole = progress_of(each)
+        started = time.strftime("%Y-%m-%d %H:%M", time.localtime(each.started))
+        lines.append([each.name, each.digest[7:19], each.state, f"{done} of {whole}", started])
+    table(lines, empty="No studies. `freehold study new` writes a plan, `freehold study run` starts it.")
+
+
+@study.command()
+@grouped
+def show(name: StudyName, results: ResultOptions, state: CoordinatorState = None) -> None:
+    """Show where a study is: its runs, round times and bytes, and once it is measured, the report."""
+    from freehold.cli.live import print_runs
+    from freehold.cli.output import STDOUT, check_writable
+    from freehold.wire.admin import Results
+
+    check_writable(results.json, results.report)
+    coordinator = admin(state)
+    found = coordinator.get(f"/v1/studies/{name}", Results)
+    info = _info_of(coordinator, found)
+    if STDOUT not in (results.json, results.report):
+        print_runs(info, found)
+    if found.measures:
+        tell(coordinator, info.digest, results)
+    elif results.json or results.report:
+        raise UsageError("Nothing of this study is measured yet.", hint="Wait until its first runs are finished.")
+
+
+@study.command()
+def stop(
+    name: StudyName,
+    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Kept with the study.")] = "",
+    state: CoordinatorState = None,
+) -> None:
+    """End a study. What was trained stays where it is; the nodes are asked no more."""
+    from freehold.wire.admin import Done, Subject
+
+    admin(state).post("/v1/studies/stop", Subject(name=name, reason=reason), Done)
+    sys.stdout.write(f"Study {name} is stopped.\n")
+
+
+def find(coordinator: Admin, digest: str) -> StudyInfo:
+    """A study by its plan's digest."""
+    from freehold.wire.admin import Studies
+
+    return next(each for each in coordinator.get("/v1/studies", Studies).studies if each.digest == digest)
+
+
+def tell(coordinator: Admin, digest: str, options: ResultOptions) -> None:
+    """The report of what is measured, on the terminal and in files."""
+    from freehold.cli.running import tell
+    from freehold.study.federated import comparison_of
+    from freehold.wire.admin import Results
+
+    found = coordinator.get(f"/v1/studies/{digest}", Results)
+    tell(comparison_of(found, command=command(), notes=(privacy_note(found),)), options)
+
+
+def privacy_note(results: Results) -> str:
+    """Which promise of privacy held."""
+    from freehold.plan import parse
+
+    unit = parse(results.plan).privacy.unit
+    if unit == "none":
+        return "Privacy: no noise was added. Data did not leave the nodes, but contributions did, and they can reveal records."
+    return f"Privacy: noise for each {unit}; see the plan for how much."
+
+
+def _end(info: StudyInfo) -> None:
+    if info.state != "finished":
+        raise StudyRefused(
+            f"The study {info.name} is {info.state}: {info.reason or 'no reason is known'}.",
+            hint="`freehold study show` has what was measured before.",
+        )
+
+
+def _info_of(coordinator: Admin, found: Results) -> StudyInfo:
+    from freehold.plan import digest, parse
+
+    return find(coordinator, digest(parse(found.plan)))
+
+
+def _info(info: StudyInfo) -> dict[str, object]:
+    from freehold.wire.messages import encode
+
+    told: dict[str, object] = json.loads(encode(info))
+    return told
+
+
+def _signature_of(plan: Path) -> Path:
+    return plan.with_name(plan.name + ".sig")
+
+
+def _text(plan: Path) -> str:
+    from freehold.plan import dumps, load_plan
+
+    return dumps(load_plan(plan))
+
+
+def _numbers(tensors: object) -> int:
+    import math
+
+    return sum(math.prod(each.shape) for each in tensors)  # type: ignore[attr-defined]

@@ -1,0 +1,20 @@
+"""A plan with the list of what its algorithms send, as the process that runs their server code tells it."""
+
+from __future__ import annotations
+
+import msgspec
+
+from freehold.coordinator.child import ServerCode
+from freehold.plan import Plan, dumps
+
+
+def specified(plan: Plan) -> Plan:
+    """The plan with the tensors of its algorithm and of each companion; raises ServerCodeFailed where they cannot be built."""
+    code = ServerCode()
+    try:
+        found = code.describe(dumps(plan).encode())
+    finally:
+        code.end()
+    companions = [msgspec.structs.replace(c, tensors=t) for c, t in zip(plan.companions, found[1:], strict=True)]
+    contribution = msgspec.structs.replace(plan.contribution, tensors=found[0])
+    return msgspec.structs.replace(plan, contribution=contribution, companions=tuple(companions))

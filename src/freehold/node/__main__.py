@@ -1,0 +1,227 @@
+"""`python -m freehold.node`: runs a node. Small on purpose: `freehold node start` becomes this process, which then stays."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from freehold import logs
+from freehold.errors import FreeholdError, NotJoined, UsageError
+from freehold.node import credentials
+from freehold.node.join import read_token
+from freehold.node.leave import only_one
+from freehold.node.service import Service, Settings, Stopped, stop_when_told
+from freehold.settings import Setting, read_settings, state_home
+from freehold.wire.messages import NAME_PATTERN
+
+if TYPE_CHECKING:
+    from freehold.node.alone import Own
+
+FILE = "node.toml"
+KEYS: Mapping[str, type] = {
+    "name": str,
+    "port": int,
+    "coordinator": str,
+    "join_file": str,
+    "federation": str,
+    "data": dict,
+    "log": str,
+}
+"""What the settings file may say; docs/reference/settings.md explains each."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The command line and the settings file together."""
+
+    name: str
+    state: Path
+    port: int | None
+    coordinator: str
+    join_file: str
+    federation: str | None
+    data: Mapping[str, Path]
+    log: str
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line; `freehold node start --help` says the same."""
+    made = argparse.ArgumentParser(prog="python -m freehold.node", description="Run a node until SIGTERM or Ctrl-C.")
+    made.add_argument("--name", default="", help="The node's name in the federation.")
+    made.add_argument("--port", type=int, help="Of the node's own page, on loopback; 0 is any free one. No page if not given.")
+    made.add_argument("--coordinator", default="", metavar="URL", help="Where to join; not needed afterwards.")
+    made.add_argument("--join-file", default="", metavar="FILE", help="The join token; - is standard input.")
+    made.add_argument("--federation", help="Needed only where the coordinator's root does not name it.")
+    made.add_argument("--data", action="append", default=[], metavar="NAME=FILE", help="A table, by the name that plans call it.")
+    made.add_argument("--state", type=Path, metavar="FOLDER", help="~/.local/state/freehold/node-NAME if not given.")
+    made.add_argument("--log", choices=("json", "plain"), default="", help="Form of the log on standard error.")
+    return made
+
+
+def options_of(arguments: Sequence[str], environ: Mapping[str, str]) -> Options:
+    """Read the command line, then node.toml in the state folder for what it does not say."""
+    given = parser().parse_args(arguments)
+    if given.state is None and not given.name:
+        raise UsageError("The node has no name.", hint="Give --name NAME, or --state FOLDER with a node.toml that says it.")
+    state: Path = (given.state or state_home(environ) / f"node-{given.name}").absolute()
+    said = read_settings(state / FILE, KEYS)
+    name = given.name or _text(said, "name") or _member(state)
+    if not name:
+        raise UsageError("The node has no name.", hint="Give --name NAME, or write it to node.toml.")
+    tables = said.get("data", {})
+    data = {_name(key): state / path for key, path in tables.items()} if isinstance(tables, dict) else {}
+    data |= {_name(key): Path(path).absolute() for key, path in map(_pair, given.data)}
+    port = given.port if given.port is not None else said.get("port")
+    if port is not None and not (isinstance(port, int) and 0 <= port <= 65535):
+        raise UsageError(f"The port is {port}, but lies between 0 and 65535.", hint="For example --port 8080.")
+    return Options(
+        name=_name(name),
+        state=state,
+        port=port,
+        coordinator=given.coordinator or _text(said, "coordinator"),
+        join_file=given.join_file or _text(said, "join_file"),
+        federation=given.federation or _text(said, "federation") or None,
+        data=data,
+        log=given.log or _text(said, "log"),
+    )
+
+
+def run(options: Options) -> None:
+    """Run the node until it is told to stop."""
+    form = logs.form_for(sys.stderr, os.environ, wanted=options.log)
+    color = form == "plain" and sys.stderr.isatty() and "NO_COLOR" not in os.environ
+    with ExitStack() as stack:
+        stack.enter_context(only_one(options.state))
+        own, settings = _settings(options, stack)
+        service = Service(settings, listener=logs.listener(sys.stderr, form, color=color))
+        stop_when_told()
+        page = ""
+        if options.port is not None:
+            page = _page(options, service, stack)
+        if own is not None:
+            from freehold.node.alone import welcome
+
+            samples = None if options.data else options.state / "sample"
+            _say(welcome(own, name=options.name, page=page, samples=samples))
+        elif page:
+            _say(f"Node {options.name}; its page: {page}\n")
+        service.run()
+
+
+def _settings(options: Options, stack: ExitStack) -> tuple[Own | None, Settings]:
+    """The node's settings; where there is no coordinator to go to, one of its own, that is ended with the stack."""
+    own, token, data, url = None, None, options.data, options.coordinator
+    beside = options.state / "coordinator"
+    try:
+        found = credentials.load(options.state)
+    except NotJoined:
+        found = None
+    joined = found is not None and found.not_after > time.time()
+    if options.join_file and not joined:
+        token = read_token(options.join_file)
+    # Not where a certificate has merely expired: that node belongs to somebody else's coordinator.
+    if not url and not options.join_file and (beside.exists() or found is None):
+        from freehold.node import alone
+
+        own = alone.start(beside)
+        stack.callback(own.end)
+        url, token = own.url, None if joined else own.token(options.name)
+        data = data or alone.sample_data(options.state / "sample")
+    settings = Settings(
+        name=options.name, state=options.state, datasets=data, coordinator=url, token=token, federation=options.federation
+    )
+    return own, settings
+
+
+def _page(options: Options, service: Service, stack: ExitStack) -> str:
+    from freehold.node.page import Page
+
+    page = Page(options.port or 0, lambda: facts(options, service), options.state)
+    stack.callback(page.close)
+    note = options.state / "page.json"
+    note.write_text(json.dumps({"url": page.url, "pid": os.getpid()}) + "\n", encoding="utf-8")
+    stack.callback(lambda: note.unlink(missing_ok=True))
+    return page.url
+
+
+def facts(options: Options, service: Service) -> dict[str, Any]:
+    """What the node is and does, for its page."""
+    agent = service.agent
+    told: dict[str, Any] = {
+        "node": options.name,
+        "federation": None,
+        "coordinator": service.settings.coordinator,
+        "state": "joining" if agent is None else agent.status.state,
+        "since": 0.0 if agent is None else agent.status.since,
+        "rounds": 0 if agent is None else agent.status.rounds,
+        "sent_bytes": 0 if agent is None else agent.status.sent_bytes,
+        "received_bytes": 0 if agent is None else agent.status.received_bytes,
+        "last_error": "" if agent is None else agent.status.last_error,
+        "datasets": {name: str(path) for name, path in service.settings.datasets.items()},
+        "certificate": None,
+    }
+    try:
+        found = credentials.load(options.state)
+    except FreeholdError:
+        return told
+    told |= {"federation": found.membership.federation, "coordinator": found.membership.url}
+    told["certificate"] = {"not_before": found.not_before, "not_after": found.not_after}
+    return told
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run; the exit code."""
+    try:
+        run(options_of(sys.argv[1:] if arguments is None else arguments, os.environ))
+    except FreeholdError as error:
+        text = f"error {error.code}: {error.message}\n" + (f"hint: {error.hint}\n" if error.hint else "")
+        sys.stderr.write("".join(letter if letter.isprintable() or letter == "\n" else "\ufffd" for letter in text))
+        return error.exit_code
+    except (Stopped, KeyboardInterrupt):
+        pass
+    return 0
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def _text(said: Mapping[str, Setting], key: str) -> str:
+    return str(said.get(key, ""))
+
+
+def _member(state: Path) -> str:
+    try:
+        return credentials.load(state).membership.node
+    except NotJoined:
+        return ""
+
+
+def _name(text: str) -> str:
+    if not re.fullmatch(NAME_PATTERN, text):
+        raise UsageError(
+            f"{text!r} is not a name.",
+            hint="Use 1 to 63 lower-case letters, digits and hyphens, a letter or digit first and last.",
+        )
+    return text
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, path = text.partition("=")
+    if not (equals and name and path):
+        raise UsageError(f"--data {text} has not the form NAME=FILE.", hint="For example --data heart=/srv/heart.csv")
+    return name, path
+
+
+if __name__ == "__main__":
+    sys.exit(main())

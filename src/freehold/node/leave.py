@@ -1,0 +1,91 @@
+"""A node leaves for good: the coordinator revokes its certificate, and what it kept is erased if its owner wants that."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from freehold import durable
+from freehold.errors import NodeError, UsageError
+from freehold.node import credentials
+from freehold.node.errands import Erased, Forget, FromGuard, Hello
+from freehold.wire.client import Connection, trusting
+from freehold.wire.local import close
+from freehold.wire.messages import Leave, WorkReply
+from freehold.wire.process import Child, Spawn, spawn
+from freehold.wire.routes import LEAVE
+
+
+@dataclass(frozen=True, kw_only=True)
+class Receipt:
+    """What leaving did; also <state>/left.json."""
+
+    node: str
+    federation: str
+    coordinator: str
+    left: float
+    """Unix time at which the coordinator confirmed it."""
+    erased_states: int | None
+    """Personal states that were deleted; None where they were kept."""
+
+
+@contextmanager
+def only_one(state: Path) -> Iterator[None]:
+    """Hold the state folder; raises UsageError while another process of this node does."""
+    state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    fd = os.open(state / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UsageError(f"A node runs in {state} already.", hint="Stop it first, or give another --state.") from None
+    else:
+        yield
+    finally:
+        os.close(fd)
+
+
+def leave(state: Path, *, erase: bool, spawn: Spawn = spawn) -> Receipt:
+    """Leave the federation. Raises NotJoined, Unreachable, and UsageError while the node runs; then nothing has changed."""
+    found = credentials.load(state)
+    member = found.membership
+    with only_one(state):
+        connection = Connection(member.url, trusting(found.roots.read_text(encoding="ascii"), (found.pair, found.pair)))
+        try:
+            connection.post(LEAVE.path, Leave(), WorkReply)
+        finally:
+            connection.close()
+        receipt = Receipt(
+            node=member.node,
+            federation=member.federation,
+            coordinator=member.url,
+            left=time.time(),
+            erased_states=_erased(state, member.node, spawn) if erase else None,
+        )
+        durable.write(state / "left.json", (json.dumps(asdict(receipt)) + "\n").encode(), point="node.left")
+        shutil.rmtree(state / "identity")  # of no use to anybody any more
+        if erase:
+            shutil.rmtree(state / "studies", ignore_errors=True)
+    return receipt
+
+
+def _erased(state: Path, node: str, spawn: Spawn) -> int:
+    def greet(child: Child) -> None:
+        _, fds = child.ask(Hello(node=node, state=str(state), datasets={}), timeout_s=60.0, restarts=0)
+        close(fds)
+
+    guard = Child("freehold.node.guard", FromGuard, spawn=spawn, opening=greet)
+    try:
+        reply, fds = guard.ask(Forget(), timeout_s=600.0)
+        close(fds)
+    finally:
+        guard.end()
+    if not isinstance(reply, Erased):
+        raise NodeError("The guard could not erase the vault.", hint=f"Delete {state / 'vault'} by hand; the node has left.")
+    return reply.states

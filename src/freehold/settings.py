@@ -1,0 +1,52 @@
+"""Settings files: strict TOML. A key that nobody reads is an error that suggests the near miss, and so is a wrong type."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+
+from freehold.errors import Unreadable, UsageError, near_miss
+
+Setting = str | int | float | bool | list[str] | dict[str, str]
+
+_SHOWN: Mapping[type, tuple[str, str]] = {
+    str: ("text", '{key} = "text"'),
+    int: ("a whole number", "{key} = 8443"),
+    bool: ("true or false", "{key} = true"),
+    list: ("a list of texts", '{key} = ["one", "two"]'),
+    dict: ("a table of texts", '[{key}]\nname = "value"'),
+}
+
+
+def read_settings(path: Path, known: Mapping[str, type]) -> dict[str, Setting]:
+    """What a settings file says; {} if there is none. `known`: key -> str, int, bool, list (of str) or dict (of str to str)."""
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise Unreadable(f"{path} cannot be read: {error.strerror}.", hint="Check its owner and mode.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not TOML: {error}.", hint="Text stands in quotes, tables in [brackets].") from None
+    for key, value in raw.items():
+        if key not in known:
+            raise UsageError(f"{path}: nobody reads {key!r}.", hint=near_miss(key, known))
+        if not _fits(value, known[key]):
+            kind, example = _SHOWN[known[key]]
+            raise UsageError(f"{path}: {key} should be {kind}.", hint=f"Write it like this: {example.format(key=key)}")
+    return raw
+
+
+def state_home(environ: Mapping[str, str]) -> Path:
+    """Where Freehold keeps its state unless it is told. A relative XDG_STATE_HOME is ignored, as its specification says."""
+    given = Path(environ.get("XDG_STATE_HOME", ""))
+    return (given if given.is_absolute() else Path.home() / ".local" / "state") / "freehold"
+
+
+def _fits(value: object, kind: type) -> bool:
+    if isinstance(value, list):
+        return kind is list and all(isinstance(item, str) for item in value)
+    if isinstance(value, dict):
+        return kind is dict and all(isinstance(item, str) for item in value.values())
+    return type(value) is kind

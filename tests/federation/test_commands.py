@@ -1,0 +1,162 @@
+"""Coordinator, tokens, nodes and studies as commands: one federation, in the order in which it lives."""
+
+from __future__ import annotations
+
+import json
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.federation.programs import Running, freehold, left_behind, short_folder
+
+PLAN = ("study", "new", "heart", "--algorithm", "fedavg", "--companions", "", "--rounds", "2", "--repeats", "1")
+
+
+@dataclass(kw_only=True)
+class World:
+    home: Path
+    url: str
+
+    def run(self, *arguments: str | Path, code: int = 0) -> str:
+        done = freehold(self.home, *arguments)
+        assert done.returncode == code, (arguments, done.stdout, done.stderr)
+        return done.stdout if code == 0 else done.stderr + done.stdout
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[World]:
+    """A coordinator that takes signed studies only, two nodes, and a finished study."""
+    with short_folder() as home, ExitStack() as running:
+        for arguments in (
+            ("study", "keygen", home / "key"),
+            ("data", "get", "heart", home / "data"),
+            ("coordinator", "init", "--federation", "trial", "--port", "0", "--study-key", home / "key.pub"),
+        ):
+            assert freehold(home, *arguments).returncode == 0
+        coordinator = Running(home, "coordinator", "start", "--log", "plain")
+        running.callback(coordinator.stop)
+        url = coordinator.wait_for("Coordinator of federation").split()[-1]
+        world, nodes = World(home=home, url=url), []
+        for name in ("cleveland", "hungary"):
+            token = home / f"{name}.token"
+            token.write_text(world.run("token", "create", "--node", name))
+            given = ("--name", name, "--coordinator", url, "--join-file", token, "--data", f"heart={home / 'data' / name}.csv")
+            nodes.append(Running(home, "node", "start", *given, "--port", "0", "--log", "json"))
+            running.callback(nodes[-1].stop)
+        for node in nodes:
+            node.wait_for("coordinator.connected")
+        world.run(*PLAN, "--least-nodes", "2", "--output", home / "plan.toml")
+        world.run("study", "sign", home / "plan.toml", "--key", home / "key")
+        world.run("study", "run", home / "plan.toml", "--wait", "--json", home / "report.json")
+        yield world
+        running.close()
+        assert [process.popen.returncode for process in (*nodes, coordinator)] == [0, 0, 0]
+        assert left_behind(home) == []
+
+
+def test_the_report_compares_with_training_alone(world: World) -> None:
+    told = json.loads((world.home / "report.json").read_text(encoding="utf-8"))
+    assert [row["name"] for row in told["rows"]][:2] == ["local", "fedavg"]
+    assert any("no noise was added" in note for note in told["notes"])
+
+
+def test_an_unsigned_plan_is_refused(world: World) -> None:
+    world.run(*PLAN, "--name", "other", "--output", world.home / "other.toml")
+    said = world.run("study", "run", world.home / "other.toml", code=1)
+    assert "409" in said
+    assert "not signed" in said
+
+
+def test_a_plan_whose_spec_is_missing_can_be_completed(world: World) -> None:
+    path = world.home / "bare.toml"
+    text = (world.home / "plan.toml").read_text(encoding="utf-8")
+    path.write_text(text.partition("[contribution]")[0] + "[contribution]\nscale = 24\n", encoding="utf-8")
+    assert "fedavg: " in world.run("study", "spec", path)
+    assert "tensors" in path.read_text(encoding="utf-8")
+
+
+def test_studies_are_listed_and_shown(world: World) -> None:
+    (study,) = json.loads(world.run("study", "list", "--json"))
+    assert (study["name"], study["state"]) == ("heart-fedavg", "finished")
+    assert "2 of 2" in world.run("study", "list")
+    shown = world.run("study", "show", "heart-fedavg")
+    assert "cleveland has sent" in shown
+    assert "Alone" in shown
+    assert "406" in world.run("study", "show", "nothing", code=1)
+
+
+def test_tokens_are_listed_without_secrets_and_revoked(world: World) -> None:
+    made = json.loads(world.run("token", "create", "--ttl", "30m", "--uses", "2", "--json"))
+    number, secret = made["token"].split(".")[2:]
+    assert secret not in world.run("token", "list", "--json")
+    world.run("token", "revoke", number)
+    assert f"{number}  any" in world.run("token", "list")
+    assert "revoked" in world.run("token", "list")
+    world.run("token", "create", "--ttl", "soon", code=2)
+
+
+def test_status_is_for_people_and_for_monitoring(world: World) -> None:
+    assert "2 of 2 connected" in world.run("status")
+    told = json.loads(world.run("status", "--json"))
+    assert (told["federation"], told["amiss"]) == ("trial", [])
+    assert "cleveland" in world.run("node", "list")
+    world.run("status", "--state", world.home / "nowhere", code=2)
+
+
+def test_a_node_shows_what_joining_was_worth(world: World) -> None:
+    told = json.loads(world.run("node", "status", "--name", "cleveland", "--json"))
+    assert (told["state"], told["rounds"], told["federation"]) == ("connected", 2, "trial")
+    assert told["studies"][0]["worth"][0]["algorithm"] == "fedavg"
+    url = json.loads((world.home / "freehold" / "node-cleveland" / "page.json").read_text())["url"]
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(url, timeout=10) as page:
+        assert "heart-fedavg" in page.read().decode()
+
+
+def test_a_state_folder_has_one_node(world: World) -> None:
+    assert "runs in" in world.run("node", "start", "--name", "cleveland", code=2)
+    assert "runs in" in world.run("node", "leave", "--name", "cleveland", code=2)
+
+
+def test_the_doctor_finds_nothing(world: World) -> None:
+    said = world.run("doctor", "--name", "cleveland")
+    assert "signed by the root that was pinned" in said
+    assert "error" not in said
+
+
+def test_the_doctor_finds_a_key_that_others_can_read(world: World) -> None:
+    key = world.home / "freehold" / "coordinator" / "server.pem"
+    key.chmod(0o644)
+    try:
+        assert "open to others: server.pem" in world.run("doctor", "--state", key.parent, code=1)
+    finally:
+        key.chmod(0o600)
+
+
+def test_a_node_leaves_with_a_receipt(world: World) -> None:
+    home = world.home
+    token = home / "carol.token"
+    token.write_text(world.run("token", "create", "--node", "carol"))
+    carol = Running(
+        home, "--name", "carol", "--coordinator", world.url, "--join-file", token, "--log", "json", module="freehold.node"
+    )
+    carol.wait_for("coordinator.connected")
+    memory = next(line for line in Path(f"/proc/{carol.popen.pid}/status").read_text().splitlines() if line.startswith("VmRSS"))
+    assert int(memory.split()[1]) < 30_000  # kB, of an idle agent
+    assert carol.stop() == 0
+    receipt = json.loads(world.run("node", "leave", "--name", "carol", "--erase", "--json"))
+    assert (receipt["node"], receipt["federation"], receipt["erased_states"]) == ("carol", "trial", 0)
+    assert not (home / "freehold" / "node-carol" / "identity").exists()
+    assert "carol" not in world.run("node", "list")
+    world.run("node", "leave", "--name", "carol", code=2)
+
+
+def test_a_settings_file_with_a_slip_is_refused(world: World, tmp_path: Path) -> None:
+    (tmp_path / "coordinator.toml").write_text("prot = 1\n")
+    assert "port" in world.run("coordinator", "start", "--state", tmp_path, code=2)
+    (tmp_path / "node.toml").write_text('name = "x"\ncoordinatr = "y"\n')
+    assert "coordinator" in world.run("node", "start", "--state", tmp_path, code=2)

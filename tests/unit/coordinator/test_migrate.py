@@ -1,0 +1,59 @@
+"""Migrations and the tables in the code say the same, on both databases."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+
+from freehold.coordinator import enrolment_tables, study_tables
+from freehold.coordinator.migrate import LATEST, upgrade, version
+from freehold.coordinator.schema import metadata
+from freehold.coordinator.store import connect
+from freehold.errors import StoreError
+from tests.postgres import postgres
+
+assert enrolment_tables and study_tables
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[sa.Engine]:
+    folder = tmp_path_factory.mktemp(request.param)
+    if request.param == "sqlite":
+        yield connect(f"sqlite:///{folder / 'coordinator.sqlite'}")
+        return
+    with postgres(folder) as server:
+        found = connect(server.url)
+        yield found
+        found.dispose()
+
+
+def test_an_empty_database_gets_the_tables_that_the_code_knows(engine: sa.Engine) -> None:
+    assert version(engine) is None
+    upgrade(engine)
+    assert version(engine) == LATEST
+    with engine.connect() as connection:
+        assert not compare_metadata(MigrationContext.configure(connection), metadata)
+    upgrade(engine)  # nothing to do
+
+
+def test_a_database_of_a_later_release_is_refused(engine: sa.Engine) -> None:
+    upgrade(engine)
+    with engine.begin() as connection:
+        connection.execute(sa.text("update alembic_version set version_num = '9999'"))
+    with pytest.raises(StoreError, match="9999"):
+        upgrade(engine)
+
+
+def test_the_latest_version_is_that_of_the_last_migration() -> None:
+    config = Config()
+    config.set_main_option("script_location", "freehold.coordinator:migrations")
+    folder = Path(str(ScriptDirectory.from_config(config).dir))
+    assert folder.is_dir()
+    assert ScriptDirectory.from_config(config).get_current_head() == LATEST

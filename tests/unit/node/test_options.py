@@ -1,0 +1,43 @@
+"""The node's command line and its settings file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from freehold.errors import UsageError
+from freehold.node.__main__ import main, options_of
+
+
+def test_the_command_line_counts_before_the_file(tmp_path: Path) -> None:
+    (tmp_path / "node.toml").write_text('name = "alice"\nport = 1\n[data]\nheart = "h.csv"\nlungs = "/srv/l.csv"\n')
+    options = options_of(["--state", str(tmp_path), "--port", "2", "--data", "heart=/srv/h.csv"], {})
+    assert (options.name, options.port) == ("alice", 2)
+    assert options.data == {"heart": Path("/srv/h.csv"), "lungs": Path("/srv/l.csv")}
+
+
+def test_a_path_in_the_file_starts_at_the_state_folder(tmp_path: Path) -> None:
+    (tmp_path / "node.toml").write_text('name = "alice"\n[data]\nheart = "h.csv"\n')
+    assert options_of(["--state", str(tmp_path)], {}).data == {"heart": tmp_path / "h.csv"}
+
+
+def test_without_a_state_folder_the_name_says_where_it_is() -> None:
+    assert options_of(["--name", "alice"], {"XDG_STATE_HOME": "/there"}).state == Path("/there/freehold/node-alice")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["--name", "Alice"], ["--name", "a/b"], ["--name", "a", "--data", "x"], ["--name", "a", "--port", "70000"]],
+    ids=["no name", "capital", "slash", "no file", "port"],
+)
+def test_wrong_use_is_refused(arguments: list[str]) -> None:
+    with pytest.raises(UsageError):
+        options_of(arguments, {"XDG_STATE_HOME": "/nowhere"})
+
+
+def test_a_token_that_is_none_ends_the_program_with_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "token").write_text("nonsense\n")
+    code = main(["--name", "a", "--state", str(tmp_path), "--coordinator", "https://x", "--join-file", str(tmp_path / "token")])
+    assert code == 2
+    assert capsys.readouterr().err.startswith("error 307: ")
