@@ -8,6 +8,7 @@ import random
 import signal
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -69,21 +70,13 @@ def kill_child(federation: Federation, chance: random.Random, fork: Path) -> str
 
 
 def kill_several(federation: Federation, chance: random.Random, fork: Path) -> str:
-    """At once, but for server code: a question that kills two processes in a row is given up, and its study has failed."""
+    """A node comes back while its coordinator is away."""
     federation.coordinator.kill()
-    return ", ".join([kill_agent_of_a_dead(federation, chance), kill_coordinator_again(federation)])
-
-
-def kill_agent_of_a_dead(federation: Federation, chance: random.Random) -> str:
     node = chance.choice(NODES)
     federation.nodes[node].kill()
     federation.start_node(node, wait=False)
-    return f"agent of {node}"
-
-
-def kill_coordinator_again(federation: Federation) -> str:
     federation.start_coordinator()
-    return "coordinator meanwhile"
+    return f"coordinator and agent of {node}"
 
 
 FAULTS: list[Callable[[Federation, random.Random, Path], str]] = [
@@ -108,18 +101,18 @@ def soak(federation: Federation, fork: Path, seconds: float) -> int:
         digest = federation.run(plan)
         while (study := federation.study(digest)).state == "running":
             fault = chance.choice(FAULTS)
-            chance_pause(federation, chance)
+            pause(federation, chance.random() * 0.1)
             print(f"seed {seed}, study {number}, round {study.runs[0].round}: {fault(federation, chance, fork)}")
             faults += 1
-            federation.until(lambda: moved(federation, digest, study.runs[0].round))
+            federation.until(partial(moved, federation, digest, study.runs[0].round))
         check(federation, plan, undisturbed)
         number += 1
     return faults
 
 
-def chance_pause(federation: Federation, chance: random.Random) -> None:
-    """Not always at the same place in a round."""
-    end = time.monotonic() + chance.random() * 0.1
+def pause(federation: Federation, seconds: float) -> None:
+    """So that faults do not always come at the same place in a round."""
+    end = time.monotonic() + seconds
     federation.until(lambda: time.monotonic() >= end)
 
 
