@@ -17,7 +17,7 @@ CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,re
 
 @pytest.mark.skipif(shutil.which("schemathesis") is None, reason="schemathesis is not installed")
 def test_a_fuzzer_finds_nothing(tmp_path: Path, fork: Path) -> None:
-    federation = Federation(tmp_path, [], fork=fork)
+    federation = Federation(tmp_path, [], fork=fork, settings={"poll_s": 0.1})
     federation.start()
     try:
         mallory = joined(federation, "mallory", tmp_path)
