@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import pytest
 from torch import Tensor
@@ -22,19 +21,17 @@ from freehold.node import credentials
 from freehold.node.join import Network, join
 from freehold.plan import Contribution, Plan, runs_of
 from freehold.wire import spki
-from freehold.wire.admin import Done, Results, Status, Subject, TokenMade, TokenRequest
+from freehold.wire.admin import Results, Status, TokenMade, TokenRequest
 from freehold.wire.jointoken import JoinToken
-from freehold.wire.messages import Declined, Leave, Measured, Measures, Train, WorkRequest
-from freehold.wire.routes import BLOB, CONTRIBUTE, DECLINED, ENROLL, LEAVE, MEASURES, RENEW, ROUTES, WORK
+from freehold.wire.messages import Declined, Measured, Measures, Train, WorkRequest
+from freehold.wire.routes import BLOB, CONTRIBUTE, DECLINED, ENROLL, MEASURES, ROUTES, WORK
+from tests.federation.attacks import BODIES, HEADERS, MESSAGES, OTHER_RUN, SECRET, text
 from tests.federation.harness import Federation, heart_plan
 from tests.federation.peer import Answer, Peer, good, joined, packed
 from tests.federation.states import server_state
 
 NODES = ["cleveland", "hungary"]
 SETTINGS = {"pace": {"chunk_s": 3.0}, "idle_s": 3.0}
-OTHER_RUN = "0123456789abcdef-0"
-SECRET = "spam and eggs"
-"""What the bodies quote, and no log may."""
 
 
 def plan_named(name: str) -> Plan:
@@ -124,73 +121,10 @@ def check(stage: Stage, attempt: Callable[[], Answer], code: int, status: int) -
     assert SECRET not in (stage.folder / "coordinator.log").read_text()
 
 
-Body = Callable[[Contribution], bytes]
-
-
-def with_tensor(change: Callable[[dict[str, np.ndarray]], object]) -> Body:
-    def body(spec: Contribution) -> bytes:
-        tensors = good(spec)
-        change(tensors)
-        return packed(tensors)
-
-    return body
-
-
-def first(tensors: dict[str, np.ndarray]) -> str:
-    return next(iter(tensors))
-
-
-def filled(value: float) -> Body:
-    def change(tensors: dict[str, np.ndarray]) -> None:
-        tensors[first(tensors)].flat[-1] = value
-
-    return with_tensor(change)
-
-
-BODIES: dict[str, tuple[Body, int, int]] = {
-    "another dtype": (with_tensor(lambda t: t.update({first(t): t[first(t)].astype("float64")})), 114, 422),
-    "another shape": (with_tensor(lambda t: t.update({first(t): t[first(t)].reshape(-1, 1, 1)})), 114, 422),
-    "an extra tensor": (with_tensor(lambda t: t.update({SECRET: np.zeros(3, "float32")})), 114, 422),
-    "a tensor less": (with_tensor(lambda t: t.pop(first(t))), 114, 422),
-    "NaN": (filled(float("nan")), 505, 400),
-    "infinity": (filled(float("inf")), 505, 400),
-    "minus infinity": (filled(float("-inf")), 505, 400),
-    "a number too large for the sum": (filled(3e38), 505, 400),
-    "no safetensors": (lambda spec: SECRET.encode() * 9, 505, 400),
-    "nothing": (lambda spec: b"", 505, 400),
-    "a pickle": (lambda spec: b"\x80\x04\x95" + b"cos\nsystem\n" * 30, 505, 400),
-    "a header that lies about its length": (lambda spec: (1 << 62).to_bytes(8, "little") + b"{}" * 40, 505, 400),
-    "deep JSON in the header": (lambda spec: (60000).to_bytes(8, "little") + b"[" * 60000, 505, 400),
-    "large and no safetensors": (lambda spec: b"\xff" * 65600, 505, 400),
-}
-
-
 @pytest.mark.parametrize("name", BODIES)
 def test_a_contribution_that_is_none(stage: Stage, name: str) -> None:
     body, code, status = BODIES[name]
     check(stage, lambda: stage.mallory.contribute(stage.run, 0, body(stage.spec)), code, status)
-
-
-HEADERS: dict[str, tuple[dict[str, str | None], int, int]] = {
-    "another digest": ({"Freehold_Sha256": "0" * 64}, 503, 400),
-    "no digest": ({"Freehold_Sha256": None}, 500, 400),
-    "no digest at all": ({"Freehold_Sha256": SECRET}, 500, 400),
-    "packed": ({"Content_Encoding": "gzip"}, 503, 400),
-    "without length": ({"Content_Length": None}, 503, 400),
-    "another version": ({"Freehold_Version": "2"}, 501, 426),
-    "version nonsense": ({"Freehold_Version": SECRET}, 500, 400),
-    "no version": ({"Freehold_Version": None}, 500, 400),
-    "no weight": ({"Freehold_Weight": None}, 500, 400),
-    "a negative weight": ({"Freehold_Weight": "-1.0"}, 500, 400),
-    "weight nan": ({"Freehold_Weight": "nan"}, 500, 400),
-    "weight inf": ({"Freehold_Weight": "inf"}, 500, 400),
-    "a weight too large for the sum": ({"Freehold_Weight": "1e99"}, 505, 400),
-    "a weight of many digits": ({"Freehold_Weight": "9" * 4000}, 500, 400),
-    "waiting for ever": ({"Freehold_Wait": "1e9"}, 500, 400),
-    "pending nonsense": ({"Freehold_Pending": SECRET}, 500, 400),
-    "pending without end": ({"Freehold_Pending": ",".join([f"{OTHER_RUN}:1"] * 201)}, 500, 400),
-    "datasets that are no names": ({"Freehold_Datasets": "heart,-,"}, 500, 400),
-}
 
 
 @pytest.mark.parametrize("name", HEADERS)
@@ -313,52 +247,6 @@ def test_two_ways_to_say_the_length(stage: Stage) -> None:
         )
         assert answered(tls).status == 400
         assert tls.recv(65536) == b"", "nothing after it is taken for a request"
-
-
-def text(**fields: object) -> bytes:
-    return json.dumps({"version": 1, **fields}).encode()
-
-
-MESSAGES: dict[str, tuple[str, bytes, int, int]] = {
-    "garbage": (WORK.path, b"\x00\xff" * 9, 500, 400),
-    "nothing": (WORK.path, b"", 500, 400),
-    "half a message": (WORK.path, b'{"version": 1, "wait_s"', 500, 400),
-    "deep JSON": (WORK.path, b"[" * 200_000, 500, 400),
-    "deep JSON in a field": (WORK.path, b'{"version": 1, "datasets": ' + b"[" * 200_000, 500, 400),
-    "a list": (WORK.path, b"[1]", 500, 400),
-    "an unknown field": (WORK.path, text(spam=SECRET), 500, 400),
-    "a wrong type": (WORK.path, text(wait_s=SECRET), 500, 400),
-    "no version": (WORK.path, b"{}", 501, 426),
-    "another version": (WORK.path, text(version=2), 501, 426),
-    "an endless version": (WORK.path, b'{"version": ' + b"9" * 4300 + b"}", 500, 400),
-    "waiting for ever": (WORK.path, text(wait_s=1e9), 500, 400),
-    "waiting for less than nothing": (WORK.path, text(wait_s=-1), 500, 400),
-    "a name with a line feed": (WORK.path, text(datasets=["heart\n"]), 500, 400),
-    "a name with a comma": (WORK.path, text(datasets=["heart,lung"]), 500, 400),
-    "too many names": (WORK.path, text(datasets=["heart"] * 61), 500, 400),
-    "a run with a line feed": (WORK.path, text(pending=[{"run": OTHER_RUN + "\n", "round": 0}]), 500, 400),
-    "too much pending": (WORK.path, text(pending=[{"run": OTHER_RUN, "round": 0}] * 201), 500, 400),
-    "a round below zero": (WORK.path, text(pending=[{"run": OTHER_RUN, "round": -1}]), 500, 400),
-    "an endless round": (WORK.path, text(pending=[{"run": OTHER_RUN, "round": 10**40}]), 500, 400),
-    "measures with NaN": (
-        MEASURES.path,
-        b'{"version":1,"run":"%s","round":0,"splits":{"test":{"examples":9,"sums":{"a":NaN}}}}' % OTHER_RUN.encode(),
-        500,
-        400,
-    ),
-    "measures of less than nothing": (
-        MEASURES.path,
-        text(run=OTHER_RUN, round=0, splits={"test": {"examples": -9, "sums": {}}}),
-        500,
-        400,
-    ),
-    "measures of no split": (MEASURES.path, text(run=OTHER_RUN, round=0, splits={SECRET: {}}), 500, 400),
-    "an endless code": (DECLINED.path, text(run=OTHER_RUN, round=0, code=10**40, message=""), 500, 400),
-    "an endless excuse": (DECLINED.path, text(run=OTHER_RUN, round=0, code=1, message=SECRET * 1000), 500, 400),
-    "another run declined": (DECLINED.path, text(run=OTHER_RUN, round=0, code=1, message=SECRET), 406, 404),
-    "a renewal without a request": (RENEW.path, text(csr=SECRET), 405, 400),
-    "leaving with luggage": (LEAVE.path, text(spam=SECRET), 500, 400),
-}
 
 
 @pytest.mark.parametrize("name", MESSAGES)
@@ -517,94 +405,3 @@ def test_the_round_ends_as_if_nothing_had_happened(stage: Stage) -> None:
     assert results.rounds[0].heard == sorted([*NODES, "eve", "mallory"])
     state = server_state(federation, run)
     assert all(state[key].equal(value) for key, value in stage.undisturbed.items())
-
-
-# Who is out.
-
-
-@pytest.fixture
-def bare(tmp_path: Path, fork: Path) -> Iterator[Federation]:
-    """A coordinator without nodes."""
-    found = Federation(tmp_path, [], fork=fork)
-    found.start()
-    try:
-        yield found
-    finally:
-        found.stop()
-
-
-def asked(federation: Federation, **policy: object) -> tuple[str, str, Contribution]:
-    """A study of one node and one round."""
-    plan = heart_plan("fedavg", name="small", rounds=1, nodes=1)
-    plan = msgspec.structs.replace(plan, round=msgspec.structs.replace(plan.round, **policy))
-    run = runs_of(plan)[0]
-    return federation.run(plan), run.id, run.contribution
-
-
-def test_a_denied_node_is_cut_off_and_not_waited_for(bare: Federation, tmp_path: Path) -> None:
-    zed, yan = joined(bare, "zed", tmp_path), joined(bare, "yan", tmp_path)
-    zed.work(), yan.work()
-    bare.admin.post("/v1/deny", Subject(name="node/zed", reason="test"), Done)
-    assert zed.is_cut()
-    assert zed.post(WORK.path, WorkRequest()).code == 404
-    bare.coordinator.stop()
-    bare.start_coordinator()
-    zed.close(), yan.close()
-    assert zed.post(WORK.path, WorkRequest()).code == 404, "a restart has not forgotten it"
-    digest, run, spec = asked(bare)
-    work = yan.work(wait_s=30.0).work
-    assert isinstance(work, Train) and work.cohort == 1
-    assert yan.contribute(run, 0, packed(good(spec))).code == 0
-    assert yan.work(wait_s=30.0).work is not None
-    assert yan.decline(run, 1).code == 0
-    bare.finished(digest)
-    bare.admin.post("/v1/allow", Subject(name="node/zed"), Done)
-    assert zed.post(WORK.path, WorkRequest()).code == 0
-    zed.close(), yan.close()
-
-
-def test_a_node_that_left_is_out_on_all_its_connections(bare: Federation, tmp_path: Path) -> None:
-    zed, again = joined(bare, "zed", tmp_path), Peer(bare, "zed", credentials.load(tmp_path / "zed"))
-    zed.work(), again.work()
-    assert zed.post(LEAVE.path, Leave()).code == 0
-    assert zed.post(WORK.path, WorkRequest(datasets=["heart"])).code == 404
-    assert again.is_cut()
-    assert again.post(WORK.path, WorkRequest(datasets=["heart"])).code == 404
-    assert bare.admin.get("/v1/status", Status).nodes == []
-    zed.close(), again.close()
-
-
-def test_a_name_that_joins_again_is_another_machine(bare: Federation, tmp_path: Path) -> None:
-    old = joined(bare, "zed", tmp_path / "old")
-    old.work()
-    new = joined(bare, "zed", tmp_path / "new")
-    assert old.is_cut()
-    assert old.post(WORK.path, WorkRequest()).code == 404
-    assert new.post(WORK.path, WorkRequest()).code == 0
-    old.close(), new.close()
-
-
-def test_a_serial_that_is_denied(bare: Federation, tmp_path: Path) -> None:
-    zed = joined(bare, "zed", tmp_path)
-    told = ssl._ssl._test_decode_cert(str(tmp_path / "zed" / "identity" / "current.pem"))  # type: ignore[attr-defined]
-    bare.admin.post("/v1/deny", Subject(name=str(told["serialNumber"])), Done)
-    assert zed.post(WORK.path, WorkRequest()).code == 404
-    zed.close()
-
-
-def test_a_round_that_everybody_declined_is_asked_again(bare: Federation, tmp_path: Path) -> None:
-    """Even by a coordinator that was started anew meanwhile, which once could not start with an empty cohort."""
-    yan = joined(bare, "yan", tmp_path)
-    yan.work()
-    digest, run, spec = asked(bare, deadline_s=2.0)
-    assert isinstance(yan.work(wait_s=30.0).work, Train)
-    assert yan.decline(run, 0).code == 0
-    yan.close()
-    bare.coordinator.stop()
-    bare.start_coordinator()
-    assert isinstance(yan.work(wait_s=30.0).work, Train)
-    assert yan.contribute(run, 0, packed(good(spec))).code == 0
-    assert yan.work(wait_s=30.0).work is not None
-    assert yan.decline(run, 1).code == 0
-    assert bare.finished(digest).rounds[0].heard == ["yan"]
-    yan.close()

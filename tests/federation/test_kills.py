@@ -78,7 +78,10 @@ def test_the_coordinator_dies(federation: Federation, undisturbed: dict[str, Ten
     check(federation, name, undisturbed)
 
 
-@pytest.mark.parametrize("point", ["agent.sending", "agent.sent"])
+AGENT_POINTS = ["agent.sending", "agent.sent"]
+
+
+@pytest.mark.parametrize("point", AGENT_POINTS)
 def test_an_agent_dies(federation: Federation, undisturbed: dict[str, Tensor], point: str) -> None:
     federation.nodes["hungary"].stop()
     federation.start_node("hungary", f"{point}=kill@2")
@@ -89,13 +92,14 @@ def test_an_agent_dies(federation: Federation, undisturbed: dict[str, Tensor], p
     check(federation, name, undisturbed)
 
 
+ANSWERS = ["guard.answering", "trainer.answering"]
 GUARD_POINTS = ["node.pending.committing", "node.pending.committed", "node.settle.committing", "node.settle.committed"]
 
 
-@pytest.mark.parametrize("point", [*GUARD_POINTS, "guard.answering", "trainer.answering"])
+@pytest.mark.parametrize("point", [*GUARD_POINTS, *ANSWERS])
 def test_a_guard_or_a_trainer_dies_every_second_time(federation: Federation, undisturbed: dict[str, Tensor], point: str) -> None:
     federation.nodes["hungary"].stop()
-    federation.start_node("hungary", f"{point}=kill@3" if point == "guard.answering" else f"{point}=kill@2")
+    federation.start_node("hungary", f"{point}=kill@3" if point.endswith(".answering") else f"{point}=kill@2")
     check(federation, point.replace(".", "-"), undisturbed)
     federation.nodes["hungary"].stop()
     federation.start_node("hungary")

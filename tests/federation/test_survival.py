@@ -252,16 +252,16 @@ def test_clocks_that_are_ten_minutes_apart(tmp_path: Path, fork: Path, ahead_s: 
 
 
 def test_certificates_that_are_renewed_while_training(tmp_path: Path, fork: Path) -> None:
-    federation = Federation(tmp_path, NODES[:2], fork=fork, settings={"node_life_s": 9.0})
+    federation = Federation(tmp_path, NODES[:2], fork=fork, settings={"node_life_s": 6.0})
     federation.start()
     try:
-        plan = heart_plan("fedavg", name="renewals", rounds=150, nodes=2)
+        plan = heart_plan("fedavg", name="renewals", rounds=60, nodes=2)
         digest = federation.run(plan)
         for node in NODES[:2]:
             for _ in range(2):
                 federation.nodes[node].wait_for("certificate.renewed")
         results = federation.finished(digest)
-        assert all(r.heard == NODES[:2] for r in results.rounds if r.round < 150)
+        assert all(r.heard == NODES[:2] for r in results.rounds if r.round < 60)
     finally:
         federation.stop()
 

@@ -53,11 +53,12 @@ class App:
         peers: Peers,
         replaced: Callable[[str, asyncio.Transport | None], None],
         tell: Listener,
+        poll_s: float = 300.0,
     ) -> None:
         """`replaced(node, last)` is told when the certificates that a name had are over; `last` still carries an answer."""
         self._enrolment, self._studies, self._store = enrolment, studies, store
         self._presence, self._ingest, self._peers, self._tell = presence, ingest, peers, tell
-        self._replaced = replaced
+        self._replaced, self._poll_s = replaced, poll_s
         self._document = openapi.document()
 
     def build(self) -> web.Application:
@@ -116,7 +117,7 @@ class App:
     ) -> WorkReply:
         if await self._presence.heard(node.name, datasets):
             await self._studies.advance()
-        settled, work = await self._studies.work(node.name, pending, wait_s)
+        settled, work = await self._studies.work(node.name, pending, min(wait_s, self._poll_s))
         return WorkReply(settled=settled, work=work, received=received)
 
     async def _blob(self, request: web.Request) -> web.StreamResponse:
@@ -160,7 +161,7 @@ class App:
         finally:
             if not isinstance(body, bytes):
                 await asyncio.to_thread(body.unlink, missing_ok=True)
-        return reply(await self._next(node, datasets, pending, min(wait_s, 300.0), received=True))
+        return reply(await self._next(node, datasets, pending, wait_s, received=True))
 
     async def _measures(self, request: web.Request) -> web.StreamResponse:
         return await self._told(request, Measures)

@@ -73,6 +73,7 @@ class Service:
     spawn: Spawn = spawn
     pace: Pace = field(default_factory=Pace)
     idle_s: float = 30.0  # a connection without a whole request for so long is cut
+    poll_s: float = 300.0  # the longest that an answer is held back, whatever a node asks for
     node_life_s: float = NODE_LIFE_S  # of the certificates that nodes get
     _denied: set[str] = field(default_factory=set)
 
@@ -132,6 +133,7 @@ class Service:
             ingest=self.ingest,
             peers=self.peers,
             replaced=self._replaced,
+            poll_s=self.poll_s,
             tell=self._tell,
         ).build()
         try:

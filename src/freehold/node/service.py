@@ -98,18 +98,19 @@ class Service:
             tell=self._tell,
             spawn=self._spawn,
         )
-        renewing = threading.Thread(target=self._keep_fresh, args=(found,), name="renewal", daemon=True)
+        renewing = threading.Thread(target=self._keep_fresh, args=(found, connection), name="renewal", daemon=True)
         renewing.start()
         try:
             self.agent.run()
         finally:
             self._stopping.set()
 
-    def _keep_fresh(self, found: Credentials) -> None:
+    def _keep_fresh(self, found: Credentials, connection: Connection) -> None:
         due = renew_at(found.not_before, found.not_after, random.random())
         while not self._stopping.wait(max(due - time.time(), 0.0)):
             try:
                 found = renew(self.settings.state, Network())
+                connection.refresh()
                 # A short certificate's dates begin before it was made; its rest is not to be spent on renewals alone.
                 rest_s = found.not_after - time.time()
                 due = max(renew_at(found.not_before, found.not_after, random.random()), time.time() + rest_s / 3)

@@ -63,6 +63,7 @@ def spawn(module: str, fd: int) -> subprocess.Popen[bytes]:
 def _become(asked: dict[str, str], fd: int) -> None:
     from freehold import failpoints
 
+    os.environ[failpoints.VARIABLE] = asked["failpoints"]  # for its own children
     failpoints.arm(asked["failpoints"])
     module = importlib.import_module(asked["module"])
     sys.argv = [asked["module"], str(fd)]

@@ -111,6 +111,11 @@ class Connection:
         self._timeouts = timeouts or Timeouts()
         self._find = find
         self._http: Http | None = None
+        self._stale = False
+
+    def refresh(self) -> None:
+        """Have the next request open another connection, since the certificate files are new. Any thread may say so."""
+        self._stale = True
 
     def close(self) -> None:
         """Close the connection; the next request opens another, with the certificate files as they are then."""
@@ -194,6 +199,9 @@ class Connection:
         self, method: str, path: str, headers: Mapping[str, str], pieces: Pieces, *, wait_s: float, repeatable: bool
     ) -> http.client.HTTPResponse:
         while True:
+            if self._stale:
+                self._stale = False
+                self.close()
             used = self._http is not None and self._http.alive()
             try:
                 if not used:
@@ -220,7 +228,10 @@ class Connection:
             self.close()
             raise self._failure(error) from error
         if response.status != 200:
-            raise _refusal(response.status, body)
+            refusal = _refusal(response.status, body)
+            if isinstance(refusal, CertificateRefused):
+                self.close()  # there may be a newer one
+            raise refusal
         return body
 
     def _open(self) -> Http:

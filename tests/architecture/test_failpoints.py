@@ -1,0 +1,88 @@
+"""Every durable write has a failpoint of a literal name, and a test kills a process there."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.federation import test_kills, test_more_kills
+from tests.unit.enrolment import test_joining
+
+SOURCE = Path(__file__).parents[2] / "src" / "freehold"
+WRITERS = {"write", "name", "commit", "put", "put_file", "_transaction", "_write", "failpoint"}
+POINT = re.compile(r"(coordinator|node|agent|guard|trainer)(\.[a-z_-]+)+")
+STEPS = re.compile(r"\.(writing|written|named|committing|committed)$")
+
+ELSEWHERE = {"durable.py", "study/checkpoint.py", "cli/output.py"}
+"""Who may call fsync and replace files: durable, and what writes files that a user names."""
+
+NOT_KILLED = {
+    "coordinator.plan": "only plans above 64 kB are files",
+    "coordinator.state": "only states above 64 kB are files",
+    "node.personal": "only personal states above 256 kB are files",
+    "node.erase": "leaving erases, and erases again",
+    "node.left": "a receipt",
+    "coordinator.settings": "written by the command line, before there is anything to lose",
+}
+
+
+def calls(path: Path) -> Iterator[tuple[str, ast.Call]]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call):
+            function = node.func
+            yield (function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")), node
+
+
+def points(path: Path) -> set[str]:
+    found = set()
+    for name, call in calls(path):
+        if name in WRITERS:
+            given = [*call.args, *(keyword.value for keyword in call.keywords if keyword.arg == "point")]
+            found |= {
+                a.value for a in given if isinstance(a, ast.Constant) and isinstance(a.value, str) and POINT.fullmatch(a.value)
+            }
+    return found
+
+
+def killed() -> set[str]:
+    listed = [
+        *test_joining.POINTS,
+        *test_more_kills.POINTS,
+        *test_kills.COORDINATOR_POINTS,
+        *test_kills.AGENT_POINTS,
+        *test_kills.GUARD_POINTS,
+        *test_kills.ANSWERS,
+    ]
+    return {STEPS.sub("", point) for point in listed}
+
+
+def test_each_point_is_one_where_a_test_kills() -> None:
+    found = set().union(*(points(path) for path in SOURCE.rglob("*.py")))
+    assert found - NOT_KILLED.keys() == killed()
+    assert found >= NOT_KILLED.keys()
+
+
+def test_each_durable_write_says_its_point() -> None:
+    """A literal, or the parameter `point` of who passes it on."""
+    for path in SOURCE.rglob("*.py"):
+        for name, call in calls(path):
+            owner = call.func.value if isinstance(call.func, ast.Attribute) else None
+            written = ast.unparse(owner) if owner is not None else ""
+            if (written == "durable" and name in ("write", "name", "commit")) or (
+                written.endswith("store") and name in ("write", "put", "put_file")
+            ):
+                given = [*call.args, *(keyword.value for keyword in call.keywords)]
+                literal = any(isinstance(a, ast.Constant) and POINT.fullmatch(str(a.value)) for a in given)
+                assert literal or "point" in ast.unparse(call), f"{path.name}:{call.lineno}"
+
+
+def test_nothing_else_replaces_files() -> None:
+    for path in SOURCE.rglob("*.py"):
+        if str(path.relative_to(SOURCE)) in ELSEWHERE:
+            continue
+        for name, call in calls(path):
+            told = ast.unparse(call.func)
+            assert told not in ("os.fsync", "os.replace", "os.rename", "os.fdatasync", "shutil.move"), f"{path}:{call.lineno}"
+            assert name != "rename", f"{path}:{call.lineno}"

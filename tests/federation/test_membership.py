@@ -1,0 +1,106 @@
+"""Who is denied, has left or was replaced is out at once, and nobody waits for it."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from freehold.node import credentials
+from freehold.plan import Contribution, runs_of
+from freehold.wire.admin import Done, Status, Subject
+from freehold.wire.messages import Leave, Train, WorkRequest
+from freehold.wire.routes import LEAVE, WORK
+from tests.federation.harness import Federation, heart_plan
+from tests.federation.peer import Peer, good, joined, packed
+
+
+@pytest.fixture
+def bare(tmp_path: Path, fork: Path) -> Iterator[Federation]:
+    """A coordinator without nodes."""
+    found = Federation(tmp_path, [], fork=fork)
+    found.start()
+    try:
+        yield found
+    finally:
+        found.stop()
+
+
+def asked(federation: Federation, **policy: object) -> tuple[str, str, Contribution]:
+    """A study of one node and one round."""
+    plan = heart_plan("fedavg", name="small", rounds=1, nodes=1)
+    plan = msgspec.structs.replace(plan, round=msgspec.structs.replace(plan.round, **policy))
+    run = runs_of(plan)[0]
+    return federation.run(plan), run.id, run.contribution
+
+
+def test_a_denied_node_is_cut_off_and_not_waited_for(bare: Federation, tmp_path: Path) -> None:
+    zed, yan = joined(bare, "zed", tmp_path), joined(bare, "yan", tmp_path)
+    zed.work(), yan.work()
+    bare.admin.post("/v1/deny", Subject(name="node/zed", reason="test"), Done)
+    assert zed.is_cut()
+    assert zed.post(WORK.path, WorkRequest()).code == 404
+    bare.coordinator.stop()
+    bare.start_coordinator()
+    zed.close(), yan.close()
+    assert zed.post(WORK.path, WorkRequest()).code == 404, "a restart has not forgotten it"
+    digest, run, spec = asked(bare)
+    work = yan.work(wait_s=30.0).work
+    assert isinstance(work, Train) and work.cohort == 1
+    assert yan.contribute(run, 0, packed(good(spec))).code == 0
+    assert yan.work(wait_s=30.0).work is not None
+    assert yan.decline(run, 1).code == 0
+    bare.finished(digest)
+    bare.admin.post("/v1/allow", Subject(name="node/zed"), Done)
+    assert zed.post(WORK.path, WorkRequest()).code == 0
+    zed.close(), yan.close()
+
+
+def test_a_node_that_left_is_out_on_all_its_connections(bare: Federation, tmp_path: Path) -> None:
+    zed, again = joined(bare, "zed", tmp_path), Peer(bare, "zed", credentials.load(tmp_path / "zed"))
+    zed.work(), again.work()
+    assert zed.post(LEAVE.path, Leave()).code == 0
+    assert zed.post(WORK.path, WorkRequest(datasets=["heart"])).code == 404
+    assert again.is_cut()
+    assert again.post(WORK.path, WorkRequest(datasets=["heart"])).code == 404
+    assert bare.admin.get("/v1/status", Status).nodes == []
+    zed.close(), again.close()
+
+
+def test_a_name_that_joins_again_is_another_machine(bare: Federation, tmp_path: Path) -> None:
+    old = joined(bare, "zed", tmp_path / "old")
+    old.work()
+    new = joined(bare, "zed", tmp_path / "new")
+    assert old.is_cut()
+    assert old.post(WORK.path, WorkRequest()).code == 404
+    assert new.post(WORK.path, WorkRequest()).code == 0
+    old.close(), new.close()
+
+
+def test_a_serial_that_is_denied(bare: Federation, tmp_path: Path) -> None:
+    zed = joined(bare, "zed", tmp_path)
+    told = ssl._ssl._test_decode_cert(str(tmp_path / "zed" / "identity" / "current.pem"))  # type: ignore[attr-defined]
+    bare.admin.post("/v1/deny", Subject(name=str(told["serialNumber"])), Done)
+    assert zed.post(WORK.path, WorkRequest()).code == 404
+    zed.close()
+
+
+def test_a_round_that_everybody_declined_is_asked_again(bare: Federation, tmp_path: Path) -> None:
+    """Even by a coordinator that was started anew meanwhile, which once could not start with an empty cohort."""
+    yan = joined(bare, "yan", tmp_path)
+    yan.work()
+    digest, run, spec = asked(bare, deadline_s=2.0)
+    assert isinstance(yan.work(wait_s=30.0).work, Train)
+    assert yan.decline(run, 0).code == 0
+    yan.close()
+    bare.coordinator.stop()
+    bare.start_coordinator()
+    assert isinstance(yan.work(wait_s=30.0).work, Train)
+    assert yan.contribute(run, 0, packed(good(spec))).code == 0
+    assert yan.work(wait_s=30.0).work is not None
+    assert yan.decline(run, 1).code == 0
+    assert bare.finished(digest).rounds[0].heard == ["yan"]
+    yan.close()
