@@ -112,7 +112,7 @@ def test_a_frozen_node_is_not_waited_for(federation: Behind) -> None:
     plan = plan_named("frozen-node", quorum=2, deadline_s=4.0)
     federation.run(plan)
     hungary = federation.nodes["hungary"]
-    hungary.wait_for("contribution.sent", round=0)
+    hungary.wait_for("contribution.sent", run=runs_of(plan)[0].id, round=0)
     hungary.popen.send_signal(signal.SIGSTOP)
     try:
         federation.coordinator.wait_for("round.closed", heard=2)
@@ -122,9 +122,9 @@ def test_a_frozen_node_is_not_waited_for(federation: Behind) -> None:
 
 
 def test_a_node_that_is_gone_for_good(federation: Behind) -> None:
-    plan = plan_named("gone", quorum=2, deadline_s=3.0)
+    plan = plan_named("gone", quorum=2, deadline_s=5.0)
     federation.run(plan)
-    federation.nodes["hungary"].wait_for("contribution.sent", round=0)
+    federation.nodes["hungary"].wait_for("contribution.sent", run=runs_of(plan)[0].id, round=0)
     federation.nodes["hungary"].kill()
     digest = federation.run(plan)
     results = federation.finished(digest)
