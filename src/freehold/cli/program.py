@@ -104,7 +104,7 @@ def main() -> None:
         _drop_output()
         sys.exit(141)
     except OSError as error:
-        if error.filename is not None:  # of a file: not ours to explain
+        if error.filename is not None or isinstance(error, ConnectionError | TimeoutError):  # of a file, or of a network
             raise
         _drop_output()
         sys.stderr.write(f"error: standard output could not be written: {error.strerror}.\n")

@@ -11,7 +11,7 @@ import asyncio
 import ipaddress
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -69,6 +69,7 @@ class Service:
 
     settings: Settings
     clock: Callable[[], float] = time.time
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
     listener: Listener = silent
     spawn: Spawn = spawn
     pace: Pace = field(default_factory=Pace)
@@ -158,7 +159,7 @@ class Service:
         """Renew the coordinator's own certificate at two thirds of its life; new connections get the new one."""
         pair = self.settings.state / "server.pem"
         while True:
-            await asyncio.sleep(min(max(due - self.clock(), 1.0), 3600.0))
+            await self.sleep(min(max(due - self.clock(), 1.0), 3600.0))
             if self.clock() >= due:
                 due = await asyncio.to_thread(self._issue_own)
                 self._context.load_cert_chain(pair, pair)
