@@ -48,7 +48,7 @@ class Child:
         return self._process.pid if self._process else None
 
     def ask(
-        self, message: msgspec.Struct, fds: Sequence[int] = (), *, timeout_s: float | None = None, restarts: int = 1
+        self, message: msgspec.Struct, fds: Sequence[int] = (), *, timeout_s: float | None = None, restarts: int = 3
     ) -> tuple[Any, list[int]]:
         """The answer, and its descriptors, which the caller closes; raises PeerGone once restarts are used up, or TimeoutError.
 
