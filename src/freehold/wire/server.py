@@ -43,6 +43,9 @@ from freehold.wire.messages import Message, encode, problem
 
 Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
+_GOODBYE_S: Final = 2.0
+"""How long TLS waits for the other side's end of a connection that is closed; a peer that has vanished never says it."""
+
 _BUFFER_BYTES: Final = 1 << 16
 _SPIFFE: Final = re.compile(r"spiffe://(?P<federation>[a-z0-9-]{1,63})/(?P<role>[a-z]{1,32})/(?P<name>[a-z0-9-]{1,63})")
 
@@ -142,7 +145,7 @@ class Peers:
 
 
 def _cut(transport: asyncio.Transport) -> None:
-    # Of a TLS connection that is gone already, CPython 3.11.2 raises this; there is nothing left to cut.
+    # Of a TLS connection that was closed before, CPython 3.11.2 raises this; `_GOODBYE_S` ends what is left of it.
     with contextlib.suppress(AttributeError):
         transport.abort()
 
@@ -252,7 +255,13 @@ async def serve(
     assert runner.server is not None
     try:
         server = await asyncio.get_running_loop().create_server(
-            runner.server, host, port, ssl=context, ssl_handshake_timeout=handshake_s, backlog=1024
+            runner.server,
+            host,
+            port,
+            ssl=context,
+            ssl_handshake_timeout=handshake_s,
+            ssl_shutdown_timeout=_GOODBYE_S,
+            backlog=1024,
         )
     except BaseException:
         await runner.cleanup()
