@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from freehold.coordinator import study_records as records
 from freehold.coordinator.child import ServerCode, ServerStates
-from freehold.coordinator.run import OpenRun
-from freehold.coordinator.store import Store
+from freehold.coordinator.run import OpenRun, check, fold
+from freehold.coordinator.store import Store, explained
 from freehold.drawing import draw_cohort
 from freehold.errors import CoordinatorError, FreeholdError, ServerCodeFailed, StoreError
 from freehold.events import Event, Listener, silent
@@ -67,8 +69,28 @@ class Rounds:
                     continue
                 run.closing = True  # nobody else begins it
                 self._spawn(run, lambda run=run: self._begin(run))  # type: ignore[misc]
+            for run in own:
+                if run.state == "training" and not run.cohort and not run.closing and self._population(run):
+                    self._spawn(run, lambda run=run: self._ask_anew(run))  # type: ignore[misc]
+
+    async def _ask_anew(self, run: OpenRun) -> None:
+        """Open a round once more that nobody is left in, now that there is somebody."""
+        if run.cohort or run.received or run.closing:
+            return  # another node was faster
+        cohort, population = self._draw(run, run.round)
+        run.open(run.round, tuple(cohort), population, self._clock() + run.plan.round.deadline_s)
+        await self.extend(run, cohort, run.deadline)
+
+    def _draw(self, run: OpenRun, round: int) -> tuple[list[str], int]:
+        """Whom to ask in a round, everybody after the last; and of how many."""
+        population = self._population(run)
+        asked = run.plan.round.cohort if round < run.plan.training.rounds else None
+        size = min(asked or len(population), len(population))
+        return draw_cohort(population, size, seed=run.run.seed, index=round) if population else [], len(population)
 
     async def _begin(self, run: OpenRun) -> None:
+        if run.doubtful and self._kept(run, 0):
+            return
         plan = run.plan_blob.body or self._store.blob_bytes(run.plan_blob.sha256)
         states = await self._ask(run, lambda: self._code.begin(plan, run.run.number))
         if states is not None:
@@ -100,9 +122,10 @@ class Rounds:
     async def extend(self, run: OpenRun, cohort: Sequence[str], deadline: float) -> None:
         """Wait on, for fewer nodes or others."""
         # In memory first: two nodes may decline at once, and a cohort that a crash restores is only asked in vain.
-        round_, run.cohort, run.deadline = run.round, tuple(cohort), deadline
+        round_, population, run.cohort, run.deadline = run.round, run.population, tuple(cohort), deadline
         await self._store.write(
-            lambda c: records.extend(c, run=run.id, round=round_, cohort=cohort, deadline=deadline), "coordinator.extend"
+            lambda c: records.extend(c, run=run.id, round=round_, cohort=cohort, population=population, deadline=deadline),
+            "coordinator.extend",
         )
         self.consider(run)
         self._wake(cohort)
@@ -120,11 +143,14 @@ class Rounds:
         if run.state == "measuring":
             await self._finish(run)
             return
+        if run.doubtful and self._kept(run, run.round + 1):
+            return
         assert run.tally is not None and run.server is not None
         counted, weight = dict(run.received), sum(run.weights[n] for n in sorted(run.received))
         async with run.folding:
             plan = run.plan_blob.body or self._store.blob_bytes(run.plan_blob.sha256)
-            server, tally = self._store.open_blob(run.server), run.tally.fd
+            # Descriptors of this step's own: the study may be stopped, and its tally be gone, before the child is asked.
+            server, tally = self._store.open_blob(run.server), os.dup(run.tally.fd)
 
             def update() -> ServerStates:
                 return self._code.close_round(
@@ -140,7 +166,7 @@ class Rounds:
             try:
                 states = await self._ask(run, update)
             finally:
-                close([server])
+                close([server, tally])
         if states is not None:
             await self._next_round(run, run.round + 1, states, counted=counted, weight=weight)
 
@@ -148,14 +174,21 @@ class Rounds:
         try:
             return await self.ask(question)
         except ServerCodeFailed as error:
-            await self._fail(run, error)
+            await self.fail(run, error)
             return None
 
-    async def _fail(self, run: OpenRun, error: FreeholdError) -> None:
+    async def fail(self, run: OpenRun, error: FreeholdError) -> None:
+        """End the study of a run that cannot go on, unless it is over anyway."""
         now, reason = self._clock(), str(error)
-        await self._store.write(
-            lambda c: records.end_study(c, run.study, state="failed", now=now, reason=reason), "coordinator.study_ended"
-        )
+
+        def end(connection: Any) -> bool:
+            running = records.is_running(connection, run.study)
+            if running:
+                records.end_study(connection, run.study, state="failed", now=now, reason=reason)
+            return running
+
+        if not await self._store.write(end, "coordinator.study_ended"):
+            return
         self.forget(run.study)
         self._tell(Event("study.failed", {"study": run.study, "run": run.id, "code": error.code}))
 
@@ -163,20 +196,20 @@ class Rounds:
         self, run: OpenRun, round: int, states: ServerStates, *, counted: Mapping[str, str], weight: float
     ) -> None:
         try:
-            server = await self._store.put(states.server, point="coordinator.state")
-            same = states.shared is states.server
-            shared = server if same else await self._store.put(states.shared, point="coordinator.state")
+            name = run.place(round, "server")
+            server = await self._store.put(states.server, name=name, point="coordinator.state")
+            shared, name = server, run.place(round, "shared")
+            if states.shared is not states.server:
+                shared = await self._store.put(states.shared, name=name, point="coordinator.state")
         finally:
             states.close()
-        population = self._population(run)
-        training = run.plan.training
-        over = round >= training.rounds
-        size = len(population) if over else min(run.plan.round.cohort or len(population), len(population))
-        cohort = draw_cohort(population, size, seed=run.run.seed, index=round) if population else []
+        cohort, population = self._draw(run, round)
         now = self._clock()
         deadline = now + run.plan.round.deadline_s
 
-        def settle(connection: Any) -> list[Path]:
+        def settle(connection: Any) -> list[Path] | None:
+            if not records.is_running(connection, run.study):
+                return None
             gone: list[str] = []
             if round:
                 gone = records.close_round(connection, run=run.id, round=round - 1, counted=counted, weight=weight, now=now)
@@ -189,39 +222,78 @@ class Rounds:
                 run=run.id,
                 round=round,
                 cohort=cohort,
-                population=len(population),
+                population=population,
                 now=now,
                 deadline=deadline,
-                state="measuring" if over else "training",
+                state="training" if round < run.plan.training.rounds else "measuring",
             )
             released = self._store.release(connection, set(old) - {server.sha256, shared.sha256})
             return [self._store.folder / place for place in gone] + released
 
         files = await self._store.write(settle, "coordinator.round")
+        if files is None:
+            for put in (server, shared):
+                await self._store.drop(put)
+            return
         run.counted = dict(counted)
         run.server, run.shared = server.sha256, Blob(sha256=shared.sha256, length=shared.length, body=shared.body)
-        run.open(round, tuple(cohort), len(population), deadline)
+        run.open(round, tuple(cohort), population, deadline)
         if files:
             await asyncio.to_thread(_remove, files)
-        if round:
-            self._tell(
-                Event("round.closed", {"run": run.id, "round": round - 1, "heard": len(counted), "population": len(population)})
-            )
+        self._opened(run)
+
+    def _opened(self, run: OpenRun) -> None:
+        """A round is open, and the one before it closed."""
+        if run.round:
+            heard, population = len(run.counted), run.population
+            self._tell(Event("round.closed", {"run": run.id, "round": run.round - 1, "heard": heard, "population": population}))
         self.consider(run)
-        self._wake(cohort)
+        self._wake(run.cohort)
+
+    def _kept(self, run: OpenRun, round: int) -> bool:
+        """Whether the database has opened this round, though it had said that it could not; it is then open here too."""
+        if self._store.read(lambda c: records.round_of(c, run.id, round)) is None:
+            return False
+        run.round = round
+        self.restore(run)
+        self._opened(run)
+        return True
+
+    def restore(self, run: OpenRun) -> None:
+        """The open round as the store has it: states, who was asked, who was heard, and the sum of what they sent."""
+        row = self._store.read(lambda c: records.round_of(c, run.id, run.round))
+        server, shared = self._store.read(lambda c: records.states_of(c, run.id))
+        assert row is not None
+        run.server, run.shared = server, self._store.blob(shared)
+        run.open(run.round, tuple(filter(None, row.cohort.split(","))), row.population, row.deadline)
+        before = self._store.read(lambda c: records.received(c, run.id, run.round - 1))
+        run.counted = {each.node: each.sha256 for each in before if each.counted}
+        if run.tally is None:
+            run.received = dict.fromkeys(self._store.read(lambda c: records.measures_of(c, run.id, run.round)), "")
+            return
+        for each in self._store.read(lambda c: records.received(c, run.id, run.round)):
+            body = each.body if each.body is not None else self._store.folder / each.place
+            with explained():
+                fold(body, run.tally.sum, each.weight, check(body, run, run.tally.sum, each.weight))
+            run.received[each.node], run.weights[each.node] = each.sha256, each.weight
 
     async def _finish(self, run: OpenRun) -> None:
         now = self._clock()
         last = all(other.id == run.id for other in self.runs.values() if other.study == run.study)
 
-        def end(connection: Any) -> None:
-            records.close_round(connection, run=run.id, round=run.round, counted={}, weight=0.0, now=now)
-            records.set_run_state(connection, run.id, "finished")
-            if last:
+        def end(connection: Any) -> bool:
+            running = records.is_running(connection, run.study)
+            if running:
+                records.close_round(connection, run=run.id, round=run.round, counted={}, weight=0.0, now=now)
+                records.set_run_state(connection, run.id, "finished")
+            if running and last:
                 records.end_study(connection, run.study, state="finished", now=now)
+            return running
 
-        await self._store.write(end, "coordinator.run_ended")
-        del self.runs[run.id]
+        # One that was kept although the store had said otherwise has ended its study, if it was the last.
+        if not await self._store.write(end, "coordinator.run_ended") and not run.doubtful:
+            return
+        self.runs.pop(run.id, None)
         run.state = "finished"
         self._tell(Event("run.finished", {"run": run.id, "study": run.study}))
         if last:
@@ -257,21 +329,25 @@ class Rounds:
 
     async def _persist(self, run: OpenRun, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Do a step of a run, again and again while the store cannot be written; what else it raises ends the study."""
+        failed = False
         while True:
             try:
                 await work()
                 return
             except StoreError as error:
+                run.doubtful = True
                 self._tell(_failed(error))
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._stopped.wait(), RETRY_S)
                 if self._closing:
                     return
             except Exception as error:
+                if failed:
+                    raise
+                failed = True
                 self._tell(_failed(error))
                 found = error if isinstance(error, FreeholdError) else CoordinatorError(f"({type(error).__name__})")
-                await self._fail(run, found)
-                return
+                work = partial(self.fail, run, found)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

@@ -5,14 +5,23 @@ from __future__ import annotations
 import asyncio
 import mmap
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
+from freehold.errors import TensorsMalformed
 from freehold.plan import Contribution, Plan, Run
+from freehold.wire.codec import Entry
+from freehold.wire.local import Mapped
 from freehold.wire.messages import Blob
 from freehold.wire.tally import FixedPointSum, layout_of
 
 State = Literal["waiting", "training", "measuring", "finished", "stopped"]
+
+
+Entries = Mapping[str, Entry]
+"""Where the tensors of a contribution lie."""
 
 
 class OpenTally:
@@ -54,11 +63,17 @@ class OpenRun:
     folding: asyncio.Lock = field(default_factory=asyncio.Lock)
     closing: bool = False
     """No contribution is taken any more."""
+    doubtful: bool = False
+    """The store has said that it could not write the step that is being done, and may have written it all the same."""
 
     @property
     def id(self) -> str:
         """Of the run."""
         return self.run.id
+
+    def place(self, round: int, what: str) -> str:
+        """The name of a file of this run, if it is one: `what` is the state, or whose contribution and which."""
+        return f"{self.id}.{round}.{what}"
 
     @property
     def sum_bytes(self) -> int:
@@ -79,7 +94,8 @@ class OpenRun:
         """Ask a cohort: for contributions, or after the last round for measures."""
         self.state = "training" if round < self.plan.training.rounds else "measuring"
         self.round, self.cohort, self.population, self.deadline = round, cohort, population, deadline
-        self.received, self.weights, self.closing = {}, {}, False
+        self.received, self.weights = {}, {}
+        self.closing = self.doubtful = False
         self.drop_tally()
         if self.state == "training":
             self.tally = OpenTally(self.run.contribution, self.capacity)
@@ -98,3 +114,22 @@ class OpenRun:
         if self.tally is not None:
             self.tally.close()
             self.tally = None
+
+
+def check(body: bytes | Path, run: OpenRun, total: FixedPointSum, weight: float) -> Entries:
+    """What is in a contribution that may be added to the run's sum; raises SpecMismatch or TensorsMalformed."""
+    if run.plan.training.weighting == "uniform" and weight != 1.0:
+        raise TensorsMalformed(f"A contribution has the weight {weight}.", hint="The plan weighs all nodes alike, with 1.")
+    if isinstance(body, bytes):
+        return total.check(body, weight)
+    with body.open("rb") as file, Mapped(file.fileno()) as view:
+        return total.check(view, weight)
+
+
+def fold(body: bytes | Path, total: FixedPointSum, weight: float, entries: Entries) -> None:
+    """Add a contribution in which `check` has found these entries; raises OSError for a file that cannot be read."""
+    if isinstance(body, bytes):
+        total.add_checked(body, weight, entries)
+        return
+    with body.open("rb") as file, Mapped(file.fileno()) as view:
+        total.add_checked(view, weight, entries)

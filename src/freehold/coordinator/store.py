@@ -10,7 +10,6 @@ import asyncio
 import hashlib
 import os
 import queue
-import secrets
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -144,18 +143,19 @@ class Store:
 
     # Blobs.
 
-    async def put(self, body: bytes | Pieces | Path, *, point: str, sha256: str = "") -> Put:
+    async def put(self, body: bytes | Pieces | Path, *, name: str, point: str, sha256: str = "") -> Put:
         """As `put_file`; what touches the disk does so in a thread."""
         if not isinstance(body, Path) and _length(body) <= INLINE_BYTES:
-            return self.put_file(body, point=point)
-        return await asyncio.to_thread(self.put_file, body, point=point, sha256=sha256)
+            return self.put_file(body, name=name, point=point)
+        return await asyncio.to_thread(self.put_file, body, name=name, point=point, sha256=sha256)
 
-    def put_file(self, body: bytes | Pieces | Path, *, point: str, sha256: str = "") -> Put:
+    def put_file(self, body: bytes | Pieces | Path, *, name: str, point: str, sha256: str = "") -> Put:
         """Make a body safe before its row is written.
 
-        A path is a finished file of ours on the same disk, whose digest is `sha256`; it is moved.
+        A path is a finished file of ours on the same disk, whose digest is `sha256`; it is moved. `name` says what it is, and
+        is that of nothing else: a step that is done again because the database could not be written finds its own file there.
         """
-        place = f"{secrets.token_hex(16)}.safetensors"
+        place = f"{name}.safetensors"
         if isinstance(body, Path):
             durable.sync(body)
             durable.name(body, self.folder / place, point=point)
@@ -173,13 +173,18 @@ class Store:
         durable.write(self.folder / place, hashed(), point=point)
         return Put(digest.hexdigest(), _length(body), None, place)
 
+    async def drop(self, put: Put) -> None:
+        """Remove the file of what gets no row."""
+        if put.place is not None:
+            await asyncio.to_thread((self.folder / put.place).unlink, missing_ok=True)
+
     def insert_blob(self, connection: sa.Connection, put: Put) -> str:
         """The row of what `put_file` made safe; its SHA-256. If it is there already, the new file goes."""
         sha256, length, body, place = put
-        there = connection.execute(sa.select(blobs.c.sha256).where(blobs.c.sha256 == sha256)).first()
+        there = connection.execute(sa.select(blobs.c.place).where(blobs.c.sha256 == sha256)).first()
         if there is None:
             connection.execute(sa.insert(blobs).values(sha256=sha256, length=length, body=body, place=place))
-        elif place is not None:
+        elif place is not None and place != there.place:
             (self.folder / place).unlink(missing_ok=True)
         return sha256
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +20,13 @@ import msgspec
 from freehold.coordinator import study_records as records
 from freehold.coordinator.child import ServerCode
 from freehold.coordinator.rounds import Rounds
-from freehold.coordinator.run import OpenRun
+from freehold.coordinator.run import Entries, OpenRun, check, fold
 from freehold.coordinator.signing import Admit, everyone
 from freehold.coordinator.store import Put, Store
-from freehold.errors import Conflict, Late, StudyRefused, TensorsMalformed, UnknownRun
+from freehold.errors import Conflict, Late, StoreError, StudyRefused, UnknownRun
 from freehold.events import Event, Listener, silent
 from freehold.plan import Plan, digest, parse, runs_of
-from freehold.wire.codec import Entry
-from freehold.wire.local import Mapped
 from freehold.wire.messages import Declined, Measure, Measures, Pending, Settled, Train, Work
-from freehold.wire.tally import FixedPointSum
-
-Entries = Mapping[str, Entry]
-"""Where the tensors of a contribution lie."""
 
 
 class Studies:
@@ -64,7 +59,8 @@ class Studies:
         identity = digest(plan)
         self._admitted(identity, signature)
         await self._check(plan, text)
-        put = await self._store.put(text.encode(), point="coordinator.plan")
+        name = f"{identity.removeprefix('sha256:')[:32]}.plan"
+        put = await self._store.put(text.encode(), name=name, point="coordinator.plan")
         numbered = [(run.id, run.number) for run in runs_of(plan)]
 
         def insert(connection: Any) -> bool:
@@ -81,7 +77,9 @@ class Studies:
 
         if await self._store.write(insert, "coordinator.study"):
             self._tell(Event("study.started", {"study": identity, "name": plan.name, "runs": len(numbered)}))
-            self._admit(identity, plan, put[0], {number: ("waiting", 0, None, None) for _, number in numbered})
+        if not any(run.study == identity for run in self._runs.values()):
+            # Also a study that the database kept when it had said that it could not.
+            self._take_up(identity)
             await self._rounds.advance()
         return identity
 
@@ -107,52 +105,34 @@ class Studies:
 
     async def recover(self) -> None:
         """Take up every study where the store says it was."""
-        found, runs = self._store.read(records.running)
-        for study in found:
-            plan = parse(self._store.blob_bytes(study.plan).decode())
-            own = {r.number: (r.state, r.round, r.server, r.shared) for r in runs if r.study == study.digest}
-            self._admit(study.digest, plan, study.plan, own)
-        for open_run in list(self._runs.values()):
-            if open_run.state in ("training", "measuring"):
-                self._restore(open_run)
+        for study in self._store.read(records.running):
+            self._take_up(study.digest)
         for open_run in list(self._runs.values()):
             self._rounds.consider(open_run)
         await self._rounds.advance()
 
-    def _admit(self, study: str, plan: Plan, sha256: str, states: Mapping[int, tuple[str, int, str | None, str | None]]) -> None:
-        blob = self._store.blob(sha256)
+    def _take_up(self, identity: str) -> None:
+        """The runs of a study as the store has them; none if it is over."""
+        study, runs = self._store.read(lambda c: records.study_of(c, identity))
+        if study.state != "running":
+            return
+        plan, blob = parse(self._store.blob_bytes(study.plan).decode()), self._store.blob(study.plan)
+        rows = {row.number: row for row in runs}
         for run in runs_of(plan):
-            state, round_, server, shared = states[run.number]
-            if state in ("finished", "stopped"):
+            row = rows[run.number]
+            if row.state in ("finished", "stopped"):
                 continue
-            self._runs[run.id] = OpenRun(
+            open_run = OpenRun(
                 run=run,
                 plan=plan,
                 plan_blob=blob,
-                study=study,
-                state=state,  # type: ignore[arg-type]
-                round=round_,
-                server=server,
-                shared=None if shared is None else self._store.blob(shared),
+                study=identity,
+                state=row.state,
+                round=row.round,
             )
-
-    def _restore(self, run: OpenRun) -> None:
-        """The open round as it was: who was asked, who was heard, and the sum of what they sent."""
-        row = self._store.read(lambda c: records.round_of(c, run.id, run.round))
-        run.open(run.round, tuple(filter(None, row.cohort.split(","))), row.population, row.deadline)
-        before = self._store.read(lambda c: records.received(c, run.id, run.round - 1))
-        run.counted = {each.node: each.sha256 for each in before if each.counted}
-        if run.state == "measuring":
-            run.received = dict.fromkeys(self._store.read(lambda c: records.measures_of(c, run.id, run.round)), "")
-            return
-        for each in self._store.read(lambda c: records.received(c, run.id, run.round)):
-            assert run.tally is not None
-            if each.body is not None:
-                run.tally.sum.add(each.body, each.weight)
-            else:
-                path = self._store.folder / each.place
-                _fold_file(run.tally.sum, path, each.weight, _verify(path, run, run.tally.sum, each.weight))
-            run.received[each.node], run.weights[each.node] = each.sha256, each.weight
+            if open_run.state in ("training", "measuring"):
+                self._rounds.restore(open_run)
+            self._runs[run.id] = open_run
 
     # Nodes.
 
@@ -236,10 +216,12 @@ class Studies:
         if before is None:
             assert open_run.tally is not None
             if isinstance(body, bytes):
-                entries = _verify(body, open_run, open_run.tally.sum, weight)
+                entries = check(body, open_run, open_run.tally.sum, weight)
             else:
-                entries = await asyncio.to_thread(_verify, body, open_run, open_run.tally.sum, weight)
-            put = await self._store.put(body, point="coordinator.contribution", sha256=sha256)
+                entries = await asyncio.to_thread(check, body, open_run, open_run.tally.sum, weight)
+            whose = hashlib.sha256(node.encode()).hexdigest()[:8]
+            name = open_run.place(round, f"{whose}.{sha256[:16]}")
+            put = await self._store.put(body, name=name, point="coordinator.contribution", sha256=sha256)
             now = self._clock()
 
             def insert(connection: Any) -> str | None:
@@ -247,17 +229,17 @@ class Studies:
                     raise _closed(run, round)
                 return records.insert_contribution(connection, run=run, round=round, node=node, put=put, weight=weight, now=now)
 
-            kept = False
             try:
                 before = await self._store.write(insert, "coordinator.contribution")
-                kept = before is None
-                # There and not yet in the sum: the database kept what it had said it could not.
-                if kept or (before == sha256 and open_run.awaits(node) and open_run.round == round):
-                    await self._count(open_run, round, node, put, weight, entries)
-                    return
-            finally:
-                if put.place is not None and not kept:
-                    await asyncio.to_thread((self._store.folder / put.place).unlink, missing_ok=True)
+            except Late:
+                await self._store.drop(put)
+                raise
+            # There and not yet in the sum: the database kept what it had said it could not.
+            if before is None or (before == sha256 and open_run.awaits(node) and open_run.round == round):
+                await self._count(open_run, round, node, put, weight, entries)
+                return
+            if before != sha256:
+                await self._store.drop(put)
         if before != sha256:
             raise Conflict(
                 f"This node has sent another contribution to round {round} of run {run} before.",
@@ -272,9 +254,14 @@ class Studies:
         run.received[node], run.weights[node] = put.sha256, weight
         async with run.folding:
             if put.body is not None:
-                total.add_checked(put.body, weight, entries)
+                fold(put.body, total, weight, entries)
             elif put.place is not None:
-                await asyncio.to_thread(_fold_file, total, self._store.folder / put.place, weight, entries)
+                try:
+                    await asyncio.to_thread(fold, self._store.folder / put.place, total, weight, entries)
+                except OSError as error:
+                    # The sum is now of nobody knows what, and what it should be made of cannot be read.
+                    await self._rounds.fail(run, _unreadable(error))
+                    raise _unreadable(error) from error
         self._tell(Event("contribution.received", {"run": run.id, "round": round, "node": node, "bytes": put.length}))
         self._rounds.consider(run)
 
@@ -337,18 +324,10 @@ class Studies:
         return list(self._runs.values())
 
 
-def _verify(body: bytes | Path, run: OpenRun, total: FixedPointSum, weight: float) -> Entries:
-    if run.plan.training.weighting == "uniform" and weight != 1.0:
-        raise TensorsMalformed(f"A contribution has the weight {weight}.", hint="The plan weighs all nodes alike, with 1.")
-    if isinstance(body, bytes):
-        return total.check(body, weight)
-    with body.open("rb") as file, Mapped(file.fileno()) as view:
-        return total.check(view, weight)
-
-
-def _fold_file(total: FixedPointSum, path: Path, weight: float, entries: Entries) -> None:
-    with path.open("rb") as file, Mapped(file.fileno()) as view:
-        total.add_checked(view, weight, entries)
+def _unreadable(error: OSError) -> StoreError:
+    return StoreError(
+        f"A contribution that was stored cannot be read: {error.strerror or error}.", hint="Look at the coordinator's disk."
+    )
 
 
 def _closed(run: str, round: int) -> Late:

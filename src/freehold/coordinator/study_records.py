@@ -34,11 +34,20 @@ def insert_study(
     return True
 
 
-def running(connection: sa.Connection) -> tuple[Sequence[Row], Sequence[Row]]:
-    """Studies that are running, and their runs."""
-    found = connection.execute(sa.select(studies).where(studies.c.state == "running").order_by(studies.c.started)).all()
-    where = runs.c.study.in_([study.digest for study in found])
-    return found, connection.execute(sa.select(runs).where(where).order_by(runs.c.study, runs.c.number)).all()
+def running(connection: sa.Connection) -> Sequence[Row]:
+    """Studies that are running, the oldest first."""
+    return connection.execute(sa.select(studies).where(studies.c.state == "running").order_by(studies.c.started)).all()
+
+
+def study_of(connection: sa.Connection, digest: str) -> tuple[Row, Sequence[Row]]:
+    """A study, and its runs."""
+    study = connection.execute(sa.select(studies).where(studies.c.digest == digest)).one()
+    return study, connection.execute(sa.select(runs).where(runs.c.study == digest)).all()
+
+
+def is_running(connection: sa.Connection, digest: str) -> bool:
+    """Whether a study is neither finished nor stopped."""
+    return connection.execute(sa.select(studies.c.state).where(studies.c.digest == digest)).scalar() == "running"
 
 
 def open_round(
@@ -66,6 +75,12 @@ def put_states(connection: sa.Connection, run: str, *, server: str, shared: str)
     old = connection.execute(sa.select(runs.c.server, runs.c.shared).where(runs.c.id == run)).one()
     connection.execute(sa.update(runs).where(runs.c.id == run).values(server=server, shared=shared))
     return [sha256 for sha256 in old if sha256 is not None]
+
+
+def states_of(connection: sa.Connection, run: str) -> tuple[str, str]:
+    """The blobs of a run's states: server, and what nodes see of it."""
+    row = connection.execute(sa.select(runs.c.server, runs.c.shared).where(runs.c.id == run)).one()
+    return str(row.server), str(row.shared)
 
 
 _INSERT = sa.insert(contributions)
@@ -122,15 +137,15 @@ def close_round(
     return places
 
 
-def extend(connection: sa.Connection, *, run: str, round: int, cohort: Sequence[str], deadline: float) -> None:
-    """Go on waiting, perhaps for fewer nodes."""
+def extend(connection: sa.Connection, *, run: str, round: int, cohort: Sequence[str], population: int, deadline: float) -> None:
+    """Go on waiting, perhaps for others."""
     where = (rounds.c.run == run, rounds.c.round == round)
-    connection.execute(sa.update(rounds).where(*where).values(cohort=",".join(cohort), deadline=deadline))
+    connection.execute(sa.update(rounds).where(*where).values(cohort=",".join(cohort), population=population, deadline=deadline))
 
 
-def round_of(connection: sa.Connection, run: str, round: int) -> Row:
-    """A round's row."""
-    return connection.execute(sa.select(rounds).where(rounds.c.run == run, rounds.c.round == round)).one()
+def round_of(connection: sa.Connection, run: str, round: int) -> Row | None:
+    """A round's row, if it was opened."""
+    return connection.execute(sa.select(rounds).where(rounds.c.run == run, rounds.c.round == round)).first()
 
 
 def received(connection: sa.Connection, run: str, round: int) -> Sequence[Row]:

@@ -1,0 +1,249 @@
+"""Rounds in the corners: a store that keeps what it denies, a study that is stopped in the middle, nobody left to ask."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pytest
+import sqlalchemy as sa
+
+from freehold.coordinator import studies as studies_module
+from freehold.coordinator.child import ServerCode, ServerStates
+from freehold.coordinator.specification import specified
+from freehold.coordinator.store import Store, connect
+from freehold.coordinator.studies import Studies
+from freehold.coordinator.study_tables import contributions, rounds, runs, studies
+from freehold.errors import StoreError
+from freehold.events import Event
+from freehold.plan import Plan, dumps, runs_of
+from freehold.study.federated import federated_plan
+from freehold.wire import codec
+from freehold.wire.messages import Measure, Measures, Train, Work
+
+T = TypeVar("T")
+
+
+class Denying(Store):
+    """Says of the next write at a point that it failed, although it was committed."""
+
+    denied: str = ""
+
+    async def write(self, work: Callable[[sa.Connection], T], point: str) -> T:
+        found = await super().write(work, point)
+        if point == self.denied:
+            self.denied = ""
+            raise StoreError("the connection was lost while committing")
+        return found
+
+
+class Gated(ServerCode):
+    """Closes a round only when it is let."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: asyncio.Event = asyncio.Event()
+        self.let: asyncio.Event = asyncio.Event()
+        self.let.set()
+
+    def close_round(self, *args: Any, **kwargs: Any) -> ServerStates:
+        loop = self.loop
+        loop.call_soon_threadsafe(self.asked.set)
+        asyncio.run_coroutine_threadsafe(self.let.wait(), loop).result(60)
+        return super().close_round(*args, **kwargs)
+
+    loop: asyncio.AbstractEventLoop
+
+
+@pytest.fixture(scope="module")
+def plan() -> Plan:
+    return specified(federated_plan("heart", "fedavg", companions=[], rounds=2))
+
+
+@pytest.fixture(scope="module")
+def code() -> Iterator[Gated]:
+    found = Gated()
+    yield found
+    found.end()
+
+
+class Party:
+    """A coordinator's studies without a network; nodes send zeros."""
+
+    def __init__(self, folder: Path, plan: Plan, code: Gated) -> None:
+        code.loop = asyncio.get_running_loop()
+        code.asked, code.let = asyncio.Event(), asyncio.Event()
+        code.let.set()
+        self.plan, self.code, self.nodes = plan, code, ["a", "b"]
+        self.run = runs_of(plan)[0]
+        self.events: list[Event] = []
+        self.store = Denying(connect(f"sqlite:///{folder / 'coordinator.sqlite'}"), folder / "blobs")
+        self.studies = Studies(self.store, code, lambda dataset, connected: self.nodes, tell=self.events.append)
+        shapes = {t.name: np.zeros(t.shape, t.dtype) for t in self.run.contribution.tensors}
+        self.body = codec.write(shapes)
+
+    async def start(self) -> str:
+        return await self.studies.start(dumps(self.plan))
+
+    async def work(self, node: str) -> Work:
+        _, found = await self.studies.work(node, [], 30.0)
+        assert found is not None
+        return found
+
+    async def contribute(self, node: str, round: int) -> None:
+        sha256 = hashlib.sha256(self.body).hexdigest()
+        await self.studies.contribute(node, self.run.id, round, weight=1.0, sha256=sha256, body=self.body)
+
+    async def train(self, node: str, round: int) -> None:
+        work = await self.work(node)
+        assert isinstance(work, Train) and work.round == round
+        await self.contribute(node, round)
+
+    async def measure(self, node: str) -> None:
+        work = await self.work(node)
+        assert isinstance(work, Measure)
+        await self.studies.measured(node, Measures(run=work.run, round=work.round, splits={}))
+
+    def row(self, column: sa.Column[Any], *where: sa.ColumnElement[bool]) -> list[Any]:
+        return self.store.read(lambda c: list(c.execute(sa.select(column).where(*where)).scalars()))
+
+    async def until(self, holds: Callable[[], bool]) -> None:
+        async with asyncio.timeout(60):
+            while not holds():
+                await asyncio.sleep(0.01)
+
+    async def close(self) -> None:
+        self.code.let.set()
+        await self.studies.close()
+        self.store.close()
+
+
+@pytest.fixture
+def party(tmp_path: Path, plan: Plan, code: Gated, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Any], None]]:
+    """Runs a test's coroutine with a party of its own, which is then closed."""
+    monkeypatch.setattr("freehold.coordinator.rounds.RETRY_S", 0.01)
+
+    def run(test: Callable[[Party], Any]) -> None:
+        async def whole() -> None:
+            found = Party(tmp_path, plan, code)
+            try:
+                await test(found)
+            finally:
+                await found.close()
+
+        asyncio.run(whole())
+
+    yield run
+
+
+POINTS = ["coordinator.study", "coordinator.contribution", "coordinator.round", "coordinator.run_ended"]
+
+
+@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize("inline_bytes", [1 << 16, 0])
+def test_what_the_store_kept_and_denied_counts_once(
+    party: Callable[[Any], None], point: str, inline_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("freehold.coordinator.store.INLINE_BYTES", inline_bytes)  # 0: everything lies in files
+
+    async def test(p: Party) -> None:
+        if point == "coordinator.study":
+            p.store.denied = point
+            with pytest.raises(StoreError):
+                await p.start()
+        study = await p.start()
+        for round in (0, 1):
+            if point == "coordinator.contribution":
+                p.store.denied = point
+                with pytest.raises(StoreError):
+                    await p.train("a", round)
+            await p.train("a", round)
+            for place in p.row(contributions.c.place, contributions.c.place.is_not(None)):
+                assert (p.store.folder / place).exists(), "a coordinator that is started again sums it anew"
+            if point == "coordinator.round":
+                p.store.denied = point
+            await p.train("b", round)
+        for node in p.nodes:
+            await p.work(node)
+        if point == "coordinator.run_ended":
+            p.store.denied = point
+        for node in p.nodes:
+            await p.measure(node)
+        await p.until(lambda: not p.studies.open_runs())
+        assert not p.store.denied, "the point was reached"
+        assert p.row(studies.c.state, studies.c.digest == study) == ["finished"]
+        assert p.row(runs.c.state) == ["finished"]
+        assert p.row(rounds.c.heard, rounds.c.round < 2) == [2, 2]
+        assert p.row(contributions.c.counted) == [True] * 4
+        kept = {path.name for path in p.store.folder.iterdir()}
+        p.store.sweep()
+        left = {path.name for path in p.store.folder.iterdir()}
+        # A denied round leaves at most the files of the round before it, until the next start.
+        assert kept == left or point == "coordinator.round"
+        assert len(left) == (0 if inline_bytes else 2), "the plan and the last state"
+
+    party(test)
+
+
+def test_a_study_that_is_stopped_while_a_round_closes_stays_stopped(party: Callable[[Any], None]) -> None:
+    async def test(p: Party) -> None:
+        study = await p.start()
+        await p.train("a", 0)
+        p.code.let.clear()
+        await p.train("b", 0)
+        await asyncio.wait_for(p.code.asked.wait(), 30)
+        await p.studies.stop(study, "enough")
+        p.code.let.set()
+        await p.studies.close()  # waits for the step that was under way
+        assert p.row(studies.c.state) == ["stopped"] and p.row(runs.c.state) == ["stopped"]
+        assert p.row(rounds.c.round) == [0], "no other round was opened"
+        assert not [event for event in p.events if event.name in ("coordinator.error", "study.failed", "round.closed")]
+
+    party(test)
+
+
+def test_a_round_that_nobody_is_left_in_opens_for_whoever_comes(party: Callable[[Any], None]) -> None:
+    async def test(p: Party) -> None:
+        await p.start()
+        await p.work("a")
+        p.nodes = []
+        await p.studies.gone("a")
+        await p.studies.gone("b")
+        p.nodes = ["c", "d"]
+        await p.studies.advance()
+        await p.studies.advance()
+        for node in ("c", "d"):
+            await p.train(node, 0)
+        work = await p.work("c")
+        assert isinstance(work, Train) and (work.round, work.population) == (1, 2)
+        assert p.row(rounds.c.heard, rounds.c.round == 0) == [2]
+        assert p.row(rounds.c.population, rounds.c.round == 0) == [2]
+
+    party(test)
+
+
+def test_a_stored_contribution_that_cannot_be_read_ends_the_study(
+    party: Callable[[Any], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("freehold.coordinator.store.INLINE_BYTES", 0)
+
+    def broken(*args: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    async def test(p: Party) -> None:
+        await p.start()
+        await p.train("a", 0)
+        monkeypatch.setattr(studies_module, "fold", broken)
+        with pytest.raises(StoreError, match="cannot be read"):
+            await p.train("b", 0)
+        assert p.row(studies.c.state) == ["failed"]
+        assert "Input/output" in p.row(studies.c.reason)[0]
+        assert not p.studies.open_runs()
+
+    party(test)
