@@ -6,11 +6,12 @@ import msgspec
 
 from freehold.coordinator.child import ServerCode
 from freehold.plan import Plan, dumps
+from freehold.wire.process import Spawn, spawn
 
 
-def specified(plan: Plan) -> Plan:
+def specified(plan: Plan, *, spawn: Spawn = spawn) -> Plan:
     """The plan with the tensors of its algorithm and of each companion; raises ServerCodeFailed where they cannot be built."""
-    code = ServerCode()
+    code = ServerCode(spawn=spawn)
     try:
         found = code.describe(dumps(plan).encode())
     finally:

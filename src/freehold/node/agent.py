@@ -54,6 +54,9 @@ SMALL_BYTES = 1 << 20
 """Contributions up to this size wait for the next piece of work in the same request."""
 
 ERRAND_LIMIT_S = 7200.0
+MOST_PAUSE_S = 60.0
+"""Between two attempts of a node that the coordinator refuses: somebody has to do something first."""
+
 IDLE_S = 300.0
 """A guard that had nothing to do for so long is ended."""
 
@@ -94,6 +97,7 @@ class Agent:
         self._pending: list[Pending] = []
         self._busy = time.monotonic()
         self._sleep = sleep
+        self._refusals = 0
         self.status = Status(node=node, coordinator=url)
 
     def run(self) -> None:
@@ -126,6 +130,7 @@ class Agent:
                 if before != "unreachable":
                     self._tell(Event("coordinator.unreachable", {"url": self.status.coordinator}))
                 raise
+            self._refusals = 0
             before, self.status.state = self.status.state, "connected"
             if before != "connected":
                 self._tell(Event("coordinator.connected", {"url": self.status.coordinator}))
@@ -136,7 +141,8 @@ class Agent:
         except FreeholdError as error:
             self.status.last_error = str(error)
             self._tell(Event("coordinator.refused", {"code": error.code}))
-            self._sleep(random.random() * 2)
+            self._sleep(random.random() * min(2.0**self._refusals, MOST_PAUSE_S))
+            self._refusals += 1
             return None
 
     def _follow(self, reply: WorkReply | None) -> WorkReply | None:

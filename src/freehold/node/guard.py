@@ -5,6 +5,7 @@ What the trainer answers is believed in nothing: it must be sealed, be exactly w
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import sys
@@ -168,9 +169,8 @@ class Guard:
         return reply, got
 
     def _note(self, plan: Plan, key: str, value: dict[str, object]) -> None:
-        """What the node's own page shows of a study; it stays on this machine."""
+        """What the node's own page shows of a study; it stays on this machine, and is not worth failing for."""
         folder = Path(self._hello.state) / "studies"
-        folder.mkdir(mode=0o700, exist_ok=True)
         path = folder / f"{digest(plan).removeprefix('sha256:')[:16]}.json"
         try:
             told = json.loads(path.read_text(encoding="utf-8"))
@@ -178,7 +178,9 @@ class Guard:
             told = {}
         told |= {"name": plan.name, "plan": digest(plan)}
         told[key] = {**told.get(key, {}), **value}
-        path.write_text(json.dumps(told, indent=1), encoding="utf-8")
+        with contextlib.suppress(OSError):
+            folder.mkdir(mode=0o700, exist_ok=True)
+            path.write_text(json.dumps(told, indent=1), encoding="utf-8")
 
     def rest(self) -> None:
         """End the trainers that had nothing to do for long."""
@@ -205,11 +207,11 @@ def main(*, spawn: Spawn = spawn) -> None:
     guard: Guard | None = None
     try:
         while True:
+            if guard is not None:
+                guard.rest()
             try:
                 errand, fds = channel.receive(ToGuard, timeout_s=60.0)
             except TimeoutError:
-                if guard is not None:
-                    guard.rest()
                 continue
             out: list[int] = []
             reply: FromGuard

@@ -42,6 +42,15 @@ class Vault:
             self._db.execute("pragma journal_mode = wal")
             self._db.execute("pragma synchronous = full")
             self._db.executescript(_TABLES)
+            self._sweep()
+
+    def _sweep(self) -> None:
+        """Remove what a crash left between a file and its row."""
+        rows = self._db.execute("select run, round, contribution from personal where body is null").fetchall()
+        named = {self._file(*row) for row in rows}
+        for path in [*self._folder.glob("*.safetensors"), *self._folder.glob(".*.part")]:
+            if path not in named:
+                path.unlink()
 
     def committed(self, run: str) -> int | None:
         """Sealed memory with the committed state of a run, which the caller closes; None before the first."""
