@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tests.federation import test_kills, test_more_kills
 from tests.unit.enrolment import test_joining
+from tests.unit.node import test_vault
 
 SOURCE = Path(__file__).parents[2] / "src" / "freehold"
 WRITERS = {"write", "name", "commit", "put", "put_file", "_transaction", "_write", "failpoint"}
@@ -19,9 +20,6 @@ ELSEWHERE = {"durable.py", "study/checkpoint.py", "cli/output.py"}
 """Who may call fsync and replace files: durable, and what writes files that a user names."""
 
 NOT_KILLED = {
-    "coordinator.plan": "only plans above 64 kB are files",
-    "coordinator.state": "only states above 64 kB are files",
-    "node.personal": "only personal states above 256 kB are files",
     "node.erase": "leaving erases, and erases again",
     "node.left": "a receipt",
     "coordinator.settings": "written by the command line, before there is anything to lose",
@@ -51,6 +49,8 @@ def killed() -> set[str]:
         *test_joining.POINTS,
         *test_more_kills.POINTS,
         *test_kills.COORDINATOR_POINTS,
+        *test_kills.FILE_POINTS,
+        *test_vault.POINTS,
         *test_kills.AGENT_POINTS,
         *test_kills.GUARD_POINTS,
         *test_kills.ANSWERS,

@@ -19,13 +19,14 @@ from typing import Any
 import msgspec
 import polars as pl
 
-from freehold.coordinator.child import ServerCode
+from freehold.coordinator.specification import specified
 from freehold.data import heart
 from freehold.plan import Plan, RoundPolicy, dumps
 from freehold.study.trials import plan_for
 from freehold.tasks import task_definition
 from freehold.testing import forkserver
 from freehold.wire.admin import Admin, Results, Studies, StudyInfo, StudyRequest, StudyStarted, TokenMade, TokenRequest
+from freehold.wire.process import spawn
 
 HOSPITALS = {"cleveland": "Cleveland", "hungary": "Hungary", "switzerland": "Switzerland", "va": "VA Long Beach"}
 PATIENCE_S = 120.0
@@ -98,7 +99,7 @@ class Federation:
         """`fork` None: every process starts anew, as in production."""
         self.folder, self.names, self._dataset = folder, list(names), dataset
         self._environment = {} if fork is None else {forkserver.VARIABLE: str(fork)}
-        self._settings = dict(settings or {})
+        self.settings = dict(settings or {})
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
@@ -113,7 +114,7 @@ class Federation:
 
     def start_coordinator(self, failpoints: str = "") -> None:
         """Start it and wait until it listens."""
-        arguments = ["coordinator", str(self.folder / "coordinator"), str(self.port), json.dumps(self._settings)]
+        arguments = ["coordinator", str(self.folder / "coordinator"), str(self.port), json.dumps(self.settings)]
         self.coordinator = Process(
             arguments,
             self.folder / "coordinator.log",
@@ -211,17 +212,4 @@ def heart_plan(
 
 def with_spec(plan: Plan) -> Plan:
     """The plan with all that its algorithm and companions send."""
-    code = ServerCode(spawn=forkserver.spawn if forkserver.VARIABLE in os.environ else _spawn)
-    try:
-        own, *others = code.describe(dumps(plan).encode())
-    finally:
-        code.end()
-    companions = tuple(msgspec.structs.replace(c, tensors=t) for c, t in zip(plan.companions, others, strict=True))
-    contribution = msgspec.structs.replace(plan.contribution, tensors=own)
-    return msgspec.structs.replace(plan, contribution=contribution, companions=companions)
-
-
-def _spawn(module: str, fd: int) -> Any:
-    from freehold.wire.process import spawn
-
-    return spawn(module, fd)
+    return specified(plan, spawn=forkserver.spawn if forkserver.VARIABLE in os.environ else spawn)

@@ -15,9 +15,11 @@ def server_state(federation: Federation, run: str, *, url: str = "") -> dict[str
     """The server state of a run, from the coordinator's store; `url` if that is not in its folder."""
     engine = connect(url or f"sqlite:///{federation.folder / 'coordinator' / 'coordinator.sqlite'}")
     with engine.connect() as connection:
-        found = sa.select(blobs.c.body).join(runs, runs.c.server == blobs.c.sha256).where(runs.c.id == run)
-        body = connection.execute(found).scalar_one()
+        found = sa.select(blobs.c.body, blobs.c.place).join(runs, runs.c.server == blobs.c.sha256).where(runs.c.id == run)
+        body, place = connection.execute(found).one()
     engine.dispose()
+    if body is None:
+        body = (federation.folder / "coordinator" / "blobs" / place).read_bytes()
     return load(bytes(body))
 
 

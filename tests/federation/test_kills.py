@@ -78,6 +78,26 @@ def test_the_coordinator_dies(federation: Federation, undisturbed: dict[str, Ten
     check(federation, name, undisturbed)
 
 
+FILE_POINTS = ["coordinator.plan.named", "coordinator.contribution.written", "coordinator.contribution.named"]
+FILE_POINTS += ["coordinator.state.written", "coordinator.state.named"]
+
+
+@pytest.mark.parametrize("point", FILE_POINTS)
+def test_the_coordinator_dies_with_everything_in_files(
+    federation: Federation, undisturbed: dict[str, Tensor], point: str
+) -> None:
+    federation.coordinator.stop()
+    federation.settings["inline_bytes"] = 0
+    federation.start_coordinator(f"{point}=kill@{1 if 'plan' in point else 3}")
+    name = f"files-{point.replace('.', '-')}"
+    with contextlib.suppress(Unreachable):
+        federation.run(plan_named(name))
+    assert federation.coordinator.wait_end() == -9
+    federation.start_coordinator()
+    check(federation, name, undisturbed)
+    del federation.settings["inline_bytes"]
+
+
 AGENT_POINTS = ["agent.sending", "agent.sent"]
 
 
