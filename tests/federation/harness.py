@@ -103,6 +103,8 @@ class Federation:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
+        self.urls: dict[str, str] = {}
+        """Where a node finds the coordinator, if not at `url`."""
         self.nodes: dict[str, Process] = {}
         self.admin = Admin(folder / "coordinator" / "admin.sock")
         write_hospitals(folder)
@@ -127,7 +129,15 @@ class Federation:
         state, token = self.folder / name, self.folder / f"{name}.token"
         if not (state / "identity" / "current.pem").exists():
             token.write_text(self.admin.post("/v1/tokens", TokenRequest(node=name), TokenMade).token)
-        arguments = ["node", name, str(state), self.url, str(token), str(self.folder / f"{name}.csv"), self._dataset]
+        arguments = [
+            "node",
+            name,
+            str(state),
+            self.urls.get(name, self.url),
+            str(token),
+            str(self.folder / f"{name}.csv"),
+            self._dataset,
+        ]
         environment = {**self._environment, "FREEHOLD_FAILPOINTS": failpoints}
         self.nodes[name] = Process(arguments, self.folder / f"{name}.log", environment=environment)
         if wait:

@@ -103,7 +103,7 @@ class Peers:
     def __init__(self, *, clock: Callable[[], float] = time.time, denied: Callable[[Identity], bool] = lambda _: False) -> None:
         self._clock = clock
         self._denied = denied
-        self._live: dict[tuple[str, str, str], weakref.WeakSet[asyncio.Transport]] = {}
+        self._live: dict[tuple[str, str, str], weakref.WeakKeyDictionary[asyncio.Transport, Identity]] = {}
 
     def identity(self, request: web.Request) -> Identity | None:
         """Who sends this request, or None without a certificate; to be asked on each request, since connections live long.
@@ -122,7 +122,7 @@ class Peers:
         if self._denied(found):
             raise Denied(f"{found.name} is on the deny list.", hint="The coordinator's operator can take it off.")
         if request.transport is not None:
-            self._live.setdefault(_key(found), weakref.WeakSet()).add(request.transport)
+            self._live.setdefault(_key(found), weakref.WeakKeyDictionary())[request.transport] = found
         return found
 
     def required(self, request: web.Request) -> Identity:
@@ -135,6 +135,12 @@ class Peers:
     def drop(self, identity: Identity) -> int:
         """Cut all connections of an identity, whichever certificate they were made with, at once; how many there were."""
         return self.drop_named(identity.federation, identity.role, identity.name)
+
+    def drop_denied(self) -> None:
+        """Cut the connections of all that are denied by now."""
+        for live in self._live.values():
+            for transport in [transport for transport, identity in live.items() if self._denied(identity)]:
+                _cut(transport)
 
     def drop_named(self, federation: str, role: str, name: str, *, keep: asyncio.Transport | None = None) -> int:
         """The same by name, all but one."""
