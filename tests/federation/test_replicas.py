@@ -27,6 +27,13 @@ from tests.postgres import Postgres, postgres
 NODES = list(HOSPITALS)
 ROUNDS = 6
 LEASE_S = 3.0
+POINTS = [
+    "coordinator.round.committing",
+    "coordinator.round.committed",
+    "coordinator.contribution.committed",
+    "coordinator.lease.committing",
+    "coordinator.lease.committed",
+]
 
 
 class Pair:
@@ -142,9 +149,7 @@ def test_nodes_of_two_coordinators_train_together(
         assert {n.name for n in pair.admin("second").get("/v1/status", Status).nodes} == set(NODES)
 
 
-@pytest.mark.parametrize(
-    "point", ["coordinator.round.committing", "coordinator.round.committed", "coordinator.contribution.committed"]
-)
+@pytest.mark.parametrize("point", POINTS)
 def test_the_leader_is_killed_within_a_study(
     tmp_path: Path, fork: Path, server: Postgres, expected: dict[str, Tensor], point: str
 ) -> None:

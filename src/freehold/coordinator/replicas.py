@@ -111,7 +111,7 @@ class Replicas:
         led = self._lease.epoch
         await self._lease.keep()
         if self._lease.epoch != led:
-            self._tell(Event("coordinator.leading" if self._lease.held else "coordinator.following", {}))
+            self._tell(Event("coordinator.leading", {}) if self._lease.held else Event("coordinator.following", {}))
             await self._studies.recover()
         await self._presence.tell_others()
         await self._look_at_nodes()

@@ -12,11 +12,11 @@ from typing import Any, TypeVar
 
 from freehold.coordinator import study_records as records
 from freehold.coordinator.child import ServerCode, ServerStates
+from freehold.coordinator.cohorts import Cohorts
 from freehold.coordinator.lease import Lease, Superseded
 from freehold.coordinator.run import OpenRun, check, fold
 from freehold.coordinator.steps import Steps
 from freehold.coordinator.store import Put, Store, explained
-from freehold.drawing import draw_cohort
 from freehold.errors import FreeholdError, ServerCodeFailed, StoreError
 from freehold.events import Event, Listener, silent
 from freehold.wire.local import close
@@ -51,7 +51,8 @@ class Rounds:
         Only who holds the lease opens and closes rounds.
         """
         self._lease = lease
-        self._store, self._code, self._nodes, self._wake, self._clock, self._tell = store, code, nodes, wake, clock, tell
+        self._store, self._code, self._wake, self._clock, self._tell = store, code, wake, clock, tell
+        self._cohorts = Cohorts(nodes)
         self.runs: dict[str, OpenRun] = {}
         self._steps = Steps(self.fail, tell)
         self._timers: dict[str, asyncio.TimerHandle] = {}
@@ -70,28 +71,21 @@ class Rounds:
             own = [run for run in self.runs.values() if run.study == study]
             free = OPEN_RUNS - sum(run.state in ("training", "measuring") for run in own)
             for run in [r for r in own if r.state == "waiting"][: max(free, 0)]:
-                if len(self._population(run)) < run.plan.round.least_nodes or run.closing:
+                if len(self._cohorts.population(run)) < run.plan.round.least_nodes or run.closing:
                     continue
                 run.closing = True  # nobody else begins it
                 self._steps.begin(run, lambda run=run: self._begin(run))  # type: ignore[misc]
             for run in own:
-                if run.state == "training" and not run.cohort and not run.closing and self._population(run):
+                if run.state == "training" and not run.cohort and not run.closing and self._cohorts.population(run):
                     self._steps.begin(run, lambda run=run: self._ask_anew(run))  # type: ignore[misc]
 
     async def _ask_anew(self, run: OpenRun) -> None:
         """Open a round once more that nobody is left in, now that there is somebody."""
         if run.cohort or run.received or run.closing:
             return  # another node was faster
-        cohort, population = self._draw(run, run.round)
+        cohort, population = self._cohorts.draw(run, run.round)
         run.open(run.round, tuple(cohort), population, self._clock() + run.plan.round.deadline_s)
         await self.extend(run, cohort, run.deadline)
-
-    def _draw(self, run: OpenRun, round: int) -> tuple[list[str], int]:
-        """Whom to ask in a round, everybody after the last; and of how many."""
-        population = self._population(run)
-        asked = run.plan.round.cohort if round < run.plan.training.rounds else None
-        size = min(asked or len(population), len(population))
-        return draw_cohort(population, size, seed=run.run.seed, index=round) if population else [], len(population)
 
     async def _begin(self, run: OpenRun) -> None:
         if run.doubtful and self._kept(run, 0):
@@ -100,9 +94,6 @@ class Rounds:
         states = await self._ask(run, lambda: self._code.begin(plan, run.run.number))
         if states is not None:
             await self._next_round(run, 0, states, counted={}, weight=0.0)
-
-    def _population(self, run: OpenRun) -> list[str]:
-        return list(self._nodes(run.plan.task.name, run.plan.clients == "devices"))
 
     def consider(self, run: OpenRun) -> None:
         """Close the round if everybody was heard, or at the deadline if enough were."""
@@ -115,7 +106,9 @@ class Rounds:
             self._steps.begin(run, lambda: self._close(run))
         elif now >= run.deadline:
             self._tell(Event("round.short", {"run": run.id, "round": run.round, "heard": len(run.received)}))
-            self._steps.begin(run, lambda: self.extend(run, self._once_more(run), self._clock() + run.plan.round.deadline_s))
+            self._steps.begin(
+                run, lambda: self.extend(run, self._cohorts.once_more(run), self._clock() + run.plan.round.deadline_s)
+            )
         else:
             self._at(run, run.deadline - now)
 
@@ -148,15 +141,6 @@ class Rounds:
 
         await self._store.write(write, "coordinator.extend")
         self.consider(run)
-
-    def _once_more(self, run: OpenRun) -> list[str]:
-        """Whom to ask in a round that is short of its quorum: also those that declined, and others as far as there is room."""
-        population = self._population(run)
-        size = min(run.capacity, len(population))
-        drawn = draw_cohort(population, size, seed=run.run.seed, index=run.round) if size else []
-        others = [node for node in drawn if node not in run.cohort and node not in run.received]
-        room = run.capacity - len({*run.cohort, *run.received})
-        return sorted([*run.cohort, *others[: max(room, 0)]])
 
     async def _close(self, run: OpenRun) -> None:
         if run.state == "measuring":
@@ -270,7 +254,7 @@ class Rounds:
                 shared = await self._store.put(states.shared, name=name, point="coordinator.state")
         finally:
             states.close()
-        cohort, population = self._draw(run, round)
+        cohort, population = self._cohorts.draw(run, round)
         now = self._clock()
         deadline = now + run.plan.round.deadline_s
 
