@@ -1,4 +1,4 @@
-"""Steps of runs as tasks: each is tried again while the store cannot be written, and ends its study if it raises anything else."""
+"""Steps of runs as tasks: tried again while the store cannot be written; one that raises anything else ends its study."""
 
 from __future__ import annotations
 
