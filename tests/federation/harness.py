@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import polars as pl
 
 from freehold.coordinator.specification import specified
-from freehold.data import heart
+from freehold.data.heart import heart_records
 from freehold.plan import Plan, RoundPolicy, dumps
 from freehold.study.trials import plan_for
 from freehold.tasks import task_definition
@@ -201,13 +200,9 @@ def fork_server(folder: Path) -> Iterator[Path]:
 
 def write_hospitals(folder: Path) -> None:
     """Each hospital's own table, as its node reads it."""
-    population = heart()
-    assert isinstance(population.features, pl.DataFrame)
-    table = population.features.with_columns(
-        pl.Series("num", [population.classes[i] for i in population.target]), pl.Series("hospital", population.client)
-    )
+    records = heart_records()
     for name, hospital in HOSPITALS.items():
-        table.filter(pl.col("hospital") == hospital).drop("hospital").write_csv(folder / f"{name}.csv", null_value="?")
+        records[hospital].write_csv(folder / f"{name}.csv")
 
 
 def heart_plan(

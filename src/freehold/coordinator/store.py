@@ -31,6 +31,15 @@ INLINE_BYTES = 64 * 1024
 CHANNEL = "freehold"
 """Where coordinators over one PostgreSQL tell each other what they wrote."""
 
+_REMOTE = {
+    "connect_timeout": 5,
+    "tcp_user_timeout": 10_000,
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+}
+"""A database that has vanished without a word is noticed within seconds; names and units are libpq's."""
+
 READING = "freehold_reading"
 """The execution option of a connection that will not write."""
 
@@ -56,7 +65,8 @@ class Put(NamedTuple):
 
 def connect(url: str) -> sa.Engine:
     """The database behind a URL; an SQLite file is made, only for its owner to read."""
-    engine = sa.create_engine(url, pool_pre_ping=not url.startswith("sqlite"))
+    lite = url.startswith("sqlite")
+    engine = sa.create_engine(url, pool_pre_ping=not lite, connect_args={} if lite else _REMOTE)
     if engine.dialect.name == "sqlite":
         path = engine.url.database
         if path and path != ":memory:":

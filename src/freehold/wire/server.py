@@ -140,17 +140,18 @@ class Peers:
         """Cut the connections of all that are denied by now."""
         for live in self._live.values():
             for transport in [transport for transport, identity in live.items() if self._denied(identity)]:
-                _cut(transport)
+                cut(transport)
 
     def drop_named(self, federation: str, role: str, name: str, *, keep: asyncio.Transport | None = None) -> int:
         """The same by name, all but one."""
         live = [transport for transport in self._live.pop((federation, role, name), ()) if transport is not keep]
         for transport in live:
-            _cut(transport)
+            cut(transport)
         return len(live)
 
 
-def _cut(transport: asyncio.Transport) -> None:
+def cut(transport: asyncio.Transport) -> None:
+    """End a connection at once."""
     # Of a TLS connection that was closed before, CPython 3.11.2 raises this; `_GOODBYE_S` ends what is left of it.
     with contextlib.suppress(AttributeError):
         transport.abort()
@@ -239,7 +240,7 @@ class Serving:
         await self._runner.cleanup()
         for transport in live | {connection.transport for connection in made.connections}:
             if transport is not None:
-                _cut(transport)  # TLS would wait half a minute for the other side to say goodbye
+                cut(transport)  # TLS would wait half a minute for the other side to say goodbye
 
 
 async def serve(
