@@ -52,6 +52,7 @@ def killed() -> set[str]:
         *test_kills.FILE_POINTS,
         *test_vault.POINTS,
         *test_replicas.POINTS,
+        *test_replicas.LEASE_POINTS,
         *test_kills.AGENT_POINTS,
         *test_kills.GUARD_POINTS,
         *test_kills.ANSWERS,

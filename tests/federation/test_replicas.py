@@ -31,9 +31,8 @@ POINTS = [
     "coordinator.round.committing",
     "coordinator.round.committed",
     "coordinator.contribution.committed",
-    "coordinator.lease.committing",
-    "coordinator.lease.committed",
 ]
+LEASE_POINTS = ["coordinator.lease.committing", "coordinator.lease.committed"]
 
 
 class Pair:
@@ -55,6 +54,9 @@ class Pair:
         self.second = self.start("second", self.second_port)
         self.second.wait_for("coordinator.started")
         self.doors = [Forwarder(self.federation.port), Forwarder(self.second_port)]
+
+    def start_nodes(self) -> None:
+        """Start them, and wait until all are connected."""
         for place, name in enumerate(NODES):
             self.federation.urls[name] = f"https://127.0.0.1:{self.doors[place % 2].port}"
             self.federation.start_node(name, wait=False)
@@ -103,8 +105,8 @@ def server() -> Iterator[Postgres]:
 
 
 @contextmanager
-def pair_of(folder: Path, fork: Path, server: Postgres, failpoints: str = "") -> Iterator[Pair]:
-    """A pair over a database of its own."""
+def pair_of(folder: Path, fork: Path, server: Postgres, failpoints: str = "", *, nodes: bool = True) -> Iterator[Pair]:
+    """A pair over a database of its own; `nodes`: whose nodes are connected."""
     name = f"t{os.urandom(6).hex()}"
     engine = sa.create_engine(server.url, isolation_level="AUTOCOMMIT")
     with engine.connect() as connection:
@@ -112,6 +114,8 @@ def pair_of(folder: Path, fork: Path, server: Postgres, failpoints: str = "") ->
     engine.dispose()
     found = Pair(folder, fork, server.url.replace("/postgres?", f"/{name}?"), failpoints)
     try:
+        if nodes:
+            found.start_nodes()
         yield found
     finally:
         found.stop()
@@ -159,6 +163,19 @@ def test_the_leader_is_killed_within_a_study(
         pair.all_to(pair.second_port)
         pair.second.wait_for("coordinator.leading")
         assert_undisturbed(pair, pair.finished(digest, "second"), expected)
+
+
+@pytest.mark.parametrize("point", LEASE_POINTS)
+def test_the_leader_is_killed_while_it_renews(
+    tmp_path: Path, fork: Path, server: Postgres, expected: dict[str, Tensor], point: str
+) -> None:
+    with pair_of(tmp_path, fork, server, f"{point}=kill@4", nodes=False) as pair:
+        assert pair.first.wait_end() == -signal.SIGKILL
+        pair.second.wait_for("coordinator.leading")
+        pair.all_to(pair.second_port)
+        pair.federation.admin = pair.admin("second")
+        pair.start_nodes()
+        assert_undisturbed(pair, pair.finished(pair.run(PLAN), "second"), expected)
 
 
 def test_the_one_that_follows_is_killed_within_a_study(

@@ -179,23 +179,27 @@ class Rounds:
             finally:
                 close([server, tally])
 
-    async def catch_up(self, run: OpenRun) -> None:
-        """See who is asked and heard in a round by now, and add to the sum what other coordinators have taken."""
-        row = self._store.read(lambda c: records.round_of(c, run.id, run.round))
-        if row is None or run.state not in ("training", "measuring"):
-            return
-        run.cohort, run.deadline = tuple(filter(None, row.cohort.split(","))), row.deadline
-        if run.state == "measuring":
+    async def follow(self, run: OpenRun, node: str | None = None) -> None:
+        """See who is asked and heard in the open round by now; `node`: no more than that this one has contributed."""
+        if node is not None:
+            await self.catch_up(run, node)
+        elif run.state in ("training", "measuring"):
+            row = self._store.read(lambda c: records.round_of(c, run.id, run.round))
+            assert row is not None
+            run.cohort, run.deadline = tuple(filter(None, row.cohort.split(","))), row.deadline
             run.received |= dict.fromkeys(self._store.read(lambda c: records.measures_of(c, run.id, run.round)), "")
-        for each in self._store.read(lambda c: records.received(c, run.id, run.round)):
-            if each.node in run.received:
-                continue
-            if self._lease.held:
-                await self.take(run, each)
-            else:
-                run.received[each.node] = each.sha256
+            await self.catch_up(run)
+            self._wake(run.cohort)
+            await self.advance()
         self.consider(run)
-        self._wake(run.cohort)
+
+    async def catch_up(self, run: OpenRun, node: str | None = None) -> None:
+        """Hear what other coordinators have taken, from all or from one node; who leads adds it to the sum."""
+        known = None if node is None else [node]
+        for each in self._store.read(lambda c: records.received(c, run.id, run.round, known)):
+            if each.node not in run.received and self._lease.held:
+                await self.take(run, each)
+            run.received.setdefault(each.node, each.sha256)
 
     async def take(self, run: OpenRun, stored: records.Row) -> None:
         """Add a stored contribution to the sum of its round, once. Raises StoreError, and the study has then failed."""

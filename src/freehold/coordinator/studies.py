@@ -134,10 +134,10 @@ class Studies:
         if run is None:
             return  # its study is over, or will be heard of
         if kind == "round":
-            self._take_up(run.study)
+            self._look_up(run)
             self.wake(run.cohort)
         elif run.round == int(words[1]):
-            await self._rounds.catch_up(run)
+            await self._rounds.follow(run, words[2] if kind == "contribution" else None)
 
     async def catch_up(self) -> None:
         """Follow all that other coordinators may have written meanwhile. Raises StoreError."""
@@ -149,28 +149,34 @@ class Studies:
             if study not in known or not self._store.read(lambda c, s=study: records.is_running(c, s)):  # type: ignore[misc]
                 self._take_up(study)
         for run in list(self._runs.values()):
-            await self._rounds.catch_up(run)
+            await self._rounds.follow(run)
         await self._rounds.advance()
 
     def _take_up(self, identity: str) -> None:
         """The runs of a study as the store has them; none if it is over."""
-        study, runs = self._store.read(lambda c: records.study_of(c, identity))
+        study, rows = self._store.read(lambda c: records.study_of(c, identity))
         if study.state != "running":
             self._rounds.forget(identity)
             return
         plan, blob = parse(self._store.blob_bytes(study.plan).decode()), self._store.blob(study.plan)
-        rows = {row.number: row for row in runs}
+        numbered = {row.number: row for row in rows}
         for run in runs_of(plan):
-            row = rows[run.number]
-            if row.state in ("finished", "stopped"):
-                self._runs.pop(run.id, None)
-                continue
             # The same object if there is one: somebody may be waiting to add to its sum.
             open_run = self._runs.get(run.id) or OpenRun(run=run, plan=plan, plan_blob=blob, study=identity)
-            open_run.state, open_run.round = row.state, row.round
-            if open_run.state in ("training", "measuring"):
-                self._rounds.restore(open_run)
-            self._runs[run.id] = open_run
+            self._place(open_run, numbered[run.number].state, numbered[run.number].round)
+
+    def _look_up(self, run: OpenRun) -> None:
+        """A run as the store has it."""
+        self._place(run, *self._store.read(lambda c: records.place_of(c, run.id)))
+
+    def _place(self, run: OpenRun, state: str, round: int) -> None:
+        if state in ("finished", "stopped"):
+            self._runs.pop(run.id, None)
+            return
+        run.state, run.round = state, round  # type: ignore[assignment]
+        if state in ("training", "measuring"):
+            self._rounds.restore(run)
+        self._runs[run.id] = run
 
     # Nodes.
 
@@ -230,6 +236,8 @@ class Studies:
         found = self._runs.get(run)
         if found is None or node not in found.cohort:
             raise UnknownRun(f"This node was not asked for run {run}.", hint="The study may be over; ask for work again.")
+        if self._store.shared and round > found.round:
+            self._look_up(found)  # another coordinator went on, and the node heard of it first
         if round != found.round or found.closing or found.state != "training":
             raise Late(
                 f"Round {round} of run {run} is closed; the run is in round {found.round}.",
@@ -239,10 +247,10 @@ class Studies:
 
     def shows(self, node: str, sha256: str) -> bool:
         """Whether these bytes belong to work that this node was asked for."""
-        return any(
-            node in run.cohort and sha256 in (run.plan_blob.sha256, run.shared.sha256 if run.shared else "")
-            for run in self._runs.values()
-        )
+        if self._store.shared and not any(run.shows(node, sha256) for run in self._runs.values()):
+            for run in list(self._runs.values()):
+                self._look_up(run)
+        return any(run.shows(node, sha256) for run in self._runs.values())
 
     async def contribute(self, node: str, run: str, round: int, *, weight: float, sha256: str, body: bytes | Path) -> None:
         """Take a contribution: when this returns, it is in the store and will be counted, once.

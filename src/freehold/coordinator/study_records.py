@@ -175,9 +175,11 @@ def round_of(connection: sa.Connection, run: str, round: int) -> Row | None:
     return connection.execute(sa.select(rounds).where(rounds.c.run == run, rounds.c.round == round)).first()
 
 
-def received(connection: sa.Connection, run: str, round: int) -> Sequence[Row]:
-    """The contributions to a round, by node."""
-    where = (contributions.c.run == run, contributions.c.round == round)
+def received(connection: sa.Connection, run: str, round: int, nodes: Sequence[str] | None = None) -> Sequence[Row]:
+    """The contributions to a round, by node; `nodes`: of no others."""
+    where = [contributions.c.run == run, contributions.c.round == round]
+    if nodes is not None:
+        where.append(contributions.c.node.in_(nodes))
     return connection.execute(sa.select(contributions).where(*where).order_by(contributions.c.node)).all()
 
 
