@@ -8,7 +8,6 @@ import os
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 from freehold.coordinator import study_records as records
@@ -150,7 +149,11 @@ class Rounds:
         async with run.folding:
             plan = run.plan_blob.body or self._store.blob_bytes(run.plan_blob.sha256)
             # Descriptors of this step's own: the study may be stopped, and its tally be gone, before the child is asked.
-            server, tally = self._store.open_blob(run.server), os.dup(run.tally.fd)
+            server = await self._store.opened(run.server)
+            if run.tally is None:
+                close([server])
+                return
+            tally = os.dup(run.tally.fd)
 
             def update() -> ServerStates:
                 return self._code.close_round(
@@ -207,15 +210,15 @@ class Rounds:
         now = self._clock()
         deadline = now + run.plan.round.deadline_s
 
-        def settle(connection: Any) -> list[Path] | None:
+        def settle(connection: Any) -> list[str] | None:
             if not records.is_running(connection, run.study):
                 return None
             gone: list[str] = []
             if round:
                 gone = records.close_round(connection, run=run.id, round=round - 1, counted=counted, weight=weight, now=now)
-            self._store.insert_blob(connection, server)
+            gone += self._store.insert_blob(connection, server)
             if shared is not server:
-                self._store.insert_blob(connection, shared)
+                gone += self._store.insert_blob(connection, shared)
             old = records.put_states(connection, run.id, server=server.sha256, shared=shared.sha256)
             records.open_round(
                 connection,
@@ -227,20 +230,18 @@ class Rounds:
                 deadline=deadline,
                 state="training" if round < run.plan.training.rounds else "measuring",
             )
-            released = self._store.release(connection, set(old) - {server.sha256, shared.sha256})
-            return [self._store.folder / place for place in gone] + released
+            return gone + self._store.release(connection, set(old) - {server.sha256, shared.sha256})
 
-        files = await self._store.write(settle, "coordinator.round")
-        if files is None:
+        places = await self._store.write(settle, "coordinator.round")
+        if places is None:
             for put in (server, shared):
                 await self._store.drop(put)
             return
         run.counted = dict(counted)
         run.server, run.shared = server.sha256, Blob(sha256=shared.sha256, length=shared.length, body=shared.body)
         run.open(round, tuple(cohort), population, deadline)
-        if files:
-            await asyncio.to_thread(_remove, files)
         self._opened(run)
+        await self._store.remove(places)
 
     def _opened(self, run: OpenRun) -> None:
         """A round is open, and the one before it closed."""
@@ -254,8 +255,12 @@ class Rounds:
         """Whether the database has opened this round, though it had said that it could not; it is then open here too."""
         if self._store.read(lambda c: records.round_of(c, run.id, round)) is None:
             return False
-        run.round = round
-        self.restore(run)
+        before, run.round = (run.round, run.state), round
+        try:
+            self.restore(run)
+        except BaseException:
+            (run.round, run.state), run.closing, run.doubtful = before, True, True  # the step is done again from here
+            raise
         self._opened(run)
         return True
 
@@ -272,9 +277,12 @@ class Rounds:
             run.received = dict.fromkeys(self._store.read(lambda c: records.measures_of(c, run.id, run.round)), "")
             return
         for each in self._store.read(lambda c: records.received(c, run.id, run.round)):
-            body = each.body if each.body is not None else self._store.folder / each.place
-            with explained():
-                fold(body, run.tally.sum, each.weight, check(body, run, run.tally.sum, each.weight))
+            body = each.body if each.body is not None else self._store.open_place(each.place, each.sha256)
+            try:
+                with explained():
+                    fold(body, run.tally.sum, each.weight, check(body, run, run.tally.sum, each.weight))
+            finally:
+                close([body] if isinstance(body, int) else [])
             run.received[each.node], run.weights[each.node] = each.sha256, each.weight
 
     async def _finish(self, run: OpenRun) -> None:
@@ -358,8 +366,3 @@ class Rounds:
 def _failed(error: BaseException) -> Event:
     code = error.code if isinstance(error, FreeholdError) else 0
     return Event("coordinator.error", {"kind": type(error).__name__, "code": code})
-
-
-def _remove(files: Sequence[Path]) -> None:
-    for path in files:
-        path.unlink(missing_ok=True)

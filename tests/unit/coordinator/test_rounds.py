@@ -15,6 +15,7 @@ import pytest
 import sqlalchemy as sa
 
 from freehold.coordinator import studies as studies_module
+from freehold.coordinator.blobs import Folder
 from freehold.coordinator.child import ServerCode, ServerStates
 from freehold.coordinator.specification import specified
 from freehold.coordinator.store import Store, connect
@@ -83,7 +84,9 @@ class Party:
         self.plan, self.code, self.nodes = plan, code, ["a", "b"]
         self.run = runs_of(plan)[0]
         self.events: list[Event] = []
-        self.store = Denying(connect(f"sqlite:///{folder / 'coordinator.sqlite'}"), folder / "blobs")
+        self.store = Denying(connect(f"sqlite:///{folder / 'coordinator.sqlite'}"), Folder(folder / "blobs"))
+        self.folder = folder / "blobs"
+        self.spooled = False  # contributions arrive as files
         self.studies = Studies(self.store, code, lambda dataset, connected: self.nodes, tell=self.events.append)
         shapes = {t.name: np.zeros(t.shape, t.dtype) for t in self.run.contribution.tensors}
         self.body = codec.write(shapes)
@@ -98,7 +101,11 @@ class Party:
 
     async def contribute(self, node: str, round: int) -> None:
         sha256 = hashlib.sha256(self.body).hexdigest()
-        await self.studies.contribute(node, self.run.id, round, weight=1.0, sha256=sha256, body=self.body)
+        body: bytes | Path = self.body
+        if self.spooled:
+            body = self.folder / ".incoming-body.part"
+            body.write_bytes(self.body)
+        await self.studies.contribute(node, self.run.id, round, weight=1.0, sha256=sha256, body=body)
 
     async def train(self, node: str, round: int) -> None:
         work = await self.work(node)
@@ -165,7 +172,7 @@ def test_what_the_store_kept_and_denied_counts_once(
                     await p.train("a", round)
             await p.train("a", round)
             for place in p.row(contributions.c.place, contributions.c.place.is_not(None)):
-                assert (p.store.folder / place).exists(), "a coordinator that is started again sums it anew"
+                assert (p.folder / place).exists(), "a coordinator that is started again sums it anew"
             if point == "coordinator.round":
                 p.store.denied = point
             await p.train("b", round)
@@ -181,9 +188,9 @@ def test_what_the_store_kept_and_denied_counts_once(
         assert p.row(runs.c.state) == ["finished"]
         assert p.row(rounds.c.heard, rounds.c.round < 2) == [2, 2]
         assert p.row(contributions.c.counted) == [True] * 4
-        kept = {path.name for path in p.store.folder.iterdir()}
+        kept = {path.name for path in p.folder.iterdir()}
         p.store.sweep()
-        left = {path.name for path in p.store.folder.iterdir()}
+        left = {path.name for path in p.folder.iterdir()}
         # A denied round leaves at most the files of the round before it, until the next start.
         assert kept == left or point == "coordinator.round"
         assert len(left) == (0 if inline_bytes else 2), "the plan and the last state"
@@ -237,6 +244,7 @@ def test_a_stored_contribution_that_cannot_be_read_ends_the_study(
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     async def test(p: Party) -> None:
+        p.spooled = True
         await p.start()
         await p.train("a", 0)
         monkeypatch.setattr(studies_module, "fold", broken)
