@@ -12,7 +12,6 @@ import hashlib
 import os
 import queue
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -31,9 +30,6 @@ from freehold.wire.messages import Blob
 
 INLINE_BYTES = 64 * 1024
 """Blobs up to this size lie in the database, and travel inside of messages."""
-
-PLANS = 64
-"""Large plans that are kept in memory."""
 
 READING = "freehold_reading"
 """The execution option of a connection that will not write."""
@@ -87,7 +83,6 @@ class Store:
     def __init__(self, engine: sa.Engine, blobs: Blobs) -> None:
         self.engine, self.blobs = engine, blobs
         self._threads = ThreadPoolExecutor(4, thread_name_prefix="blobs")
-        self._plans: OrderedDict[str, bytes] = OrderedDict()
         with explained():
             upgrade(engine)
         self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
@@ -169,14 +164,11 @@ class Store:
                 length = body.stat().st_size
                 return Put(sha256, length, None, self.blobs.keep(body, name=name, point=point))
             if _length(body) <= INLINE_BYTES:
-                small = body if isinstance(body, bytes) else b"".join(body)
-                return Put(hashlib.sha256(small).hexdigest(), len(small), small, None)
+                return in_row(body if isinstance(body, bytes) else b"".join(body))
             digest = hashlib.sha256()
             for piece in (body,) if isinstance(body, bytes) else body:
                 digest.update(piece)
             place = self.blobs.keep(body, name=name, point=point)
-        if isinstance(body, bytes):
-            self._remember(digest.hexdigest(), body)
         return Put(digest.hexdigest(), _length(body), None, place)
 
     async def drop(self, put: Put) -> None:
@@ -218,25 +210,15 @@ class Store:
     def blob(self, sha256: str) -> Blob:
         """A blob as it is announced: small ones with their bytes."""
         row = self._blob(sha256)
-        return Blob(sha256=sha256, length=row.length, body=row.body)
+        return Blob(sha256=sha256, length=row.length, body=row.body if row.length <= INLINE_BYTES else None)
 
     def blob_bytes(self, sha256: str) -> bytes:
         """All bytes of a plan."""
-        if sha256 in self._plans:
-            return self._plans[sha256]
         fd = self.open_blob(sha256)
         try:
-            body = b"".join(Pieces(fd))
+            return b"".join(Pieces(fd))
         finally:
             close([fd])
-        self._remember(sha256, body)
-        return body
-
-    def _remember(self, sha256: str, body: bytes) -> None:
-        """Plans are asked for again and again, also on the event loop, which must not wait for a bucket."""
-        self._plans[sha256] = body
-        while len(self._plans) > PLANS:
-            self._plans.popitem(last=False)
 
     def open_blob(self, sha256: str) -> int:
         """A descriptor that shows a blob, which the caller closes."""
@@ -289,6 +271,11 @@ class Store:
 def _close_result(opening: asyncio.Future[int]) -> None:
     if not opening.cancelled() and opening.exception() is None:
         close([opening.result()])
+
+
+def in_row(body: bytes) -> Put:
+    """What goes into the database whatever its size, since it is needed while the bucket is away: plans."""
+    return Put(hashlib.sha256(body).hexdigest(), len(body), body, None)
 
 
 def _length(body: bytes | Pieces) -> int:

@@ -23,7 +23,7 @@ from freehold.coordinator.child import ServerCode
 from freehold.coordinator.rounds import Rounds
 from freehold.coordinator.run import Entries, OpenRun, check, fold
 from freehold.coordinator.signing import Admit, everyone
-from freehold.coordinator.store import Put, Store
+from freehold.coordinator.store import Put, Store, in_row
 from freehold.errors import Conflict, Late, StoreError, StudyRefused, UnknownRun
 from freehold.events import Event, Listener, silent
 from freehold.plan import Plan, digest, parse, runs_of
@@ -61,14 +61,11 @@ class Studies:
         identity = digest(plan)
         self._admitted(identity, signature)
         await self._check(plan, text)
-        name = f"{identity.removeprefix('sha256:')[:32]}.plan"
-        put = await self._store.put(text.encode(), name=name, point="coordinator.plan")
+        put = in_row(text.encode())
         numbered = [(run.id, run.number) for run in runs_of(plan)]
 
-        spare: list[str] = []
-
         def insert(connection: Any) -> bool:
-            spare[:] = self._store.insert_blob(connection, put)
+            self._store.insert_blob(connection, put)
             return records.insert_study(
                 connection,
                 digest=identity,
@@ -81,7 +78,6 @@ class Studies:
 
         if await self._store.write(insert, "coordinator.study"):
             self._tell(Event("study.started", {"study": identity, "name": plan.name, "runs": len(numbered)}))
-        await self._store.remove(spare)
         if not any(run.study == identity for run in self._runs.values()):
             # Also a study that the database kept when it had said that it could not.
             self._take_up(identity)

@@ -193,7 +193,7 @@ def test_what_the_store_kept_and_denied_counts_once(
         left = {path.name for path in p.folder.iterdir()}
         # A denied round leaves at most the files of the round before it, until the next start.
         assert kept == left or point == "coordinator.round"
-        assert len(left) == (0 if inline_bytes else 2), "the plan and the last state"
+        assert len(left) == (0 if inline_bytes else 1), "the last state"
 
     party(test)
 
