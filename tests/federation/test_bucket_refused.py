@@ -44,15 +44,15 @@ def test_nobody_listens(server: S3) -> None:
     assert "410" in said and "AWS_ENDPOINT_URL" in said
 
 
-def test_the_settings_file_names_the_bucket(server: S3) -> None:
+def test_the_settings_file_names_the_bucket_and_the_command_line_counts_before_it(server: S3) -> None:
     with short_folder() as home, pytest.MonkeyPatch.context() as patch:
         for name, value in server.environment.items():
             patch.setenv(name, value)
-        assert freehold(home, "coordinator", "init", "--port", "0", "--blobs", server.url("init")).returncode == 0
-        running = Running(home, "coordinator", "start", "--log", "plain")
+        assert freehold(home, "coordinator", "init", "--port", "0", "--blobs", "s3://nobody-made-it/x").returncode == 0
+        refused = freehold(home, "coordinator", "start")
+        assert refused.returncode == 1 and "NoSuchBucket" in refused.stderr
+        running = Running(home, "coordinator", "start", "--log", "plain", "--blobs", server.url("init"))
         try:
             running.wait_for("Coordinator of federation")
         finally:
-            running.stop()
-        assert running.popen.returncode == 0
-        assert server.objects("init").is_dir(), "it was tried"
+            assert running.stop() == 0

@@ -173,6 +173,23 @@ def test_nobody_listens(reached: S3, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "does not answer" in str(error) and "AWS_ENDPOINT_URL" in error.hint
 
 
+def test_a_server_that_hangs(reached: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_SILENT_S", 1)
+    monkeypatch.setattr(module, "_RETRY_S", 1)
+    blobs = Bucket(reached.url("hanging"), tmp_path / "blobs")
+    place = keep(blobs, b"state", "bytes", tmp_path)
+    with reached.hanging():
+        for touch in (
+            lambda: keep(blobs, b"state", "bytes", tmp_path),
+            lambda: blobs.open(place, "0" * 64),
+            lambda: blobs.left((), ()),
+            lambda: blobs.remove([place]),
+        ):
+            with pytest.raises(StoreError, match="does not answer"):
+                touch()
+    assert shown(blobs, place, b"state") == b"state", "and it goes on when the server does"
+
+
 def test_plain_http_needs_a_word(reached: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     error = refused(reached.url("x"), tmp_path, monkeypatch, AWS_ALLOW_HTTP="false")
     assert "AWS_ALLOW_HTTP" in error.hint

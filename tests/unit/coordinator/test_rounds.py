@@ -26,7 +26,7 @@ from freehold.events import Event
 from freehold.plan import Plan, dumps, runs_of
 from freehold.study.federated import federated_plan
 from freehold.wire import codec
-from freehold.wire.messages import Measure, Measures, Train, Work
+from freehold.wire.messages import Blob, Measure, Measures, Train, Work
 
 T = TypeVar("T")
 
@@ -35,6 +35,14 @@ class Denying(Store):
     """Says of the next write at a point that it failed, although it was committed."""
 
     denied: str = ""
+    blind: bool = False
+    """And cannot read a blob, the first time that it is asked after that."""
+
+    def blob(self, sha256: str) -> Blob:
+        if self.blind and not self.denied:
+            self.blind = False
+            raise StoreError("the bucket is away")
+        return super().blob(sha256)
 
     async def write(self, work: Callable[[sa.Connection], T], point: str) -> T:
         found = await super().write(work, point)
@@ -194,6 +202,25 @@ def test_what_the_store_kept_and_denied_counts_once(
         # A denied round leaves at most the files of the round before it, until the next start.
         assert kept == left or point == "coordinator.round"
         assert len(left) == (0 if inline_bytes else 1), "the last state"
+
+    party(test)
+
+
+@pytest.mark.parametrize("round", [0, 1])
+def test_a_round_that_was_kept_and_denied_and_cannot_be_read_at_first(party: Callable[[Any], None], round: int) -> None:
+    async def test(p: Party) -> None:
+        study = await p.start()
+        for now in (0, 1):
+            await p.train("a", now)
+            if now == round:
+                p.store.denied, p.store.blind = "coordinator.round", True
+            await p.train("b", now)
+        for node in p.nodes:
+            await p.measure(node)
+        await p.until(lambda: not p.studies.open_runs())
+        assert not p.store.blind, "the point was reached"
+        assert p.row(studies.c.state, studies.c.digest == study) == ["finished"]
+        assert p.row(rounds.c.heard, rounds.c.round < 2) == [2, 2]
 
     party(test)
 
