@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +17,7 @@ from hypothesis import strategies as st
 from freehold.coordinator import blobs as module
 from freehold.coordinator.blobs import GRACE_S, Blobs, Bucket, Folder, blobs_at
 from freehold.coordinator.store import Store, connect
-from freehold.errors import StoreError, UsageError
+from freehold.errors import MissingExtra, StoreError, UsageError
 from freehold.wire.local import Pieces, close, read, sealed
 from tests.s3 import S3, s3
 
@@ -102,6 +104,31 @@ def test_parts_at_their_limits(blobs: Blobs, tmp_path: Path, length: int, monkey
     assert shown(blobs, keep(blobs, body, "pieces", tmp_path), body) == body
 
 
+LARGE = """
+import hashlib, resource, sys
+from pathlib import Path
+from freehold.coordinator.blobs import Bucket
+from freehold.wire.local import Pieces
+
+blobs, path = Bucket(sys.argv[1], Path(sys.argv[2])), Path(sys.argv[3])
+with path.open("rb") as file:
+    sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+fd = blobs.open(blobs.keep(path, name="r.0.server", point="coordinator.state"), sha256)
+assert Pieces(fd).length == path.stat().st_size
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def test_a_large_body_is_never_whole_in_memory(reached: S3, tmp_path: Path) -> None:
+    path = tmp_path / "large"
+    with path.open("wb") as file:
+        file.truncate(256 << 20)
+    command = [sys.executable, "-c", LARGE, reached.url("large"), str(tmp_path / "blobs"), str(path)]
+    more_kib = int(subprocess.run(command, check=True, capture_output=True).stdout)
+    assert more_kib < 96 << 10
+
+
 def test_what_is_read_stays_when_it_is_removed(blobs: Blobs, tmp_path: Path) -> None:
     place = keep(blobs, b"state", "bytes", tmp_path)
     fd = blobs.open(place, hashlib.sha256(b"state").hexdigest())
@@ -174,10 +201,12 @@ def test_nobody_listens(reached: S3, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_a_server_that_hangs(reached: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    patient = Bucket(reached.url("hanging"), tmp_path / "blobs")
+    place = keep(patient, b"state", "bytes", tmp_path)
     monkeypatch.setattr(module, "_SILENT_S", 1)
     monkeypatch.setattr(module, "_RETRY_S", 1)
+    monkeypatch.setattr(Bucket, "_try", lambda self: None)  # which a busy machine may take longer for
     blobs = Bucket(reached.url("hanging"), tmp_path / "blobs")
-    place = keep(blobs, b"state", "bytes", tmp_path)
     with reached.hanging():
         for touch in (
             lambda: keep(blobs, b"state", "bytes", tmp_path),
@@ -187,7 +216,7 @@ def test_a_server_that_hangs(reached: S3, tmp_path: Path, monkeypatch: pytest.Mo
         ):
             with pytest.raises(StoreError, match="does not answer"):
                 touch()
-    assert shown(blobs, place, b"state") == b"state", "and it goes on when the server does"
+    assert shown(patient, place, b"state") == b"state", "and it goes on when the server does"
 
 
 def test_plain_http_needs_a_word(reached: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,6 +240,14 @@ def test_urls_that_are_refused(tmp_path: Path, url: str) -> None:
     with pytest.raises(UsageError) as caught:
         blobs_at(url, tmp_path)
     assert "secret" not in str(caught.value)
+
+
+def test_obstore_is_an_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "obstore.store", None)
+    with pytest.raises(MissingExtra) as caught:
+        blobs_at("s3://bucket/prefix", tmp_path)
+    assert "freehold[s3]" in caught.value.hint
+    assert isinstance(blobs_at("", tmp_path), Folder), "which needs none"
 
 
 def test_a_database_without_any_of_its_blobs_is_refused(blobs: Blobs, tmp_path: Path) -> None:
