@@ -26,7 +26,8 @@
     │   ├── VaultError        304  personal state that is damaged or cannot be written
     │   ├── DataUnfit         305  a node's data that does not fit what a plan asks for
     │   ├── TrainerFailed     306  training code that died, stalled or answered nonsense
-    │   └── JoinTokenError    307  a join token that is malformed
+    │   ├── JoinTokenError    307  a join token that is malformed
+    │   └── Resting           320  a node outside of its hours, or on a metered connection
     ├── CoordinatorError      400  a coordinator that cannot go on
     │   ├── TokenRefused      401  a join token that is used, expired, revoked or for another node
     │   ├── NoCertificate     402  a request that needs a certificate came without one
@@ -271,6 +272,13 @@ class JoinTokenError(NodeError):
 
     code = 307
     exit_code = 2
+
+
+class Resting(NodeError):
+    """The node is outside of the hours that its owner set, or on a metered connection."""
+
+    code = 320
+    exit_code = 1
 
 
 class CoordinatorError(FreeholdError):

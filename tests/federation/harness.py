@@ -122,14 +122,26 @@ class Federation:
         )
         self.coordinator.wait_for("coordinator.started")
 
-    def start_node(self, name: str, failpoints: str = "", *, wait: bool = True) -> None:
-        """Start a node, with a token if it has not joined yet, and wait until it is connected."""
+    def start_node(
+        self,
+        name: str,
+        failpoints: str = "",
+        *,
+        wait: bool = True,
+        settings: Mapping[str, object] | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        """Start a node, with a token if it has not joined yet, and wait until it is connected.
+
+        `settings`: its hours, whether it works on metered connections, and the file that says how far its clock is ahead.
+        """
         state, token = self.folder / name, self.folder / f"{name}.token"
         if not (state / "identity" / "current.pem").exists():
             token.write_text(self.admin.post("/v1/tokens", TokenRequest(node=name), TokenMade).token)
-        arguments = ["node", name, str(state), self.url, str(token), str(self.folder / f"{name}.csv"), self._dataset]
-        environment = {**self._environment, "FREEHOLD_FAILPOINTS": failpoints}
-        self.nodes[name] = Process(arguments, self.folder / f"{name}.log", environment=environment)
+        data = str(self.folder / f"{name}.csv")
+        arguments = ["node", name, str(state), self.url, str(token), data, self._dataset, json.dumps(settings or {})]
+        around = {**self._environment, "FREEHOLD_FAILPOINTS": failpoints, **(environment or {})}
+        self.nodes[name] = Process(arguments, self.folder / f"{name}.log", environment=around)
         if wait:
             self.nodes[name].wait_for("coordinator.connected")
 

@@ -11,7 +11,9 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from freehold.events import Event
@@ -50,16 +52,40 @@ async def coordinator(state: str, port: str, settings: str) -> None:
     await service.stop()
 
 
-def node(name: str, state: str, url: str, token: str, data: str, dataset: str) -> None:
+def node(name: str, state: str, url: str, token: str, data: str, dataset: str, settings: str) -> None:
     from freehold.node.join import read_token
+    from freehold.node.rest import rules_of
     from freehold.node.service import Service, Settings, Stopped, stop_when_told
 
     known = read_token(token) if Path(token).exists() else None
-    settings = Settings(name=name, state=Path(state), coordinator=url, token=known, datasets={dataset: Path(data)})
-    service = Service(settings, listener=tell, spawn=spawn)
+    given = json.loads(settings)
+    service = Service(
+        Settings(
+            name=name,
+            state=Path(state),
+            coordinator=url,
+            token=known,
+            datasets={dataset: Path(data)},
+            rules=rules_of(given.get("hours", ""), given.get("metered", "always")),
+        ),
+        listener=tell,
+        spawn=spawn,
+        **(shifted(Path(given["clock"])) if "clock" in given else {}),
+    )
     stop_when_told()
     with contextlib.suppress(Stopped):
         service.run()
+
+
+def shifted(shift: Path) -> dict[str, Callable[[float], object] | Callable[[], float]]:
+    """A clock that is as many seconds ahead as a file says, and a sleep that ends when the file changes."""
+
+    def sleep(seconds: float) -> None:
+        before, ends, pause = shift.read_text(), time.monotonic() + seconds, threading.Event()
+        while shift.read_text() == before and time.monotonic() < ends:
+            pause.wait(0.02)
+
+    return {"clock": lambda: time.time() + float(shift.read_text()), "sleep": sleep}
 
 
 if __name__ == "__main__":
