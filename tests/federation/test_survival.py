@@ -94,20 +94,6 @@ def restart(federation: Federation, node: str, failpoints: str = "") -> None:
 # Stragglers.
 
 
-def test_a_frozen_trainer_is_not_waited_for(federation: Behind, tmp_path: Path) -> None:
-    held = tmp_path / "held"
-    restart(federation, "hungary", f"trainer.answering=hold:{held}@3")  # it opened the study, and trained once
-    plan = plan_named("frozen-trainer", quorum=2, deadline_s=4.0)
-    federation.run(plan)
-    federation.until(held.exists)
-    federation.coordinator.wait_for("round.closed", round=1, heard=2)
-    held.unlink()
-    federation.nodes["hungary"].wait_for("coordinator.refused", code=407)
-    _, heard = ended(federation, plan)
-    assert heard[1] == ["cleveland", "switzerland"]
-    restart(federation, "hungary")
-
-
 def test_a_frozen_node_is_not_waited_for(federation: Behind) -> None:
     plan = plan_named("frozen-node", quorum=2, deadline_s=4.0)
     federation.run(plan)

@@ -20,12 +20,14 @@ from freehold.errors import FreeholdError, NodeError, PeerGone, Unreachable
 from freehold.events import Event, Listener, silent
 from freehold.failpoints import failpoint
 from freehold.node.errands import (
+    Busy,
     FromGuard,
     Hello,
     MeasureErrand,
     Outgoing,
     OutgoingMeasures,
     PendingRounds,
+    Quit,
     Refused,
     Settle,
     TrainErrand,
@@ -108,6 +110,7 @@ class Agent:
         self._busy = time.monotonic()
         self._sleep = sleep
         self._refusals = 0
+        self._heard = 0.0  # when the last answer came, on the monotonic clock
         self._rules, self._clock = rules or Rules(), clock
         self._withdrawn = False  # whether the coordinator knows that this node rests
         self.status = Status(node=node, coordinator=url)
@@ -126,11 +129,12 @@ class Agent:
             self._connection.close()
             self._guard.end()
 
-    def _poll(self) -> WorkReply:
+    def _poll(self, working: Pending | None = None) -> WorkReply:
         # The first answer after a connection was lost comes at once, so that the node knows that it is back.
         self._look()
-        wait_s = self._wait_s() if self.status.state == "connected" else 0.0
-        request = WorkRequest(wait_s=wait_s, datasets=self._offers(), pending=self._pending[:MOST_PENDING])
+        wait_s = self._wait_s() if self.status.state == "connected" and working is None else 0.0
+        pending = self._pending[:MOST_PENDING]
+        request = WorkRequest(wait_s=wait_s, datasets=self._offers(), pending=pending, working=working)
         rests = self.status.rest is not None
         reply = self._connection.post(WORK.path, request, WorkReply, wait_s=wait_s)
         self._withdrawn = rests
@@ -175,7 +179,7 @@ class Agent:
                 if before != "unreachable":
                     self._tell(Event("coordinator.unreachable", {"url": self.status.coordinator}))
                 raise
-            self._refusals = 0
+            self._refusals, self._heard = 0, time.monotonic()
             before, self.status.state = self.status.state, "connected"
             if before != "connected":
                 self._tell(Event("coordinator.connected", {"url": self.status.coordinator}))
@@ -217,12 +221,15 @@ class Agent:
         out: list[int] = []
         try:
             fds += [self._plan(work.plan), self._fetch(work.shared)]
-            errand: TrainErrand | MeasureErrand
-            if isinstance(work, Train):
-                errand = TrainErrand(run=work.run, round=work.round, cohort=work.cohort, population=work.population)
-            else:
-                errand = MeasureErrand(run=work.run, round=work.round)
-            found, out = self._errand(errand, fds)
+            found, out = self._errand(self._errand_of(work), fds)
+            while isinstance(found, Busy):
+                # Whether the coordinator still waits, it alone knows: a round that is short of answers is prolonged.
+                reply = self._ask(lambda: self._poll(Pending(run=work.run, round=work.round)))
+                if reply is None or reply.work is None or (reply.work.run, reply.work.round) != (work.run, work.round):
+                    self._errand(Quit())
+                    self._tell(Event("work.given_up", {"run": work.run, "round": work.round}))
+                    return reply
+                found, out = self._errand(self._errand_of(reply.work), fds)
             return self._answer(work, found, out)
         except Unreachable:
             return None  # asked for again once the coordinator is back
@@ -232,6 +239,12 @@ class Agent:
             return self._decline(work, Refused(code=error.code, message=error.message))
         finally:
             close([*fds, *out])
+
+    def _errand_of(self, work: Work) -> TrainErrand | MeasureErrand:
+        left_s = max(work.left_s - (time.monotonic() - self._heard), 0.0)
+        if isinstance(work, Measure):
+            return MeasureErrand(run=work.run, round=work.round, left_s=left_s)
+        return TrainErrand(run=work.run, round=work.round, cohort=work.cohort, population=work.population, left_s=left_s)
 
     def _answer(self, work: Work, found: Any, out: list[int]) -> WorkReply | None:
         if isinstance(found, Refused):

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+import msgspec
 import numpy as np
 import pytest
 import sqlalchemy as sa
@@ -25,7 +26,7 @@ from freehold.events import Event
 from freehold.plan import Plan, dumps, runs_of
 from freehold.study.federated import federated_plan
 from freehold.wire import codec
-from freehold.wire.messages import Measure, Measures, Train, Work
+from freehold.wire.messages import Measure, Measures, Pending, Train, Work
 
 T = TypeVar("T")
 
@@ -224,6 +225,27 @@ def test_a_round_that_nobody_is_left_in_opens_for_whoever_comes(party: Callable[
         assert isinstance(work, Train) and (work.round, work.population) == (1, 2)
         assert p.row(rounds.c.heard, rounds.c.round == 0) == [2]
         assert p.row(rounds.c.population, rounds.c.round == 0) == [2]
+
+    party(test)
+
+
+def test_what_a_node_is_busy_with_comes_first_as_long_as_it_is_awaited(party: Callable[[Any], None]) -> None:
+    async def test(p: Party) -> None:
+        await p.start()
+        first = await p.work("a")
+        assert isinstance(first, Train) and 0 < first.left_s <= p.plan.round.deadline_s
+        p.plan = msgspec.structs.replace(p.plan, name="another")
+        await p.start()
+        busy = Pending(run=first.run, round=0)
+        await p.until(lambda: sum(run.state == "training" for run in p.studies.open_runs()) == 2)
+        for _ in range(2):
+            _, again = await p.studies.work("a", [], 0.0, busy)
+            assert isinstance(again, Train) and (again.run, again.round) == (first.run, 0)
+        assert (await p.work("a")).run != first.run
+        for node in ("a", "b"):
+            await p.contribute(node, 0)
+        _, other = await p.studies.work("a", [], 30.0, busy)
+        assert other is not None and (other.run, other.round) != (first.run, 0)
 
     party(test)
 
