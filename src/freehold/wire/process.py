@@ -58,8 +58,8 @@ class Child:
     ) -> tuple[Any, list[int]]:
         """The answer, and its descriptors, which the caller closes; raises PeerGone once restarts are used up, or TimeoutError.
 
-        A process that was too slow, or answered nonsense, is killed. `patient`: one that was too slow works on, and `await_answer`
-        or `end` comes next.
+        A process that was too slow, or answered nonsense, is killed. `patient`: one that was too slow works on, and
+        `await_answer` or `end` comes next.
         """
         with self._lock:
             while True:
