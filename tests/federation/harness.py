@@ -35,12 +35,15 @@ PATIENCE_S = 120.0
 class Process:
     """One process, and the events that it tells."""
 
-    def __init__(self, arguments: Sequence[str], log: Path, *, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, arguments: Sequence[str], log: Path, *, environment: Mapping[str, str], around: Sequence[str] = ()
+    ) -> None:
+        """`around`: a command that runs the process in surroundings of its own."""
         self.log = log
         self._events: queue.Queue[dict[str, Any] | None] = queue.Queue()
         with log.open("ab") as errors:
             self.popen = subprocess.Popen(
-                [sys.executable, "-m", "tests.federation.processes", *arguments],
+                [*around, sys.executable, "-m", "tests.federation.processes", *arguments],
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 env={**os.environ, **environment},
@@ -112,6 +115,10 @@ class Federation:
         """Of the coordinator."""
         return f"https://127.0.0.1:{self.port}"
 
+    def around(self, name: str) -> Sequence[str]:
+        """The command that runs a node, or the coordinator, in surroundings of its own."""
+        return ()
+
     def start_coordinator(self, failpoints: str = "") -> None:
         """Start it and wait until it listens."""
         arguments = ["coordinator", str(self.folder / "coordinator"), str(self.port), json.dumps(self.settings)]
@@ -119,6 +126,7 @@ class Federation:
             arguments,
             self.folder / "coordinator.log",
             environment={**self._environment, "FREEHOLD_FAILPOINTS": failpoints},
+            around=self.around("coordinator"),
         )
         self.coordinator.wait_for("coordinator.started")
 
@@ -140,8 +148,8 @@ class Federation:
             token.write_text(self.admin.post("/v1/tokens", TokenRequest(node=name), TokenMade).token)
         data = str(self.folder / f"{name}.csv")
         arguments = ["node", name, str(state), self.url, str(token), data, self._dataset, json.dumps(settings or {})]
-        around = {**self._environment, "FREEHOLD_FAILPOINTS": failpoints, **(environment or {})}
-        self.nodes[name] = Process(arguments, self.folder / f"{name}.log", environment=around)
+        given = {**self._environment, "FREEHOLD_FAILPOINTS": failpoints, **(environment or {})}
+        self.nodes[name] = Process(arguments, self.folder / f"{name}.log", environment=given, around=self.around(name))
         if wait:
             self.nodes[name].wait_for("coordinator.connected")
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-import sqlite3
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 import pytest
-from torch import Tensor, stack
+from torch import Tensor
 
 from freehold.errors import StoreError
 from freehold.node import credentials
@@ -19,7 +18,7 @@ from freehold.plan import Plan, runs_of
 from freehold.wire.admin import Results, TokenMade, TokenRequest
 from tests.federation.forwarder import Forwarder
 from tests.federation.harness import Federation, heart_plan
-from tests.federation.states import personal_state, server_state
+from tests.federation.states import in_step, personal_state, server_state
 
 NODES = ["cleveland", "hungary", "switzerland"]
 ROUNDS = 4
@@ -63,10 +62,7 @@ def ended(federation: Federation, plan: Plan) -> tuple[Results, dict[int, list[s
     """The study ends; nothing is pending in any vault, and SCAFFOLD's control variates are in step."""
     run = runs_of(plan)[0].id
     results = federation.finished(federation.run(plan))
-    federation.until(lambda: not any(pending(federation, node, run) for node in NODES))
-    state, own = server_state(federation, run), [personal_state(federation, node, run) for node in NODES]
-    for key in own[0]:
-        assert stack([personal[key] for personal in own]).mean(0).allclose(state[f"control/{key}"], atol=1e-6)
+    in_step(federation, run, NODES)
     return results, {r.round: r.heard for r in results.rounds if r.round < ROUNDS}
 
 
@@ -76,14 +72,6 @@ def as_undisturbed(federation: Federation, plan: Plan, undisturbed: dict[str, Te
     assert heard == dict.fromkeys(range(ROUNDS), NODES)
     state = server_state(federation, runs_of(plan)[0].id)
     assert all(state[key].equal(value) for key, value in undisturbed.items())
-
-
-def pending(federation: Federation, node: str, run: str) -> int:
-    with sqlite3.connect(f"file:{federation.folder / node / 'vault' / 'vault.sqlite'}?mode=ro", uri=True) as vault:
-        query = "select count(*) from personal where run = ? and phase = 'pending'"
-        found = vault.execute(query, (run,)).fetchone()[0]
-    vault.close()
-    return int(found)
 
 
 def restart(federation: Federation, node: str, failpoints: str = "") -> None:
