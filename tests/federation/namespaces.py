@@ -1,4 +1,4 @@
-"""Two networks and a router between them, in a user namespace of the test's own: no rights are needed, and nothing outside is touched.
+"""Two networks and a router between them, in a user namespace of their own: no rights are needed, nothing outside is touched.
 
 What the router drops vanishes without a word to either side, as behind a firewall or a broken cable far away.
 """

@@ -1,4 +1,4 @@
-"""A network that is cut in the middle of a round, by a router that drops packets: its node comes back, and nothing counts twice."""
+"""A network that is cut in the middle of a round, by a router: the node comes back, and nothing counts twice."""
 
 from __future__ import annotations
 
