@@ -70,6 +70,12 @@ class Process:
             if event["event"] == name and all(event.get(k) == v for k, v in fields.items()):
                 return event
 
+    def told(self, name: str, **fields: object) -> bool:
+        """Whether it has told this since what was last waited for."""
+        with self._events.mutex:
+            events = [event for event in self._events.queue if event is not None]
+        return any(e["event"] == name and all(e.get(k) == v for k, v in fields.items()) for e in events)
+
     def wait_end(self) -> int:
         """Its exit code, once it has ended."""
         return self.popen.wait(PATIENCE_S)

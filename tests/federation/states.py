@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
+from pathlib import Path
 
 import sqlalchemy as sa
 from safetensors.torch import load
@@ -14,15 +15,15 @@ from freehold.coordinator.study_tables import blobs, runs
 from tests.federation.harness import Federation
 
 
-def server_state(federation: Federation, run: str, *, url: str = "") -> dict[str, Tensor]:
-    """The server state of a run, from the coordinator's store; `url` if that is not in its folder."""
+def server_state(federation: Federation, run: str, *, url: str = "", blobs_at: Path | None = None) -> dict[str, Tensor]:
+    """The server state of a run, from the coordinator's store; `url` and `blobs_at` if that is not in its folder."""
     engine = connect(url or f"sqlite:///{federation.folder / 'coordinator' / 'coordinator.sqlite'}")
     with engine.connect() as connection:
         found = sa.select(blobs.c.body, blobs.c.place).join(runs, runs.c.server == blobs.c.sha256).where(runs.c.id == run)
         body, place = connection.execute(found).one()
     engine.dispose()
     if body is None:
-        body = (federation.folder / "coordinator" / "blobs" / place).read_bytes()
+        body = ((blobs_at or federation.folder / "coordinator" / "blobs") / place).read_bytes()
     return load(bytes(body))
 
 
@@ -36,10 +37,10 @@ def personal_state(federation: Federation, node: str, run: str) -> dict[str, Ten
     return load(bytes(body))
 
 
-def in_step(federation: Federation, run: str, nodes: Sequence[str]) -> None:
+def in_step(federation: Federation, run: str, nodes: Sequence[str], server: dict[str, Tensor] | None = None) -> None:
     """Nothing comes to be pending in any vault, and the mean of SCAFFOLD's control variates is the server's."""
     federation.until(lambda: not any(pending(federation, node, run) for node in nodes))
-    state, own = server_state(federation, run), [personal_state(federation, node, run) for node in nodes]
+    state, own = server or server_state(federation, run), [personal_state(federation, node, run) for node in nodes]
     for key in own[0]:
         assert stack([personal[key] for personal in own]).mean(0).allclose(state[f"control/{key}"], atol=1e-6)
 

@@ -20,12 +20,12 @@ UNSHARE = ["unshare", "--user", "--map-root-user", "--mount"]
 
 
 def possible() -> bool:
+    """Whether this user may mount a small disk here, which nobody else sees."""
     try:
-        return (
-            subprocess.run([*UNSHARE, "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True, check=False).returncode == 0
-        )
+        done = subprocess.run([*UNSHARE, "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True, check=False)
     except OSError:
         return False
+    return done.returncode == 0
 
 
 @pytest.mark.skipif(not possible(), reason="this user may not mount a small disk here")
