@@ -28,7 +28,7 @@ def tell(event: Event) -> None:
 
 
 async def coordinator(state: str, port: str, settings: str) -> None:
-    from freehold.coordinator import store
+    from freehold.coordinator import migrate, store
     from freehold.coordinator.service import Service, Settings
     from freehold.wire import ingest
     from freehold.wire.ingest import Pace
@@ -36,6 +36,8 @@ async def coordinator(state: str, port: str, settings: str) -> None:
     given = json.loads(settings)
     store.INLINE_BYTES = given.pop("inline_bytes", store.INLINE_BYTES)
     ingest.SMALL_BYTES = given.pop("spool_bytes", ingest.SMALL_BYTES)  # type: ignore[misc]
+    if "migrations" in given:
+        migrate._FOLDER, migrate.LATEST = Path(given.pop("migrations")), "later"
     ahead_s = given.pop("clock_ahead_s", 0.0)
     pace = Pace(**given.pop("pace", {}))
     around = {key: given.pop(key) for key in ("idle_s", "poll_s", "node_life_s") if key in given}
