@@ -45,7 +45,8 @@
     │   ├── PeerGone          502  a local process has ended
     │   ├── BodyRefused       503  bytes that do not have the announced length or digest
     │   ├── TooLarge          504  a body above its limit
-    │   └── TensorsMalformed  505  bytes that are not safetensors, or not those that were announced
+    │   ├── TensorsMalformed  505  bytes that are not safetensors, or not those that were announced
+    │   └── WeightRefused     507  a contribution that would count with more than the plan allows
     └── SimulationError       600  a simulation that cannot go on
         ├── NotBatchable      601  a module that the vector engine cannot run for many clients at once
         ├── Diverged          602  a loss or a contribution that is no longer finite
@@ -404,6 +405,13 @@ class TensorsMalformed(WireError):
     """Bytes are not safetensors, or not the tensors that were announced."""
 
     code = 505
+    exit_code = 1
+
+
+class WeightRefused(WireError):
+    """A contribution would count with more than the plan allows."""
+
+    code = 507
     exit_code = 1
 
 

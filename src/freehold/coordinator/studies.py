@@ -219,7 +219,7 @@ class Studies:
     async def contribute(self, node: str, run: str, round: int, *, weight: float, sha256: str, body: bytes | Path) -> None:
         """Take a contribution: when this returns, it is in the store and will be counted, once.
 
-        Raises UnknownRun, Late, Conflict, SpecMismatch, TensorsMalformed or StoreError.
+        Raises UnknownRun, Late, Conflict, SpecMismatch, WeightRefused, TensorsMalformed or StoreError.
         """
         open_run = self.expects(node, run, round)
         before = open_run.received.get(node)

@@ -118,6 +118,7 @@ class Guard:
         try:
             if not isinstance(reply, Trained) or len(got) != 2 or not all(map(is_sealed, got)):
                 raise _nonsense(study)
+            study.plan.training.check_weight(reply.weight)
             with Mapped(got[0]) as view:
                 codec.check(view, run.contribution)
                 sha256, length = hashlib.sha256(view).hexdigest(), len(view)

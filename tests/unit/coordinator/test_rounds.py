@@ -21,7 +21,7 @@ from freehold.coordinator.specification import specified
 from freehold.coordinator.store import Store, connect
 from freehold.coordinator.studies import Studies
 from freehold.coordinator.study_tables import contributions, rounds, runs, studies
-from freehold.errors import StoreError
+from freehold.errors import StoreError, WeightRefused
 from freehold.events import Event
 from freehold.plan import Plan, dumps, runs_of
 from freehold.study.federated import federated_plan
@@ -97,9 +97,9 @@ class Party:
         assert found is not None
         return found
 
-    async def contribute(self, node: str, round: int) -> None:
+    async def contribute(self, node: str, round: int, *, weight: float = 1.0) -> None:
         sha256 = hashlib.sha256(self.body).hexdigest()
-        await self.studies.contribute(node, self.run.id, round, weight=1.0, sha256=sha256, body=self.body)
+        await self.studies.contribute(node, self.run.id, round, weight=weight, sha256=sha256, body=self.body)
 
     async def train(self, node: str, round: int) -> None:
         work = await self.work(node)
@@ -225,6 +225,21 @@ def test_a_round_that_nobody_is_left_in_opens_for_whoever_comes(party: Callable[
         assert isinstance(work, Train) and (work.round, work.population) == (1, 2)
         assert p.row(rounds.c.heard, rounds.c.round == 0) == [2]
         assert p.row(rounds.c.population, rounds.c.round == 0) == [2]
+
+    party(test)
+
+
+def test_a_contribution_that_counts_with_more_than_the_plan_allows_is_refused(party: Callable[[Any], None]) -> None:
+    async def test(p: Party) -> None:
+        p.plan = msgspec.structs.replace(p.plan, training=msgspec.structs.replace(p.plan.training, most_weight=7))
+        p.run = runs_of(p.plan)[0]
+        await p.start()
+        await p.work("a")
+        with pytest.raises(WeightRefused):
+            await p.contribute("a", 0, weight=7.5)
+        assert p.row(contributions.c.node) == []
+        await p.contribute("a", 0, weight=7.0)
+        assert p.row(contributions.c.weight) == [7.0]
 
     party(test)
 

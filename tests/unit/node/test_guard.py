@@ -9,13 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from queue import Queue
 
+import msgspec
 import numpy as np
 import pytest
 
 from freehold.coordinator.specification import specified
-from freehold.errors import PeerGone, TrainerFailed
+from freehold.errors import PeerGone, TrainerFailed, WeightRefused
 from freehold.node import guard as guard_module
-from freehold.node.errands import Busy, FromGuard, Hello, Outgoing, PendingRounds, Quit, TrainErrand
+from freehold.node.errands import Busy, FromGuard, Hello, Outgoing, PendingRounds, Quit, Settle, TrainErrand
 from freehold.node.guard import Guard
 from freehold.node.jobs import Open, Opened, ToTrainer, Trained, TrainJob
 from freehold.plan import Plan, dumps, runs_of
@@ -121,6 +122,20 @@ def test_another_round_is_not_answered_with_what_comes_too_late(node: Node) -> N
     assert isinstance(node.train(1, 60.0), Outgoing)
     assert [node.trainers.jobs.get().round for _ in range(2)] == [0, 1]
     assert [pending.round for pending in node.guard.answer(Quit(), [])[0].pending] == [1]  # type: ignore[union-attr]
+
+
+def test_what_counts_with_more_than_the_plan_allows_does_not_leave(tmp_path: Path, plan: Plan) -> None:
+    """Whatever the trainer says: it may run a plan's own code."""
+    bounded = msgspec.structs.replace(plan, training=msgspec.structs.replace(plan.training, most_weight=6))
+    node = Node(tmp_path, bounded)
+    try:
+        node.trainers.let.release()
+        with pytest.raises(WeightRefused):
+            node.train(0, 60.0)
+        found, _ = node.guard.answer(Settle(), [])
+        assert isinstance(found, PendingRounds) and found.pending == []
+    finally:
+        node.guard.end()
 
 
 def test_a_trainer_that_is_busy_rests_on_nobody_for_ever(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
