@@ -12,10 +12,13 @@ import msgspec
 import pytest
 from torch import Tensor
 
-from freehold.errors import StoreError
+from freehold.errors import StoreError, Unreachable
 from freehold.node import credentials
 from freehold.plan import Plan, runs_of
 from freehold.wire.admin import Results, TokenMade, TokenRequest
+from freehold.wire.client import Connection, trusting
+from freehold.wire.link import blind
+from freehold.wire.routes import CA
 from tests.federation.forwarder import Forwarder
 from tests.federation.harness import Federation, heart_plan
 from tests.federation.states import in_step, personal_state, server_state
@@ -221,6 +224,21 @@ def test_clocks_that_are_ten_minutes_apart(tmp_path: Path, fork: Path, ahead_s: 
     try:
         plan = heart_plan("fedavg", name="clocks", rounds=2, nodes=2)
         assert len(federation.finished(federation.run(plan)).rounds) == 3
+    finally:
+        federation.stop()
+
+
+def test_clocks_that_are_hours_apart_are_said_to_be(tmp_path: Path, fork: Path) -> None:
+    """Certificates begin 15 minutes before they are made, and no earlier."""
+    federation = Federation(tmp_path, [], fork=fork, settings={"clock_ahead_s": 7200.0})
+    federation.start_coordinator()
+    try:
+        asking = Connection(federation.url, blind)
+        roots = asking.get(CA.path).decode("ascii")
+        asking.close()
+        with pytest.raises(Unreachable, match="not yet valid") as raised:
+            Connection(federation.url, trusting(roots)).get(CA.path)
+        assert "clock" in raised.value.hint
     finally:
         federation.stop()
 
