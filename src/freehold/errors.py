@@ -26,7 +26,8 @@
     │   ├── VaultError        304  personal state that is damaged or cannot be written
     │   ├── DataUnfit         305  a node's data that does not fit what a plan asks for
     │   ├── TrainerFailed     306  training code that died, stalled or answered nonsense
-    │   └── JoinTokenError    307  a join token that is malformed
+    │   ├── JoinTokenError    307  a join token that is malformed
+    │   └── Resting           320  a node outside of its hours, or on a metered connection
     ├── CoordinatorError      400  a coordinator that cannot go on
     │   ├── TokenRefused      401  a join token that is used, expired, revoked or for another node
     │   ├── NoCertificate     402  a request that needs a certificate came without one
@@ -44,7 +45,8 @@
     │   ├── PeerGone          502  a local process has ended
     │   ├── BodyRefused       503  bytes that do not have the announced length or digest
     │   ├── TooLarge          504  a body above its limit
-    │   └── TensorsMalformed  505  bytes that are not safetensors, or not those that were announced
+    │   ├── TensorsMalformed  505  bytes that are not safetensors, or not those that were announced
+    │   └── WeightRefused     507  a contribution that would count with more than the plan allows
     └── SimulationError       600  a simulation that cannot go on
         ├── NotBatchable      601  a module that the vector engine cannot run for many clients at once
         ├── Diverged          602  a loss or a contribution that is no longer finite
@@ -273,6 +275,13 @@ class JoinTokenError(NodeError):
     exit_code = 2
 
 
+class Resting(NodeError):
+    """The node is outside of the hours that its owner set, or on a metered connection."""
+
+    code = 320
+    exit_code = 1
+
+
 class CoordinatorError(FreeholdError):
     """A coordinator cannot go on."""
 
@@ -396,6 +405,13 @@ class TensorsMalformed(WireError):
     """Bytes are not safetensors, or not the tensors that were announced."""
 
     code = 505
+    exit_code = 1
+
+
+class WeightRefused(WireError):
+    """A contribution would count with more than the plan allows."""
+
+    code = 507
     exit_code = 1
 
 

@@ -38,8 +38,8 @@ def arm(text: str) -> None:
 def failpoint(name: str) -> None:
     """Do what the environment says about `name`: nothing, in production.
 
-    Actions: `kill`; `full` raises the OSError of a full disk; `hold:PATH` makes PATH and waits until it is gone. `@n`: only
-    the n-th time.
+    Actions: `kill`; `full` raises the OSError of a full disk; `hold:PATH` writes the process's number to PATH and waits until
+    that is gone. `@n`: only the n-th time.
     """
     if name not in _armed:
         return
@@ -54,6 +54,6 @@ def failpoint(name: str) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     elif action.startswith("hold:"):
         path = Path(action.removeprefix("hold:"))
-        path.touch()
+        path.write_text(str(os.getpid()), encoding="ascii")
         while path.exists():
             time.sleep(0.005)

@@ -34,12 +34,15 @@ PATIENCE_S = 120.0
 class Process:
     """One process, and the events that it tells."""
 
-    def __init__(self, arguments: Sequence[str], log: Path, *, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, arguments: Sequence[str], log: Path, *, environment: Mapping[str, str], around: Sequence[str] = ()
+    ) -> None:
+        """`around`: a command that runs the process in surroundings of its own."""
         self.log = log
         self._events: queue.Queue[dict[str, Any] | None] = queue.Queue()
         with log.open("ab") as errors:
             self.popen = subprocess.Popen(
-                [sys.executable, "-m", "tests.federation.processes", *arguments],
+                [*around, sys.executable, "-m", "tests.federation.processes", *arguments],
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 env={**os.environ, **environment},
@@ -65,6 +68,12 @@ class Process:
             assert event is not None, f"the process ended before {name}: {self.log.read_text()[-2000:]}"
             if event["event"] == name and all(event.get(k) == v for k, v in fields.items()):
                 return event
+
+    def told(self, name: str, **fields: object) -> bool:
+        """Whether it has told this since what was last waited for."""
+        with self._events.mutex:
+            events = [event for event in self._events.queue if event is not None]
+        return any(e["event"] == name and all(e.get(k) == v for k, v in fields.items()) for e in events)
 
     def wait_end(self) -> int:
         """Its exit code, once it has ended."""
@@ -113,6 +122,10 @@ class Federation:
         """Of the coordinator."""
         return f"https://127.0.0.1:{self.port}"
 
+    def around(self, name: str) -> Sequence[str]:
+        """The command that runs a node, or the coordinator, in surroundings of its own."""
+        return ()
+
     def start_coordinator(self, failpoints: str = "") -> None:
         """Start it and wait until it listens."""
         arguments = ["coordinator", str(self.folder / "coordinator"), str(self.port), json.dumps(self.settings)]
@@ -120,25 +133,30 @@ class Federation:
             arguments,
             self.folder / "coordinator.log",
             environment={**self._environment, "FREEHOLD_FAILPOINTS": failpoints},
+            around=self.around("coordinator"),
         )
         self.coordinator.wait_for("coordinator.started")
 
-    def start_node(self, name: str, failpoints: str = "", *, wait: bool = True) -> None:
-        """Start a node, with a token if it has not joined yet, and wait until it is connected."""
+    def start_node(
+        self,
+        name: str,
+        failpoints: str = "",
+        *,
+        wait: bool = True,
+        settings: Mapping[str, object] | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        """Start a node, with a token if it has not joined yet, and wait until it is connected.
+
+        `settings`: its hours, whether it works on metered connections, and the file that says how far its clock is ahead.
+        """
         state, token = self.folder / name, self.folder / f"{name}.token"
         if not (state / "identity" / "current.pem").exists():
             token.write_text(self.admin.post("/v1/tokens", TokenRequest(node=name), TokenMade).token)
-        arguments = [
-            "node",
-            name,
-            str(state),
-            self.urls.get(name, self.url),
-            str(token),
-            str(self.folder / f"{name}.csv"),
-            self._dataset,
-        ]
-        environment = {**self._environment, "FREEHOLD_FAILPOINTS": failpoints}
-        self.nodes[name] = Process(arguments, self.folder / f"{name}.log", environment=environment)
+        url, data = self.urls.get(name, self.url), str(self.folder / f"{name}.csv")
+        arguments = ["node", name, str(state), url, str(token), data, self._dataset, json.dumps(settings or {})]
+        given = {**self._environment, "FREEHOLD_FAILPOINTS": failpoints, **(environment or {})}
+        self.nodes[name] = Process(arguments, self.folder / f"{name}.log", environment=given, around=self.around(name))
         if wait:
             self.nodes[name].wait_for("coordinator.connected")
 

@@ -11,7 +11,9 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from freehold.events import Event
@@ -26,13 +28,15 @@ def tell(event: Event) -> None:
 
 
 async def coordinator(state: str, port: str, settings: str) -> None:
-    from freehold.coordinator import store
+    from freehold.coordinator import migrate, store
     from freehold.coordinator.service import Service, Settings
     from freehold.wire import ingest
 
     given = json.loads(settings)
     store.INLINE_BYTES = given.pop("inline_bytes", store.INLINE_BYTES)
     ingest.SMALL_BYTES = given.pop("small_bytes", ingest.SMALL_BYTES)  # type: ignore[misc]
+    if "migrations" in given:
+        migrate._FOLDER, migrate.LATEST = Path(given.pop("migrations")), "later"
     ahead_s = given.pop("clock_ahead_s", 0.0)
     pace = ingest.Pace(**given.pop("pace", {}))
     around = {key: given.pop(key) for key in ("idle_s", "poll_s", "node_life_s", "lease_s") if key in given}
@@ -51,16 +55,40 @@ async def coordinator(state: str, port: str, settings: str) -> None:
     await service.stop()
 
 
-def node(name: str, state: str, url: str, token: str, data: str, dataset: str) -> None:
+def node(name: str, state: str, url: str, token: str, data: str, dataset: str, settings: str) -> None:
     from freehold.node.join import read_token
+    from freehold.node.rest import rules_of
     from freehold.node.service import Service, Settings, Stopped, stop_when_told
 
     known = read_token(token) if Path(token).exists() else None
-    settings = Settings(name=name, state=Path(state), coordinator=url, token=known, datasets={dataset: Path(data)})
-    service = Service(settings, listener=tell, spawn=spawn)
+    given = json.loads(settings)
+    service = Service(
+        Settings(
+            name=name,
+            state=Path(state),
+            coordinator=url,
+            token=known,
+            datasets={dataset: Path(data)},
+            rules=rules_of(given.get("hours", ""), given.get("metered", "always")),
+        ),
+        listener=tell,
+        spawn=spawn,
+        **(shifted(Path(given["clock"])) if "clock" in given else {}),
+    )
     stop_when_told()
     with contextlib.suppress(Stopped):
         service.run()
+
+
+def shifted(shift: Path) -> dict[str, Callable[[float], object] | Callable[[], float]]:
+    """A clock that is as many seconds ahead as a file says, and a sleep that ends when the file changes."""
+
+    def sleep(seconds: float) -> None:
+        before, ends, pause = shift.read_text(), time.monotonic() + seconds, threading.Event()
+        while shift.read_text() == before and time.monotonic() < ends:
+            pause.wait(0.02)
+
+    return {"clock": lambda: time.time() + float(shift.read_text()), "sleep": sleep}
 
 
 if __name__ == "__main__":

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sqlite3
+from collections.abc import Sequence
 from pathlib import Path
 
 import sqlalchemy as sa
 from safetensors.torch import load
-from torch import Tensor
+from torch import Tensor, stack
 
 from freehold.coordinator.store import connect
 from freehold.coordinator.study_tables import blobs, runs
@@ -33,3 +35,20 @@ def personal_state(federation: Federation, node: str, run: str) -> dict[str, Ten
         body = connection.execute(query, {"run": run}).scalar_one()
     engine.dispose()
     return load(bytes(body))
+
+
+def in_step(federation: Federation, run: str, nodes: Sequence[str], server: dict[str, Tensor] | None = None) -> None:
+    """Nothing comes to be pending in any vault, and the mean of SCAFFOLD's control variates is the server's."""
+    federation.until(lambda: not any(pending(federation, node, run) for node in nodes))
+    state, own = server or server_state(federation, run), [personal_state(federation, node, run) for node in nodes]
+    for key in own[0]:
+        assert stack([personal[key] for personal in own]).mean(0).allclose(state[f"control/{key}"], atol=1e-6)
+
+
+def pending(federation: Federation, node: str, run: str) -> int:
+    """Personal states of a run of which a node does not know whether they counted."""
+    with sqlite3.connect(f"file:{federation.folder / node / 'vault' / 'vault.sqlite'}?mode=ro", uri=True) as vault:
+        query = "select count(*) from personal where run = ? and phase = 'pending'"
+        found = vault.execute(query, (run,)).fetchone()[0]
+    vault.close()
+    return int(found)

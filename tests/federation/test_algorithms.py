@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from torch import Tensor
@@ -61,7 +62,8 @@ def simulated(plan: Plan, run: Run) -> tuple[dict[str, Tensor], dict[str, dict[s
     algorithm = build_algorithm(build_task(DEFINITION, prepared, plan, run.seed), run.algorithm)
     work, adaptation = planned_work(plan)
     feed = Feed(x=prepared.x, y=prepared.y, rows=prepared.rows, seed=run.seed)
-    engine = VectorEngine(algorithm, feed, work, adaptation=adaptation, weighting=plan.training.weighting)
+    said = plan.training
+    engine = VectorEngine(algorithm, feed, work, adaptation=adaptation, weighting=said.weighting, most_weight=said.most_weight)
     server = algorithm.init()
     for report in train(algorithm, engine, sorted(HOSPITALS), rounds=ROUNDS, seed=run.seed):
         server = report.server
@@ -82,3 +84,17 @@ def test_every_algorithm_gives_what_the_vector_engine_gives(federation: Federati
             assert own.keys() == state.keys(), (run.algorithm.name, node)
             for key, value in state.items():
                 assert own[key].double().allclose(value.double(), atol=1e-6, rtol=1e-5), (run.algorithm.name, node, key)
+
+
+def test_no_hospital_counts_with_more_than_the_plan_allows(federation: Federation) -> None:
+    """What the simulator gives with the same bound, and not what it gives without."""
+    plan = heart_plan("fedavg", name="bounded", rounds=ROUNDS, nodes=4)
+    unbounded, _ = simulated(plan, runs_of(plan)[0])
+    plan = msgspec.structs.replace(plan, training=msgspec.structs.replace(plan.training, most_weight=100))
+    run = runs_of(plan)[0]
+    federation.finished(federation.run(plan))
+    server, _ = simulated(plan, run)
+    found = server_state(federation, run.id)
+    for key, value in server.items():
+        assert found[key].double().allclose(value.double(), atol=1e-6), key
+    assert not all(found[key].double().allclose(value.double(), atol=1e-4) for key, value in unbounded.items())

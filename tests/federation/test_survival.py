@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import os
 import signal
-import sqlite3
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 import pytest
-from torch import Tensor, stack
+from torch import Tensor
 
-from freehold.errors import StoreError
+from freehold.errors import StoreError, Unreachable
 from freehold.node import credentials
 from freehold.plan import Plan, runs_of
 from freehold.wire.admin import Results, TokenMade, TokenRequest
+from freehold.wire.client import Connection, trusting
+from freehold.wire.link import blind
+from freehold.wire.routes import CA
 from tests.federation.forwarder import Forwarder
 from tests.federation.harness import Federation, heart_plan
-from tests.federation.states import personal_state, server_state
+from tests.federation.states import in_step, personal_state, server_state
 
 NODES = ["cleveland", "hungary", "switzerland"]
 ROUNDS = 4
@@ -63,10 +65,7 @@ def ended(federation: Federation, plan: Plan) -> tuple[Results, dict[int, list[s
     """The study ends; nothing is pending in any vault, and SCAFFOLD's control variates are in step."""
     run = runs_of(plan)[0].id
     results = federation.finished(federation.run(plan))
-    federation.until(lambda: not any(pending(federation, node, run) for node in NODES))
-    state, own = server_state(federation, run), [personal_state(federation, node, run) for node in NODES]
-    for key in own[0]:
-        assert stack([personal[key] for personal in own]).mean(0).allclose(state[f"control/{key}"], atol=1e-6)
+    in_step(federation, run, NODES)
     return results, {r.round: r.heard for r in results.rounds if r.round < ROUNDS}
 
 
@@ -78,34 +77,12 @@ def as_undisturbed(federation: Federation, plan: Plan, undisturbed: dict[str, Te
     assert all(state[key].equal(value) for key, value in undisturbed.items())
 
 
-def pending(federation: Federation, node: str, run: str) -> int:
-    with sqlite3.connect(f"file:{federation.folder / node / 'vault' / 'vault.sqlite'}?mode=ro", uri=True) as vault:
-        query = "select count(*) from personal where run = ? and phase = 'pending'"
-        found = vault.execute(query, (run,)).fetchone()[0]
-    vault.close()
-    return int(found)
-
-
 def restart(federation: Federation, node: str, failpoints: str = "") -> None:
     federation.nodes[node].stop()
     federation.start_node(node, failpoints)
 
 
 # Stragglers.
-
-
-def test_a_frozen_trainer_is_not_waited_for(federation: Behind, tmp_path: Path) -> None:
-    held = tmp_path / "held"
-    restart(federation, "hungary", f"trainer.answering=hold:{held}@3")  # it opened the study, and trained once
-    plan = plan_named("frozen-trainer", quorum=2, deadline_s=4.0)
-    federation.run(plan)
-    federation.until(held.exists)
-    federation.coordinator.wait_for("round.closed", round=1, heard=2)
-    held.unlink()
-    federation.nodes["hungary"].wait_for("coordinator.refused", code=407)
-    _, heard = ended(federation, plan)
-    assert heard[1] == ["cleveland", "switzerland"]
-    restart(federation, "hungary")
 
 
 def test_a_frozen_node_is_not_waited_for(federation: Behind) -> None:
@@ -247,6 +224,21 @@ def test_clocks_that_are_ten_minutes_apart(tmp_path: Path, fork: Path, ahead_s: 
     try:
         plan = heart_plan("fedavg", name="clocks", rounds=2, nodes=2)
         assert len(federation.finished(federation.run(plan)).rounds) == 3
+    finally:
+        federation.stop()
+
+
+def test_clocks_that_are_hours_apart_are_said_to_be(tmp_path: Path, fork: Path) -> None:
+    """Certificates begin 15 minutes before they are made, and no earlier."""
+    federation = Federation(tmp_path, [], fork=fork, settings={"clock_ahead_s": 7200.0})
+    federation.start_coordinator()
+    try:
+        asking = Connection(federation.url, blind)
+        roots = asking.get(CA.path).decode("ascii")
+        asking.close()
+        with pytest.raises(Unreachable, match="not yet valid") as raised:
+            Connection(federation.url, trusting(roots)).get(CA.path)
+        assert "clock" in raised.value.hint
     finally:
         federation.stop()
 

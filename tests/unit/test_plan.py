@@ -121,6 +121,11 @@ def test_a_missing_field_is_named() -> None:
     assert "training.rounds is missing" in refusal(changed("rounds = 20", "")).message
 
 
+def test_a_plan_that_sets_nothing_new_keeps_its_digest() -> None:
+    """Studies under way, signatures and approvals name plans by it."""
+    assert digest(parse(SMALL)) == "sha256:95e0e746225beba3a4065c12abc857110615a6a5ad9fa78b36e33ccabe3e7908"
+
+
 @pytest.mark.parametrize("number", ["nan", "inf", "-inf"])
 def test_a_number_that_is_none_is_refused(number: str) -> None:
     assert "algorithm.hyperparameters.lr" in refusal(changed("lr = 0.05", f"lr = {number}")).message
@@ -170,6 +175,8 @@ def test_what_is_out_of_range_or_contradicts_itself_is_refused(addition: str, pa
         ('name = "heart"', 'name = "heart"\ndigest = "md5:1"', "task.digest"),
         ("rounds = 20", "rounds = 0", "training.rounds"),
         ("rounds = 20", "rounds = 20\nseed = -1", "training.seed"),
+        ("rounds = 20", "rounds = 20\nmost_weight = 0", "training.most_weight"),
+        ("rounds = 20", 'rounds = 20\nmost_weight = 5\nweighting = "uniform"', "training.most_weight"),
         ('name = "ditto"', 'name = "dit to"', "algorithm"),
     ],
 )
@@ -225,7 +232,7 @@ privacies = st.one_of(
     st.builds(Privacy, unit=st.just("record"), max_norm=positive, noise_multiplier=positive, expected_batch=positive),
 )
 trainings = st.builds(
-    lambda work, **rest: Training(**rest, **work),
+    lambda work, most, **rest: Training(**rest, **work, most_weight=None if rest["weighting"] == "uniform" else most),
     work=works,
     rounds=counts,
     batch_size=counts,
@@ -233,6 +240,7 @@ trainings = st.builds(
     weighting=st.sampled_from([None, "examples", "uniform"]),
     continuing=st.booleans(),
     last_batch=st.sampled_from(["even", "short"]),
+    most=st.none() | counts,
 )
 companions = st.builds(Companion, name=names, hyperparameters=tables, tensors=st.lists(tensors, max_size=2).map(tuple))
 options = st.sampled_from([{}, {"clients": 3, "partition": "iid"}, {"schema": "format = 1"}])

@@ -76,14 +76,14 @@ def start(
 
 @node.command()
 def status(name: NodeName = None, state: NodeState = None, as_json: AsJson = False) -> None:
-    """Say what the node on this machine is doing. Exit code 0: connected; 1: not running or not connected."""
+    """Say what the node on this machine is doing. Exit code 0: connected, or resting by its owner's rules; 1: neither."""
     folder = _state(name, state)
     told = _live(folder) or _resting(folder)
     if as_json:
         sys.stdout.write(json.dumps(told, indent=1) + "\n")
     else:
         _show(told)
-    if told["state"] != "connected":
+    if told["state"] not in ("connected", "resting"):
         raise typer.Exit(1)
 
 
@@ -158,6 +158,7 @@ def _resting(folder: Path) -> dict[str, Any]:
     from freehold.node import credentials
     from freehold.node.leave import only_one
     from freehold.node.page import studies_of
+    from freehold.node.rest import rest_now
 
     if not folder.is_dir():
         raise NotJoined(f"There is no node in {folder}.", hint="`freehold node start` makes one.")
@@ -171,12 +172,14 @@ def _resting(folder: Path) -> dict[str, Any]:
             running = False
     except UsageError:
         running = True
+    rest = rest_now(folder / "node.toml", time.time()) if running else None
     return {
         "node": found.membership.node if found else folder.name.removeprefix("node-"),
         "federation": found.membership.federation if found else None,
         "coordinator": found.membership.url if found else "",
         "state": "running, without a page" if running else "not running",
         "certificate": {"not_before": found.not_before, "not_after": found.not_after} if found else None,
+        "rest": {"why": rest.why, "until": rest.until} if rest else None,
         "last_error": "",
         "studies": studies_of(folder),
     }
@@ -184,6 +187,7 @@ def _resting(folder: Path) -> dict[str, Any]:
 
 def _show(told: dict[str, Any]) -> None:
     from freehold.cli.console import output, visible
+    from freehold.node.page import resting
 
     console = output()
     console.print(f"{visible(told['node'])}: {told['state']}", style="bold")
@@ -194,6 +198,7 @@ def _show(told: dict[str, Any]) -> None:
         "certificate": f"until {_time(until)}" if until else "none",
         "rounds": told.get("rounds"),
         "sent": f"{told['sent_bytes']} bytes" if "sent_bytes" in told else None,
+        "rest": resting(told["rest"]) if told.get("rest") else None,
         "last error": told["last_error"] or None,
     }
     for label, value in facts.items():

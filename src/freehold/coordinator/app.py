@@ -110,14 +110,21 @@ class App:
     async def _work(self, request: web.Request) -> web.StreamResponse:
         node = self._node(request)
         message = await read_message(request, WorkRequest, pace=self._ingest.pace)
-        return reply(await self._next(node, message.datasets, message.pending, message.wait_s))
+        return reply(await self._next(node, message.datasets, message.pending, message.wait_s, working=message.working))
 
     async def _next(
-        self, node: Identity, datasets: list[str] | None, pending: list[Pending], wait_s: float, *, received: bool = False
+        self,
+        node: Identity,
+        datasets: list[str] | None,
+        pending: list[Pending],
+        wait_s: float,
+        *,
+        working: Pending | None = None,
+        received: bool = False,
     ) -> WorkReply:
         if await self._presence.heard(node.name, datasets):
             await self._studies.advance()
-        settled, work = await self._studies.work(node.name, pending, min(wait_s, self._poll_s))
+        settled, work = await self._studies.work(node.name, pending, min(wait_s, self._poll_s), working)
         return WorkReply(settled=settled, work=work, received=received)
 
     async def _blob(self, request: web.Request) -> web.StreamResponse:

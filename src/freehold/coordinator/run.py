@@ -122,8 +122,9 @@ class OpenRun:
 def check(body: bytes | int, run: OpenRun, total: FixedPointSum, weight: float) -> Entries:
     """What is in a contribution, or behind a descriptor, that may be added to the run's sum.
 
-    Raises SpecMismatch or TensorsMalformed.
+    Raises SpecMismatch, WeightRefused or TensorsMalformed.
     """
+    run.plan.training.check_weight(weight)
     if run.plan.training.weighting == "uniform" and weight != 1.0:
         raise TensorsMalformed(f"A contribution has the weight {weight}.", hint="The plan weighs all nodes alike, with 1.")
     if isinstance(body, bytes):

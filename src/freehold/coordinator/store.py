@@ -170,10 +170,11 @@ class Store:
     # Blobs.
 
     async def put(self, body: bytes | Pieces | Path, *, name: str, point: str, sha256: str = "") -> Put:
-        """As `put_file`; what touches the disk or the network does so in a thread."""
-        if not isinstance(body, Path) and _length(body) <= INLINE_BYTES:
-            return self.put_file(body, name=name, point=point)
-        return await self._threaded(lambda: self.put_file(body, name=name, point=point, sha256=sha256))
+        """As `put_file`; what touches the disk or the network does so in a thread. Raises StoreError."""
+        with explained():
+            if not isinstance(body, Path) and _length(body) <= INLINE_BYTES:
+                return self.put_file(body, name=name, point=point)
+            return await self._threaded(lambda: self.put_file(body, name=name, point=point, sha256=sha256))
 
     def put_file(self, body: bytes | Pieces | Path, *, name: str, point: str, sha256: str = "") -> Put:
         """Make a body safe before its row is written.

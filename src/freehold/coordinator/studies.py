@@ -181,15 +181,20 @@ class Studies:
 
     # Nodes.
 
-    async def work(self, node: str, pending: Sequence[Pending], wait_s: float) -> tuple[list[Settled], Work | None]:
-        """What became of pending rounds, and the next piece of work; waits up to `wait_s` seconds for either."""
+    async def work(
+        self, node: str, pending: Sequence[Pending], wait_s: float, working: Pending | None = None
+    ) -> tuple[list[Settled], Work | None]:
+        """What became of pending rounds, and the next piece of work; waits up to `wait_s` seconds for either.
+
+        `working`: what the node is still busy with, which comes first.
+        """
         woken = asyncio.Event()
         self._waiting[node].add(woken)
         try:
             deadline = asyncio.get_running_loop().time() + wait_s
             while True:
                 woken.clear()
-                settled, work = self._settled(node, pending), self._next(node)
+                settled, work = self._settled(node, pending), self._next(node, working)
                 left = deadline - asyncio.get_running_loop().time()
                 if settled or work is not None or left <= 0 or self._closing:
                     return settled, work
@@ -211,17 +216,22 @@ class Studies:
             settled += [Settled(run=r, round=i, counted=counted) for (r, i), counted in found.items() if counted is not None]
         return settled
 
-    def _next(self, node: str) -> Work | None:
+    def _next(self, node: str, working: Pending | None) -> Work | None:
         """The work of the study that this node was least often asked for; in it, the run that came first."""
         ready = [run for run in self._runs.values() if run.awaits(node)]
         if not ready:
             return None
         served = self._served[node]
         run = min(ready, key=lambda r: (served[r.study], r.round, r.run.number))
-        served[run.study] += 1
+        same = [r for r in ready if working is not None and (r.id, r.round) == (working.run, working.round)]
+        if same:
+            run = same[0]
+        else:
+            served[run.study] += 1
         assert run.shared is not None
+        left_s = max(run.deadline - self._clock(), 0.0)
         if run.state == "measuring":
-            return Measure(run=run.id, round=run.round, plan=run.plan_blob, shared=run.shared)
+            return Measure(run=run.id, round=run.round, plan=run.plan_blob, shared=run.shared, left_s=left_s)
         return Train(
             run=run.id,
             round=run.round,
@@ -229,7 +239,7 @@ class Studies:
             population=run.population,
             plan=run.plan_blob,
             shared=run.shared,
-            deadline=run.deadline,
+            left_s=left_s,
         )
 
     def expects(self, node: str, run: str, round: int) -> OpenRun:
@@ -256,7 +266,7 @@ class Studies:
     async def contribute(self, node: str, run: str, round: int, *, weight: float, sha256: str, body: bytes | Path) -> None:
         """Take a contribution: when this returns, it is in the store and will be counted, once.
 
-        Raises UnknownRun, Late, Conflict, SpecMismatch, TensorsMalformed or StoreError.
+        Raises UnknownRun, Late, Conflict, SpecMismatch, WeightRefused, TensorsMalformed or StoreError.
         """
         # A file will be moved, or sent to the bucket; its descriptor goes on to show what was checked.
         shown = body if isinstance(body, bytes) else os.open(body, os.O_RDONLY | os.O_CLOEXEC)

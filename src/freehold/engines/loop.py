@@ -21,12 +21,22 @@ class LoopEngine:
     """Runs a cohort one client after the other; the reference that other engines are held against."""
 
     def __init__(
-        self, algorithm: Algorithm, feed: Feed, work: Work, *, adaptation: Work | None = None, weighting: Weighting | None = None
+        self,
+        algorithm: Algorithm,
+        feed: Feed,
+        work: Work,
+        *,
+        adaptation: Work | None = None,
+        weighting: Weighting | None = None,
+        most_weight: int | None = None,
     ) -> None:
-        """`adaptation` is the work of `adapt`, by default that of a round; `weighting` overrides the algorithm's own."""
+        """`adaptation` is the work of `adapt`, by default that of a round; `weighting` overrides the algorithm's own.
+
+        Weights above `most_weight` are cut to it.
+        """
         self.algorithm, self.feed, self.work = algorithm, feed, work
         self.adaptation = adaptation or work
-        self.weighting = weighting or algorithm.weighting
+        self.weighting, self.most_weight = weighting or algorithm.weighting, most_weight
         self.store = PersonalStore(algorithm.enroll)
 
     def collect(self, round: Round, shared: Tree, cohort: Sequence[str]) -> Tally:
@@ -47,7 +57,10 @@ class LoopEngine:
 
     def weight(self, client: str) -> float:
         """What a client's contribution counts with."""
-        return float(self.feed.size(client)) if self.weighting == "examples" else 1.0
+        if self.weighting == "uniform":
+            return 1.0
+        examples = self.feed.size(client)
+        return float(examples if self.most_weight is None else min(examples, self.most_weight))
 
     def adapted(self, shared: Tree, client: str) -> Tree:
         """The client's personal state, adapted to predict with."""

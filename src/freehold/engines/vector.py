@@ -42,10 +42,11 @@ class VectorEngine(LoopEngine):
         *,
         adaptation: Work | None = None,
         weighting: Weighting | None = None,
+        most_weight: int | None = None,
         chunk: int = 64,
     ) -> None:
         """As `LoopEngine`; memory grows with `chunk` times the model."""
-        super().__init__(algorithm, feed, work, adaptation=adaptation, weighting=weighting)
+        super().__init__(algorithm, feed, work, adaptation=adaptation, weighting=weighting, most_weight=most_weight)
         self.chunk = chunk
         self._padding_checked = False
 

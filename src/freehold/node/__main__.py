@@ -19,6 +19,7 @@ from freehold.errors import FreeholdError, NotJoined, UsageError
 from freehold.node import credentials
 from freehold.node.join import read_token
 from freehold.node.leave import only_one
+from freehold.node.rest import Rules, rules_of
 from freehold.node.service import Service, Settings, Stopped, stop_when_told
 from freehold.settings import Setting, read_settings, state_home
 from freehold.wire.messages import NAME_PATTERN
@@ -34,6 +35,8 @@ KEYS: Mapping[str, type] = {
     "join_file": str,
     "federation": str,
     "data": dict,
+    "hours": str,
+    "metered": str,
     "log": str,
 }
 """What the settings file may say; docs/reference/settings.md explains each."""
@@ -51,6 +54,7 @@ class Options:
     federation: str | None
     data: Mapping[str, Path]
     log: str
+    rules: Rules
 
 
 def parser() -> argparse.ArgumentParser:
@@ -92,6 +96,7 @@ def options_of(arguments: Sequence[str], environ: Mapping[str, str]) -> Options:
         federation=given.federation or _text(said, "federation") or None,
         data=data,
         log=given.log or _text(said, "log"),
+        rules=rules_of(_text(said, "hours"), _text(said, "metered")),
     )
 
 
@@ -137,7 +142,13 @@ def _settings(options: Options, stack: ExitStack) -> tuple[Own | None, Settings]
         url, token = own.url, None if joined else own.token(options.name)
         data = data or alone.sample_data(options.state / "sample")
     settings = Settings(
-        name=options.name, state=options.state, datasets=data, coordinator=url, token=token, federation=options.federation
+        name=options.name,
+        state=options.state,
+        datasets=data,
+        coordinator=url,
+        token=token,
+        federation=options.federation,
+        rules=options.rules,
     )
     return own, settings
 
@@ -161,6 +172,7 @@ def facts(options: Options, service: Service) -> dict[str, Any]:
         "federation": None,
         "coordinator": service.settings.coordinator,
         "state": "joining" if agent is None else agent.status.state,
+        "rest": None,
         "since": 0.0 if agent is None else agent.status.since,
         "rounds": 0 if agent is None else agent.status.rounds,
         "sent_bytes": 0 if agent is None else agent.status.sent_bytes,
@@ -169,6 +181,10 @@ def facts(options: Options, service: Service) -> dict[str, Any]:
         "datasets": {name: str(path) for name, path in service.settings.datasets.items()},
         "certificate": None,
     }
+    if agent is not None and agent.status.rest is not None:
+        told["rest"] = {"why": agent.status.rest.why, "until": agent.status.rest.until}
+        if told["state"] == "connected":
+            told["state"] = "resting"
     try:
         found = credentials.load(options.state)
     except FreeholdError:

@@ -20,16 +20,19 @@ from freehold.errors import FreeholdError, NodeError, PeerGone, StoreError, Unre
 from freehold.events import Event, Listener, silent
 from freehold.failpoints import failpoint
 from freehold.node.errands import (
+    Busy,
     FromGuard,
     Hello,
     MeasureErrand,
     Outgoing,
     OutgoingMeasures,
     PendingRounds,
+    Quit,
     Refused,
     Settle,
     TrainErrand,
 )
+from freehold.node.rest import Rest, Rules
 from freehold.wire.client import Connection, retry
 from freehold.wire.local import Memory, Pieces, close, sealed
 from freehold.wire.messages import MOST_PENDING, Blob, Declined, Measure, Measures, Pending, Train, Work, WorkReply, WorkRequest
@@ -57,6 +60,10 @@ ERRAND_LIMIT_S = 7200.0
 MOST_PAUSE_S = 60.0
 """Between two attempts of a node that the coordinator refuses: somebody has to do something first."""
 
+LOOK_S = 60.0
+"""Between two looks of a resting node at its owner's rules; the coordinator hears of it every REST_POLL_S."""
+REST_POLL_S = 900.0
+
 IDLE_S = 300.0
 """A guard that had nothing to do for so long is ended."""
 
@@ -73,6 +80,8 @@ class Status:
     sent_bytes: int = 0
     received_bytes: int = 0
     last_error: str = ""
+    rest: Rest | None = None
+    """Why it rests; None while it works."""
 
 
 class Agent:
@@ -89,7 +98,10 @@ class Agent:
         tell: Listener = silent,
         spawn: Spawn = spawn,
         sleep: Callable[[float], object] = time.sleep,
+        rules: Rules | None = None,
+        clock: Callable[[], float] = time.time,
     ) -> None:
+        """`clock` is the Unix time by which `rules` have the node work or rest."""
         self._connection, self._tell = connection, tell
         self._hello = Hello(node=node, state=str(state), datasets={k: str(v) for k, v in datasets.items()})
         self._guard = Child(GUARD, FromGuard, spawn=spawn, opening=self._greet)
@@ -98,6 +110,9 @@ class Agent:
         self._busy = time.monotonic()
         self._sleep = sleep
         self._refusals = 0
+        self._heard = 0.0  # when the last answer came, on the monotonic clock
+        self._rules, self._clock = rules or Rules(), clock
+        self._withdrawn = False  # whether the coordinator knows that this node rests
         self.status = Status(node=node, coordinator=url)
 
     def run(self) -> None:
@@ -107,17 +122,51 @@ class Agent:
         try:
             while True:
                 if reply is None:
+                    self._rest()
                     reply = self._ask(self._poll)
                 reply = self._follow(reply)
         finally:
             self._connection.close()
             self._guard.end()
 
-    def _poll(self) -> WorkReply:
+    def _poll(self, working: Pending | None = None) -> WorkReply:
         # The first answer after a connection was lost comes at once, so that the node knows that it is back.
-        wait_s = POLL_S if self.status.state == "connected" else 0.0
-        request = WorkRequest(wait_s=wait_s, datasets=sorted(self._hello.datasets), pending=self._pending[:MOST_PENDING])
-        return self._connection.post(WORK.path, request, WorkReply, wait_s=wait_s)
+        self._look()
+        wait_s = self._wait_s() if self.status.state == "connected" and working is None else 0.0
+        pending = self._pending[:MOST_PENDING]
+        request = WorkRequest(wait_s=wait_s, datasets=self._offers(), pending=pending, working=working)
+        rests = self.status.rest is not None
+        reply = self._connection.post(WORK.path, request, WorkReply, wait_s=wait_s)
+        self._withdrawn = rests
+        return reply
+
+    # Rest. A resting node offers nothing, so it is in no new cohort, and declines what it was asked for before.
+
+    def _look(self) -> Rest | None:
+        """Why the node rests now; None if it works."""
+        found = self._rules.rest(self._clock())
+        before, self.status.rest = self.status.rest, found
+        if found is not None and (before is None or before.kind != found.kind):
+            self._tell(Event("node.rests", {"why": found.why, "until": found.until or 0.0}))
+        elif found is None and before is not None:
+            self._tell(Event("node.works", {}))
+        return found
+
+    def _offers(self) -> list[str]:
+        return [] if self._look() is not None else sorted(self._hello.datasets)
+
+    def _wait_s(self) -> float:
+        return 0.0 if self.status.rest is not None else POLL_S
+
+    def _rest(self) -> None:
+        """While the node rests and the coordinator knows it: look at the rules, and use no network until the next poll is due."""
+        rested_s = 0.0
+        while (rest := self._look()) is not None and self._withdrawn and rested_s < REST_POLL_S:
+            self._guard.end()
+            left_s = LOOK_S if rest.until is None else rest.until - self._clock()
+            pause_s = min(max(left_s, 0.0), LOOK_S)
+            self._sleep(pause_s)
+            rested_s += max(pause_s, 1.0)
 
     def _ask(self, attempt: Callable[[], WorkReply]) -> WorkReply | None:
         """Ask until the coordinator answers; None when it refuses, which is told."""
@@ -130,7 +179,7 @@ class Agent:
                 if before != "unreachable":
                     self._tell(Event("coordinator.unreachable", {"url": self.status.coordinator}))
                 raise
-            self._refusals = 0
+            self._refusals, self._heard = 0, time.monotonic()
             before, self.status.state = self.status.state, "connected"
             if before != "connected":
                 self._tell(Event("coordinator.connected", {"url": self.status.coordinator}))
@@ -165,16 +214,22 @@ class Agent:
         return self._work(reply.work)
 
     def _work(self, work: Work) -> WorkReply | None:
+        if (rest := self._look()) is not None:
+            error = rest.error()
+            return self._decline(work, Refused(code=error.code, message=error.message))
         fds: list[int] = []
         out: list[int] = []
         try:
             fds += [self._plan(work.plan), self._fetch(work.shared)]
-            errand: TrainErrand | MeasureErrand
-            if isinstance(work, Train):
-                errand = TrainErrand(run=work.run, round=work.round, cohort=work.cohort, population=work.population)
-            else:
-                errand = MeasureErrand(run=work.run, round=work.round)
-            found, out = self._errand(errand, fds)
+            found, out = self._errand(self._errand_of(work), fds)
+            while isinstance(found, Busy):
+                # Whether the coordinator still waits, it alone knows: a round that is short of answers is prolonged.
+                reply = self._ask(lambda: self._poll(Pending(run=work.run, round=work.round)))
+                if reply is None or reply.work is None or (reply.work.run, reply.work.round) != (work.run, work.round):
+                    self._errand(Quit())
+                    self._tell(Event("work.given_up", {"run": work.run, "round": work.round}))
+                    return reply
+                found, out = self._errand(self._errand_of(reply.work), fds)
             return self._answer(work, found, out)
         except Unreachable:
             return None  # asked for again once the coordinator is back
@@ -191,6 +246,12 @@ class Agent:
         finally:
             close([*fds, *out])
 
+    def _errand_of(self, work: Work) -> TrainErrand | MeasureErrand:
+        left_s = max(work.left_s - (time.monotonic() - self._heard), 0.0)
+        if isinstance(work, Measure):
+            return MeasureErrand(run=work.run, round=work.round, left_s=left_s)
+        return TrainErrand(run=work.run, round=work.round, cohort=work.cohort, population=work.population, left_s=left_s)
+
     def _answer(self, work: Work, found: Any, out: list[int]) -> WorkReply | None:
         if isinstance(found, Refused):
             self.status.last_error = f"{found.message} {found.hint}"
@@ -204,11 +265,12 @@ class Agent:
         raise NodeError("The guard answered another question.", hint="This is a defect; please report it.")
 
     def _contribute(self, work: Train, found: Outgoing, fd: int) -> WorkReply:
-        wait_s = POLL_S if found.length <= SMALL_BYTES else 0.0
+        datasets = self._offers()
+        wait_s = self._wait_s() if found.length <= SMALL_BYTES else 0.0
         headers = {
             WEIGHT_HEADER: repr(found.weight),
             WAIT_HEADER: repr(wait_s),
-            DATASETS_HEADER: ",".join(sorted(self._hello.datasets)),
+            DATASETS_HEADER: ",".join(datasets),
             PENDING_HEADER: ",".join(f"{p.run}:{p.round}" for p in self._pending[-MOST_PENDING:]),
         }
         path = CONTRIBUTE.at(run=work.run, round=work.round)
@@ -224,29 +286,31 @@ class Agent:
         return reply
 
     def _send_measures(self, work: Measure, found: OutgoingMeasures) -> WorkReply:
+        datasets, wait_s = self._offers(), self._wait_s()
         message = Measures(
             run=work.run,
             round=work.round,
             splits=found.splits,  # type: ignore[arg-type]
             alone=found.alone,  # type: ignore[arg-type]
             served=found.served,  # type: ignore[arg-type]
-            wait_s=POLL_S,
-            datasets=sorted(self._hello.datasets),
+            wait_s=wait_s,
+            datasets=datasets,
             pending=self._pending[:MOST_PENDING],
         )
-        return self._connection.post(MEASURES.path, message, WorkReply, wait_s=POLL_S)
+        return self._connection.post(MEASURES.path, message, WorkReply, wait_s=wait_s)
 
     def _decline(self, work: Work, refused: Refused) -> WorkReply | None:
+        datasets, wait_s = self._offers(), self._wait_s()
         message = Declined(
             run=work.run,
             round=work.round,
             code=refused.code,
             message=refused.message[:2000],
-            wait_s=POLL_S,
-            datasets=sorted(self._hello.datasets),
+            wait_s=wait_s,
+            datasets=datasets,
             pending=self._pending[:MOST_PENDING],
         )
-        return self._ask(lambda: self._connection.post(DECLINED.path, message, WorkReply, wait_s=POLL_S))
+        return self._ask(lambda: self._connection.post(DECLINED.path, message, WorkReply, wait_s=wait_s))
 
     def _plan(self, blob: Blob) -> int:
         """The plan in sealed memory; plans are kept, by content, since each piece of work names one."""

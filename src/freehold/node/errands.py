@@ -34,6 +34,8 @@ class TrainErrand(Errand, frozen=True, kw_only=True, tag="train"):
     round: int
     cohort: int
     population: int
+    left_s: float
+    """How long to wait for the trainer before `Busy` is answered; the same errand then goes on waiting."""
 
 
 class MeasureErrand(Errand, frozen=True, kw_only=True, tag="measure"):
@@ -41,6 +43,11 @@ class MeasureErrand(Errand, frozen=True, kw_only=True, tag="measure"):
 
     run: str
     round: int
+    left_s: float
+
+
+class Quit(Errand, frozen=True, kw_only=True, tag="quit"):
+    """Give up what a trainer is still busy with."""
 
 
 class Forget(Errand, frozen=True, kw_only=True, tag="forget"):
@@ -69,6 +76,10 @@ class OutgoingMeasures(Errand, frozen=True, kw_only=True, tag="measures"):
     served: str = ""
 
 
+class Busy(Errand, frozen=True, kw_only=True, tag="busy"):
+    """The trainer has not answered in the time that was left, and works on."""
+
+
 class Refused(Errand, frozen=True, kw_only=True, tag="refused"):
     """The guard or the trainer would not, or could not; nothing leaves but this."""
 
@@ -83,5 +94,5 @@ class Erased(Errand, frozen=True, kw_only=True, tag="erased"):
     states: int
 
 
-ToGuard = Hello | Settle | TrainErrand | MeasureErrand | Forget
-FromGuard = PendingRounds | Outgoing | OutgoingMeasures | Refused | Erased
+ToGuard = Hello | Settle | TrainErrand | MeasureErrand | Quit | Forget
+FromGuard = PendingRounds | Outgoing | OutgoingMeasures | Busy | Refused | Erased

@@ -12,13 +12,14 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
 from freehold.errors import DataUnfit, FreeholdError, NodeError, PeerGone, TrainerFailed
 from freehold.failpoints import failpoint
 from freehold.node.errands import (
+    Busy,
     Erased,
     Forget,
     FromGuard,
@@ -27,6 +28,7 @@ from freehold.node.errands import (
     Outgoing,
     OutgoingMeasures,
     PendingRounds,
+    Quit,
     Refused,
     Settle,
     ToGuard,
@@ -41,8 +43,20 @@ from freehold.wire.process import Child, Spawn, spawn
 
 TRAINER = "freehold.node.trainer"
 TRAINING_LIMIT_S = 3600.0
+"""For one piece of work in all, however often its round is prolonged; and for reading the data."""
+
+SHORTEST_S = 0.05
+"""Waited for at least, where nothing is left: what is there already is taken."""
+
 IDLE_LIMIT_S = 600.0
 """A trainer that had nothing to do for so long is ended; it costs two seconds to start another."""
+
+
+class _Busy(NamedTuple):
+    run: str
+    round: int
+    since: float
+    """On the monotonic clock."""
 
 
 class _Study:
@@ -52,6 +66,14 @@ class _Study:
         self.plan, self.text, self.trainer = plan, text, trainer
         self.runs = {run.id: run for run in runs_of(plan)}
         self.used = time.monotonic()
+        self.busy: _Busy | None = None
+        """What the trainer still works on, past the time that was left for it."""
+
+    def quit(self) -> None:
+        """End a trainer that is busy."""
+        if self.busy is not None:
+            self.trainer.end()
+            self.busy = None
 
 
 class Guard:
@@ -68,6 +90,10 @@ class Guard:
             for settled in errand.settled:
                 self._vault.settle(settled)
             return PendingRounds(pending=self._vault.pending()), []
+        if isinstance(errand, Quit):
+            for each in self._studies.values():
+                each.quit()
+            return PendingRounds(pending=self._vault.pending()), []
         if isinstance(errand, Forget):
             return Erased(states=self._vault.erase()), []
         if isinstance(errand, Hello):
@@ -83,12 +109,16 @@ class Guard:
         personal = self._vault.committed(run.id)
         job = TrainJob(number=run.number, round=errand.round, cohort=errand.cohort, population=errand.population)
         try:
-            reply, got = self._ask(study, job, [shared] if personal is None else [shared, personal])
+            found = self._ask(study, job, [shared] if personal is None else [shared, personal], errand)
         finally:
             close([] if personal is None else [personal])
+        if found is None:
+            return Busy(), []
+        reply, got = found
         try:
             if not isinstance(reply, Trained) or len(got) != 2 or not all(map(is_sealed, got)):
                 raise _nonsense(study)
+            study.plan.training.check_weight(reply.weight)
             with Mapped(got[0]) as view:
                 codec.check(view, run.contribution)
                 sha256, length = hashlib.sha256(view).hexdigest(), len(view)
@@ -102,12 +132,14 @@ class Guard:
 
     def _measure(self, study: _Study, run: Run, errand: MeasureErrand, shared: int) -> tuple[FromGuard, list[int]]:
         personal = self._vault.committed(run.id)
+        job = MeasureJob(number=run.number, round=errand.round)
         try:
-            reply, got = self._ask(
-                study, MeasureJob(number=run.number, round=errand.round), [shared] if personal is None else [shared, personal]
-            )
+            found = self._ask(study, job, [shared] if personal is None else [shared, personal], errand)
         finally:
             close([] if personal is None else [personal])
+        if found is None:
+            return Busy(), []
+        reply, got = found
         close(got)
         if not isinstance(reply, MeasuredModel):
             raise _nonsense(study)
@@ -155,10 +187,23 @@ class Guard:
 
         return opening
 
-    def _ask(self, study: _Study, job: TrainJob | MeasureJob, fds: Sequence[int]) -> tuple[Any, list[int]]:
+    def _ask(
+        self, study: _Study, job: TrainJob | MeasureJob, fds: Sequence[int], errand: TrainErrand | MeasureErrand
+    ) -> tuple[Any, list[int]] | None:
+        """The trainer's answer; None if it is still busy when the time is up that is left."""
+        busy, study.busy = study.busy, None
+        if busy is not None and (busy.run, busy.round) != (errand.run, errand.round):
+            study.trainer.end()
+            busy = None
+        since = time.monotonic() if busy is None else busy.since
+        limit_s = max(min(errand.left_s, since + TRAINING_LIMIT_S - time.monotonic()), SHORTEST_S)
         try:
-            reply, got = study.trainer.ask(job, fds, timeout_s=TRAINING_LIMIT_S)
+            reply, got = _answer(study.trainer, job, fds, limit_s, goes_on=busy is not None)
         except (PeerGone, TimeoutError, msgspec.MsgspecError) as error:
+            if isinstance(error, TimeoutError) and time.monotonic() - since < TRAINING_LIMIT_S:
+                study.busy, study.used = _Busy(errand.run, errand.round, since), time.monotonic()
+                return None
+            study.trainer.end()
             raise TrainerFailed(
                 f"The trainer of {study.plan.name} died, stalled or answered nonsense ({type(error).__name__}).",
                 hint="Most often there was not enough memory. The personal state is as it was.",
@@ -185,13 +230,22 @@ class Guard:
     def rest(self) -> None:
         """End the trainers that had nothing to do for long."""
         for study in self._studies.values():
-            if time.monotonic() - study.used > IDLE_LIMIT_S:
+            if study.busy is None and time.monotonic() - study.used > IDLE_LIMIT_S:
                 study.trainer.end()
 
     def end(self) -> None:
         """End all trainers."""
         for study in self._studies.values():
             study.trainer.end()
+
+
+def _answer(
+    trainer: Child, job: TrainJob | MeasureJob, fds: Sequence[int], limit_s: float, *, goes_on: bool
+) -> tuple[Any, list[int]]:
+    if goes_on:
+        with contextlib.suppress(PeerGone):  # it died: asked anew, as at any other time
+            return trainer.await_answer(timeout_s=limit_s)
+    return trainer.ask(job, fds, timeout_s=limit_s, patient=True)
 
 
 def _nonsense(study: _Study) -> TrainerFailed:

@@ -33,7 +33,7 @@ h1{font-size:1.6rem;margin:0 0 .25rem}h2{font-size:1.1rem;margin:2rem 0 .5rem}p{
 table{border-collapse:collapse;width:100%}th,td{text-align:left;padding:.35rem .6rem .35rem 0;border-bottom:1px solid var(--line)}
 th{font-weight:600;color:var(--soft);font-size:.9rem}td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}
 ul{margin:.25rem 0;padding-left:1.2rem}code{overflow-wrap:anywhere}
-.error{border-left:3px solid var(--bad);padding:.3rem .8rem;background:var(--card)}
+.error,.rest{border-left:3px solid var(--bad);padding:.3rem .8rem;background:var(--card)}.rest{border-color:var(--soft)}
 """
 
 
@@ -96,7 +96,7 @@ class Page:
             return 200, "text/plain; charset=utf-8", b"ok\n"
         told = self.told()
         if path == "/readyz":
-            ready = told["state"] == "connected"
+            ready = told["state"] in ("connected", "resting")
             return (
                 (200, "text/plain; charset=utf-8", b"ok\n") if ready else (503, "text/plain; charset=utf-8", b"not connected\n")
             )
@@ -187,6 +187,7 @@ def html(told: Mapping[str, Any]) -> str:
     ]
     shown = "".join(f'<div class="card"><b>{escape(value)}</b>{escape(label)}</div>' for label, value in cards)
     data = "".join(f"<li>{escape(name)}: <code>{escape(path)}</code></li>" for name, path in told["datasets"].items())
+    rest = f'<p class="rest">{escape(resting(told["rest"]))}</p>' if told.get("rest") else ""
     error = f'<h2>Last error</h2><p class="error">{escape(told["last_error"])}</p>' if told["last_error"] else ""
     studies = (
         "".join(map(_study, told["studies"])) or '<p class="soft">None yet: the node waits for a study that needs its data.</p>'
@@ -197,7 +198,7 @@ def html(told: Mapping[str, Any]) -> str:
         f'<h1>{node} <span class="state {state}">{state}</span></h1>'
         f'<p class="soft">in {escape(str(told["federation"] or "no federation yet"))}, coordinator '
         f"{escape(str(told['coordinator'] or '-'))}, running since {escape(when(told['since']))}</p>"
-        f'<div class="cards">{shown}</div>{error}'
+        f'{rest}<div class="cards">{shown}</div>{error}'
         f"<h2>Data that plans may ask for</h2><ul>{data or '<li>none</li>'}</ul>"
         f'<p class="soft">It is read on this machine and never sent. What is sent are contributions: changes of parameters, '
         f"without noise unless a plan says so, and those can reveal records.</p>"
@@ -241,6 +242,12 @@ def _serves(counted: Mapping[str, int]) -> str:
 
 def _shown(figure: str, value: float) -> str:
     return f"{100 * value:.1f} %" if figure == "accuracy" else f"{value:.3g}"
+
+
+def resting(rest: Mapping[str, Any]) -> str:
+    """Why a node rests and until when, for people."""
+    until = "as long as that is so" if rest["until"] is None else f"until {when(rest['until'])}"
+    return f"It rests {until}, since {rest['why']}."
 
 
 def size(count: float) -> str:

@@ -146,6 +146,7 @@ class Program:
                 work,
                 adaptation=adaptation,
                 weighting=self.plan.training.weighting,
+                most_weight=self.plan.training.most_weight,
             )
         return self._engines[key]
 

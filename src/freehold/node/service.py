@@ -11,7 +11,7 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from freehold.node import credentials
 from freehold.node.agent import Agent
 from freehold.node.credentials import Credentials, renew_at
 from freehold.node.join import Network, join, renew
+from freehold.node.rest import Rules
 from freehold.wire.client import Connection, retry, trusting
 from freehold.wire.jointoken import JoinToken
 from freehold.wire.process import Spawn, spawn
@@ -40,6 +41,8 @@ class Settings:
     """URL; "" = the one that it joined."""
     token: JoinToken | None = None
     federation: str | None = None
+    rules: Rules = field(default_factory=Rules)
+    """When the node works and when it rests."""
 
     def __post_init__(self) -> None:
         for name, path in self.datasets.items():
@@ -50,8 +53,17 @@ class Settings:
 class Service:
     """A node."""
 
-    def __init__(self, settings: Settings, *, listener: Listener = silent, spawn: Spawn = spawn) -> None:
-        self.settings, self._tell, self._spawn = settings, listener, spawn
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        listener: Listener = silent,
+        spawn: Spawn = spawn,
+        clock: Callable[[], float] = time.time,
+        sleep: Callable[[float], object] = time.sleep,
+    ) -> None:
+        """`clock`: by which the rules have the node rest. `sleep`: how the agent waits."""
+        self.settings, self._tell, self._spawn, self._clock, self._sleep = settings, listener, spawn, clock, sleep
         self.agent: Agent | None = None
         self._stopping = threading.Event()
 
@@ -97,6 +109,9 @@ class Service:
             url=url,
             tell=self._tell,
             spawn=self._spawn,
+            sleep=self._sleep,
+            rules=self.settings.rules,
+            clock=self._clock,
         )
         renewing = threading.Thread(target=self._keep_fresh, args=(found, connection), name="renewal", daemon=True)
         renewing.start()

@@ -6,7 +6,7 @@ from typing import Literal
 
 import msgspec
 
-from freehold.errors import PlanError
+from freehold.errors import PlanError, WeightRefused
 from freehold.plan.checks import (
     FORMAT,
     check_digest,
@@ -71,7 +71,7 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     No `weighting`: the algorithm's own. `last_batch`: "even" deals the examples of a pass over its batches, whose sizes then
     differ by one at most; "short" fills every batch but the last, as most data loaders do, and a single example that is left
-    over makes a whole step.
+    over makes a whole step. `most_weight`: weights above it are cut to it; absent: a client counts with all its examples.
     """
 
     rounds: int
@@ -82,12 +82,28 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     weighting: Literal["examples", "uniform"] | None = None
     continuing: bool = False
     last_batch: Literal["even", "short"] = "even"
+    most_weight: int | None = None
 
     def __post_init__(self) -> None:
         check_least("training.rounds", self.rounds, 1)
         check_least("training.batch_size", self.batch_size, 1)
         check_range("training.seed", self.seed, 0, 2**63 - 1)
         check_work("training", self.epochs, self.steps)
+        if self.most_weight is not None:
+            check_range("training.most_weight", self.most_weight, 1, 2**53)
+            if self.weighting == "uniform":
+                raise PlanError(
+                    'training.most_weight is set, but training.weighting is "uniform": every contribution weighs 1.',
+                    hint="Leave most_weight out, or weigh by examples.",
+                )
+
+    def check_weight(self, weight: float) -> None:
+        """Raise WeightRefused for a contribution that would count with more than this plan allows."""
+        if self.most_weight is not None and not weight <= self.most_weight:
+            raise WeightRefused(
+                f"A contribution has the weight {weight}, but the plan allows at most {self.most_weight}.",
+                hint="training.most_weight bounds it; a trainer that does as the plan says cuts its weight to that.",
+            )
 
 
 class Work(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -195,7 +195,8 @@ def engine_of(name: EngineName, algorithm: Algorithm, feed: Feed, plan: Plan) ->
     """The engine of that name, with the work that the plan says."""
     work, adaptation = planned_work(plan)
     kind = VectorEngine if name == "vector" else LoopEngine
-    return kind(algorithm, feed, work, adaptation=adaptation, weighting=plan.training.weighting)
+    said = plan.training
+    return kind(algorithm, feed, work, adaptation=adaptation, weighting=said.weighting, most_weight=said.most_weight)
 
 
 def _measure_all(

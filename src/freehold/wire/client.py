@@ -246,7 +246,12 @@ class Connection:
 
     def _failure(self, error: Exception) -> FreeholdError:
         """What a failed connection means to the node."""
-        if isinstance(error, ssl.SSLCertVerificationError) and error.verify_code not in _OUT_OF_DATE:
+        if isinstance(error, ssl.SSLCertVerificationError):
+            if error.verify_code in _OUT_OF_DATE:
+                return Unreachable(
+                    f"By this machine's clock the certificate that {self.url} shows does not hold: {error.verify_message}.",
+                    hint="Set the clock, here or there: `freehold doctor` compares them. A running node tries again by itself.",
+                )
             return PinMismatch(
                 f"{self.url} shows a certificate that is not of this federation: {error.verify_message}.",
                 hint="Check the address; if it is right, tell the operator: somebody may be in between.",

@@ -28,6 +28,7 @@ RunId = Annotated[
 ]
 RoundIndex = Annotated[int, msgspec.Meta(ge=0, le=2**31)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
 Pem = Annotated[str, msgspec.Meta(max_length=65536)]
 Words = Annotated[str, msgspec.Meta(max_length=2000)]
 
@@ -119,10 +120,12 @@ class WorkRequest(Message, frozen=True, kw_only=True):
     datasets: Datasets = []
     """What the node has data for."""
     pending: Unsettled = []
+    working: Pending | None = None
+    """The work that the node is still busy with at its deadline: handed out once more if the coordinator still waits for it."""
 
 
 class Train(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="train"):
-    """Train on `shared` and send a contribution before `deadline` (Unix time)."""
+    """Train on `shared` and send a contribution within `left_s` seconds. It is no time of day: clocks may differ by minutes."""
 
     run: RunId
     round: RoundIndex
@@ -130,7 +133,7 @@ class Train(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     population: int
     plan: Blob
     shared: Blob
-    deadline: float
+    left_s: Seconds
 
 
 class Measure(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="measure"):
@@ -140,6 +143,7 @@ class Measure(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     round: RoundIndex
     plan: Blob
     shared: Blob
+    left_s: Seconds
 
 
 Work = Train | Measure

@@ -48,11 +48,18 @@ class Child:
         return self._process.pid if self._process else None
 
     def ask(
-        self, message: msgspec.Struct, fds: Sequence[int] = (), *, timeout_s: float | None = None, restarts: int = 3
+        self,
+        message: msgspec.Struct,
+        fds: Sequence[int] = (),
+        *,
+        timeout_s: float | None = None,
+        restarts: int = 3,
+        patient: bool = False,
     ) -> tuple[Any, list[int]]:
         """The answer, and its descriptors, which the caller closes; raises PeerGone once restarts are used up, or TimeoutError.
 
-        A process that was too slow, or answered nonsense, is killed.
+        A process that was too slow, or answered nonsense, is killed. `patient`: one that was too slow works on, and
+        `await_answer` or `end` comes next.
         """
         with self._lock:
             while True:
@@ -65,9 +72,21 @@ class Child:
                     if restarts <= 0:
                         raise
                     restarts -= 1
-                except (TimeoutError, msgspec.MsgspecError):
-                    self.end()
+                except (TimeoutError, msgspec.MsgspecError) as error:
+                    if not (patient and isinstance(error, TimeoutError)):
+                        self.end()
                     raise
+
+    def await_answer(self, *, timeout_s: float) -> tuple[Any, list[int]]:
+        """Wait on for the answer to a question that was asked patiently; raises what `ask` does."""
+        with self._lock:
+            if self._channel is None:
+                raise PeerGone("The process has ended.", hint="It is started again with the next question.")
+            try:
+                return self._channel.receive(self._replies, timeout_s=timeout_s)
+            except (PeerGone, msgspec.MsgspecError):
+                self.end()
+                raise
 
     def _open(self) -> Channel:
         if self._channel is None:

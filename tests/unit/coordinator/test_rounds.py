@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+import msgspec
 import numpy as np
 import pytest
 import sqlalchemy as sa
@@ -21,12 +22,12 @@ from freehold.coordinator.specification import specified
 from freehold.coordinator.store import Store, connect
 from freehold.coordinator.studies import Studies
 from freehold.coordinator.study_tables import contributions, rounds, runs, studies
-from freehold.errors import StoreError
+from freehold.errors import StoreError, WeightRefused
 from freehold.events import Event
 from freehold.plan import Plan, dumps, runs_of
 from freehold.study.federated import federated_plan
 from freehold.wire import codec
-from freehold.wire.messages import Blob, Measure, Measures, Train, Work
+from freehold.wire.messages import Blob, Measure, Measures, Pending, Train, Work
 
 T = TypeVar("T")
 
@@ -107,13 +108,13 @@ class Party:
         assert found is not None
         return found
 
-    async def contribute(self, node: str, round: int) -> None:
+    async def contribute(self, node: str, round: int, *, weight: float = 1.0) -> None:
         sha256 = hashlib.sha256(self.body).hexdigest()
         body: bytes | Path = self.body
         if self.spooled:
             body = self.folder / ".incoming-body.part"
             body.write_bytes(self.body)
-        await self.studies.contribute(node, self.run.id, round, weight=1.0, sha256=sha256, body=body)
+        await self.studies.contribute(node, self.run.id, round, weight=weight, sha256=sha256, body=body)
 
     async def train(self, node: str, round: int) -> None:
         work = await self.work(node)
@@ -258,6 +259,42 @@ def test_a_round_that_nobody_is_left_in_opens_for_whoever_comes(party: Callable[
         assert isinstance(work, Train) and (work.round, work.population) == (1, 2)
         assert p.row(rounds.c.heard, rounds.c.round == 0) == [2]
         assert p.row(rounds.c.population, rounds.c.round == 0) == [2]
+
+    party(test)
+
+
+def test_a_contribution_that_counts_with_more_than_the_plan_allows_is_refused(party: Callable[[Any], None]) -> None:
+    async def test(p: Party) -> None:
+        p.plan = msgspec.structs.replace(p.plan, training=msgspec.structs.replace(p.plan.training, most_weight=7))
+        p.run = runs_of(p.plan)[0]
+        await p.start()
+        await p.work("a")
+        with pytest.raises(WeightRefused):
+            await p.contribute("a", 0, weight=7.5)
+        assert p.row(contributions.c.node) == []
+        await p.contribute("a", 0, weight=7.0)
+        assert p.row(contributions.c.weight) == [7.0]
+
+    party(test)
+
+
+def test_what_a_node_is_busy_with_comes_first_as_long_as_it_is_awaited(party: Callable[[Any], None]) -> None:
+    async def test(p: Party) -> None:
+        await p.start()
+        first = await p.work("a")
+        assert isinstance(first, Train) and 0 < first.left_s <= p.plan.round.deadline_s
+        p.plan = msgspec.structs.replace(p.plan, name="another")
+        await p.start()
+        busy = Pending(run=first.run, round=0)
+        await p.until(lambda: sum(run.state == "training" for run in p.studies.open_runs()) == 2)
+        for _ in range(2):
+            _, again = await p.studies.work("a", [], 0.0, busy)
+            assert isinstance(again, Train) and (again.run, again.round) == (first.run, 0)
+        assert (await p.work("a")).run != first.run
+        for node in ("a", "b"):
+            await p.contribute(node, 0)
+        _, other = await p.studies.work("a", [], 30.0, busy)
+        assert other is not None and (other.run, other.round) != (first.run, 0)
 
     party(test)
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from freehold.core import Algorithm, Batch, Steps, Tree, algorithm_entry, train
-from freehold.engines import LoopEngine, Work
+from freehold.engines import LoopEngine, VectorEngine, Work
 from freehold.engines.loop import ADAPTING
 from tests.problems import CLIENTS, distance, feed_for, plain, same
 
@@ -25,6 +25,13 @@ def test_a_client_weighs_its_examples_or_one() -> None:
     assert LoopEngine(algorithm("scaffold-uniform"), feed_for(), WORK).weight("c0") == 1.0
     assert LoopEngine(algorithm("fedavg"), feed_for(), WORK, weighting="uniform").weight("c2") == 1.0
     assert LoopEngine(algorithm("scaffold-uniform"), feed_for(), WORK, weighting="examples").weight("c2") == 9.0
+
+
+def test_a_weight_is_cut_to_the_most_that_is_allowed() -> None:
+    for engine in (LoopEngine, VectorEngine):
+        bounded = engine(algorithm("fedavg"), feed_for(), WORK, most_weight=5)
+        assert [bounded.weight(c) for c in CLIENTS[:3]] == [5.0, 2.0, 5.0]
+        assert engine(algorithm("scaffold-uniform"), feed_for(), WORK, most_weight=5).weight("c2") == 1.0
 
 
 def test_the_mean_of_a_round_is_that_of_the_clients_alone() -> None:

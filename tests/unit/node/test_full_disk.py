@@ -1,0 +1,86 @@
+"""A vault on a disk that is really full, a small one in a mount namespace of the test's own, at every write that it makes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from freehold.errors import VaultError
+from freehold.node.vault import Vault
+from freehold.wire.messages import Pending, Settled
+from tests.unit.node.test_vault import LARGE, RUN, SMALL, committed, digest, files, put
+
+PAGE = 4096
+DISK_BYTES = 4 << 20
+UNSHARE = ["unshare", "--user", "--map-root-user", "--mount"]
+
+
+def possible() -> bool:
+    """Whether this user may mount a small disk here, which nobody else sees."""
+    try:
+        done = subprocess.run([*UNSHARE, "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True, check=False)
+    except OSError:
+        return False
+    return done.returncode == 0
+
+
+@pytest.mark.skipif(not possible(), reason="this user may not mount a small disk here")
+@pytest.mark.parametrize("state", ["small", "large"])
+def test_a_vault_whose_disk_is_full(tmp_path: Path, state: str) -> None:
+    """The round before stays committed, nothing is half there, and with room all goes on."""
+    code = f"import sys; from pathlib import Path; from {__name__} import sweep; sweep(Path(sys.argv[1]), sys.argv[2])"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [*UNSHARE, sys.executable, "-c", code, str(tmp_path), state]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert set(done.stdout.split()) == {"put", "settle", "nothing"}, "from no room at all to room enough"
+
+
+def sweep(folder: Path, state: str) -> None:
+    """Leave more room by and by, a page at a time, until a whole round fits; say what did not."""
+    new = LARGE if state == "large" else SMALL
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "none", folder], check=True)
+    for room in range(0, len(new) + 20 * PAGE, PAGE):
+        refused = one_round(folder / str(room), folder / "filler", room, new)
+        print(refused)
+        subprocess.run(["rm", "-r", folder / str(room)], check=True)
+
+
+def one_round(place: Path, filler: Path, room: int, new: bytes) -> str:
+    """A round with so much room left; what was refused: "put", "settle" or "nothing"."""
+    vault, before = Vault(place), b"before" + new
+    put(vault, 0, "before", before)
+    vault.settle(Settled(run=RUN, round=0, counted=digest("before")))
+    fill(filler, room)
+    refused, settled = "nothing", Settled(run=RUN, round=1, counted=digest("next"))
+    try:
+        put(vault, 1, "next", new)
+        try:
+            vault.settle(settled)
+        except VaultError:
+            refused = "settle"
+    except VaultError:
+        refused = "put"
+    expected = new if refused == "nothing" else before
+    assert committed(vault) == expected, refused
+    filler.unlink()
+    for each in (vault, Vault(place)):  # the one that met it, and one that is opened anew
+        assert committed(each) == expected, refused
+        assert each.pending() == ([Pending(run=RUN, round=1)] if refused == "settle" else []), refused
+    if refused == "put":
+        put(vault, 1, "next", new)
+    vault.settle(settled)
+    assert committed(vault) == new and vault.pending() == []
+    assert len(files(place)) == (len(new) == len(LARGE)), "no file is left over"
+    return refused
+
+
+def fill(filler: Path, room: int) -> None:
+    """Fill the disk up to so many bytes."""
+    free = os.statvfs(filler.parent)
+    with filler.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, free.f_bavail * free.f_bsize - room)

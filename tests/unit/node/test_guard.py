@@ -1,0 +1,148 @@
+"""The guard and a trainer that takes its time: waited for as long as is left, and further for a round that still waits."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from queue import Queue
+
+import msgspec
+import numpy as np
+import pytest
+
+from freehold.coordinator.specification import specified
+from freehold.errors import PeerGone, TrainerFailed, WeightRefused
+from freehold.node import guard as guard_module
+from freehold.node.errands import Busy, FromGuard, Hello, Outgoing, PendingRounds, Quit, Settle, TrainErrand
+from freehold.node.guard import Guard
+from freehold.node.jobs import Open, Opened, ToTrainer, Trained, TrainJob
+from freehold.plan import Plan, dumps, runs_of
+from freehold.study.federated import federated_plan
+from freehold.wire import codec
+from freehold.wire.local import Channel, channel_from, close, sealed
+
+
+@pytest.fixture(scope="module")
+def plan() -> Plan:
+    return specified(federated_plan("heart", "fedavg", companions=[], rounds=3))
+
+
+class Trainers:
+    """Trainers in threads; each answers a round when it is let."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.body = codec.write({t.name: np.zeros(t.shape, t.dtype) for t in plan.contribution.tensors})
+        self.jobs: Queue[TrainJob] = Queue()
+        self.let = threading.Semaphore(0)
+        self.started = self.ended = 0
+
+    def spawn(self, module: str, fd: int) -> subprocess.Popen[bytes]:
+        self.started += 1
+        threading.Thread(target=self._serve, args=(channel_from(os.dup(fd)),), daemon=True).start()
+        return self  # type: ignore[return-value]
+
+    def _serve(self, channel: Channel) -> None:
+        try:
+            while True:
+                job, fds = channel.receive(ToTrainer)
+                close(fds)
+                if isinstance(job, Open):
+                    channel.send(Opened(examples=10, findings=[]))
+                    continue
+                assert isinstance(job, TrainJob)
+                self.jobs.put(job)
+                self.let.acquire()
+                out = [sealed(self.body, "departing"), sealed(b"personal", "personal")]
+                channel.send(Trained(weight=7.0), out)
+                close(out)
+        except PeerGone:
+            channel.close()
+
+    # As much of a process as a `Child` needs.
+    pid = 0
+
+    def kill(self) -> None:
+        self.ended += 1
+
+    def wait(self) -> int:
+        return 0
+
+
+class Node:
+    """A guard, and what its agent says to it."""
+
+    def __init__(self, folder: Path, plan: Plan) -> None:
+        self.trainers, self.plan, self.run = Trainers(plan), dumps(plan).encode(), runs_of(plan)[0].id
+        hello = Hello(node="alice", state=str(folder), datasets={plan.task.name: "heart.csv"})
+        self.guard = Guard(hello, spawn=self.trainers.spawn)
+
+    def train(self, round: int, left_s: float) -> FromGuard:
+        fds = [sealed(self.plan, "plan"), sealed(b"shared", "shared")]
+        errand = TrainErrand(run=self.run, round=round, cohort=2, population=2, left_s=left_s)
+        try:
+            found, out = self.guard.answer(errand, fds)
+        finally:
+            close(fds)
+        close(out)
+        return found
+
+
+@pytest.fixture
+def node(tmp_path: Path, plan: Plan) -> Iterator[Node]:
+    found = Node(tmp_path, plan)
+    yield found
+    found.guard.end()
+    for _ in range(found.trainers.started):
+        found.trainers.let.release()
+
+
+def test_a_trainer_that_is_busy_at_the_deadline_works_on(node: Node) -> None:
+    assert isinstance(node.train(0, 0.0), Busy)
+    assert isinstance(node.train(0, 0.0), Busy)
+    node.trainers.let.release()
+    found = node.train(0, 60.0)
+    assert isinstance(found, Outgoing) and found.weight == 7.0
+    assert (node.trainers.started, node.trainers.ended, node.trainers.jobs.qsize()) == (1, 0, 1)
+
+
+def test_a_trainer_that_is_given_up_is_ended(node: Node) -> None:
+    assert isinstance(node.train(0, 0.0), Busy)
+    found, _ = node.guard.answer(Quit(), [])
+    assert isinstance(found, PendingRounds) and found.pending == [] and node.trainers.ended == 1
+    node.trainers.let.release(2)
+    assert isinstance(node.train(1, 60.0), Outgoing) and node.trainers.started == 2
+
+
+def test_another_round_is_not_answered_with_what_comes_too_late(node: Node) -> None:
+    assert isinstance(node.train(0, 0.0), Busy)
+    node.trainers.let.release(2)
+    assert isinstance(node.train(1, 60.0), Outgoing)
+    assert [node.trainers.jobs.get().round for _ in range(2)] == [0, 1]
+    assert [pending.round for pending in node.guard.answer(Quit(), [])[0].pending] == [1]  # type: ignore[union-attr]
+
+
+def test_what_counts_with_more_than_the_plan_allows_does_not_leave(tmp_path: Path, plan: Plan) -> None:
+    """Whatever the trainer says: it may run a plan's own code."""
+    bounded = msgspec.structs.replace(plan, training=msgspec.structs.replace(plan.training, most_weight=6))
+    node = Node(tmp_path, bounded)
+    try:
+        node.trainers.let.release()
+        with pytest.raises(WeightRefused):
+            node.train(0, 60.0)
+        found, _ = node.guard.answer(Settle(), [])
+        assert isinstance(found, PendingRounds) and found.pending == []
+    finally:
+        node.guard.end()
+
+
+def test_a_trainer_that_is_busy_rests_on_nobody_for_ever(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert isinstance(node.train(0, 0.0), Busy)
+    node.guard.rest()
+    assert node.trainers.ended == 0
+    monkeypatch.setattr(guard_module, "TRAINING_LIMIT_S", 0.0)
+    with pytest.raises(TrainerFailed):
+        node.train(0, 60.0)
+    assert node.trainers.ended == 1
