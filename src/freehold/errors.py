@@ -38,7 +38,8 @@
     │   ├── Conflict          408  a second, different contribution to the same round
     │   ├── StudyRefused      409  a study whose plan or signature is not accepted
     │   ├── StoreError        410  the coordinator's store cannot be used
-    │   └── ServerCodeFailed  411  the algorithm's server code died or answered nonsense
+    │   ├── ServerCodeFailed  411  the algorithm's server code died or answered nonsense
+    │   └── NotAllowed        420  a role that may not do this, or not to what is another's
     ├── WireError             500  a message that is not what it should be
     │   ├── ProtocolVersion   501  the other side speaks another version
     │   ├── PeerGone          502  a local process has ended
@@ -354,6 +355,13 @@ class ServerCodeFailed(CoordinatorError):
     """The algorithm's server code died or answered nonsense."""
 
     code = 411
+    exit_code = 1
+
+
+class NotAllowed(CoordinatorError):
+    """The role of this certificate may not do this, or not to what somebody else began."""
+
+    code = 420
     exit_code = 1
 
 

@@ -34,7 +34,7 @@ async def coordinator(state: str, port: str, settings: str) -> None:
     store.INLINE_BYTES = given.pop("inline_bytes", store.INLINE_BYTES)
     ahead_s = given.pop("clock_ahead_s", 0.0)
     pace = Pace(**given.pop("pace", {}))
-    around = {key: given.pop(key) for key in ("idle_s", "poll_s", "node_life_s") if key in given}
+    around = {key: given.pop(key) for key in ("idle_s", "poll_s", "node_life_s", "person_life_s") if key in given}
     service = Service(
         settings=Settings(state=Path(state), port=int(port), federation="test", **given),
         clock=lambda: time.time() + ahead_s,

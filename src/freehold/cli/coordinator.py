@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from freehold.cli.deny import allow, deny
 from freehold.cli.options import grouped
 from freehold.cli.places import CoordinatorState, coordinator_state
 from freehold.errors import UsageError
@@ -97,6 +98,10 @@ class ServiceOptions:
 @coordinator.callback()
 def _start() -> None:
     pass
+
+
+coordinator.command()(deny)
+coordinator.command()(allow)
 
 
 @coordinator.command()

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from freehold.cli.coordinator import LogOption
-from freehold.cli.places import AsJson, CoordinatorState, admin
+from freehold.cli.options import grouped
+from freehold.cli.places import AsJson, CoordinatorOptions, admin
 from freehold.errors import NotJoined, UsageError
 from freehold.settings import state_home
 
@@ -115,11 +116,12 @@ def leave(
 
 
 @node.command("list")
-def list_(state: CoordinatorState = None, as_json: AsJson = False) -> None:
-    """List the nodes that a coordinator on this machine knows."""
+@grouped
+def list_(where: CoordinatorOptions, as_json: AsJson = False) -> None:
+    """List the nodes that a coordinator knows."""
     from freehold.wire.admin import Status
 
-    nodes = admin(state).get("/v1/status", Status).nodes
+    nodes = admin(where).get("/v1/status", Status).nodes
     if as_json:
         told = [{"name": n.name, "datasets": n.datasets, "last_seen": n.last_seen, "connected": n.connected} for n in nodes]
         sys.stdout.write(json.dumps(told, indent=1) + "\n")

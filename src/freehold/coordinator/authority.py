@@ -22,9 +22,10 @@ from cryptography.hazmat.primitives.serialization import Encoding, load_pem_priv
 
 from freehold import durable
 from freehold.coordinator import certificates, csr
-from freehold.coordinator.certificates import DAY_S, Issued, Issuer, Role
+from freehold.coordinator.certificates import DAY_S, Issued, Issuer
 from freehold.errors import CoordinatorError
 from freehold.wire import spki
+from freehold.wire.messages import Role
 
 ROOT_LIFE_S = 3650 * DAY_S
 ISSUER_LIFE_S = 365 * DAY_S

@@ -21,7 +21,7 @@ from freehold.coordinator.administration import Administration, serve_unix
 from freehold.coordinator.app import App
 from freehold.coordinator.authority import NODE_LIFE_S, Authority
 from freehold.coordinator.child import ServerCode
-from freehold.coordinator.enrolment import Enrolment
+from freehold.coordinator.enrolment import PERSON_LIFE_S, Enrolment
 from freehold.coordinator.enrolment_tables import denied, readings, transactions
 from freehold.coordinator.metrics import Metrics, serve_plain
 from freehold.coordinator.presence import Presence
@@ -76,6 +76,7 @@ class Service:
     idle_s: float = 30.0  # a connection without a whole request for so long is cut
     poll_s: float = 300.0  # the longest that an answer is held back, whatever a node asks for
     node_life_s: float = NODE_LIFE_S  # of the certificates that nodes get
+    person_life_s: float = PERSON_LIFE_S  # of those that operators and researchers get
     _denied: set[str] = field(default_factory=set)
 
     async def start(self) -> None:
@@ -99,6 +100,7 @@ class Service:
             reading=readings(engine),
             clock=self.clock,
             lifetime_s=self.node_life_s,
+            person_life_s=self.person_life_s,
         )
         self.code = ServerCode(spawn=self.spawn)
         self.presence = Presence(self.store, self.clock)
@@ -128,6 +130,7 @@ class Service:
         self._context = server_context(pair, pair, authority.roots_pem)
         app = App(
             enrolment=self.enrolment,
+            administration=self.administration,
             studies=self.studies,
             store=self.store,
             presence=self.presence,
@@ -213,10 +216,10 @@ class Service:
     def _read_denied(self) -> None:
         self._denied = set(self.store.read(lambda c: c.execute(sa.select(denied.c.what)).scalars().all()))
 
-    def _replaced(self, node: str, last: asyncio.Transport | None) -> None:
+    def _replaced(self, role: str, name: str, last: asyncio.Transport | None) -> None:
         """A name has left, or is another machine's from now on: connections of the certificates that it had before are cut."""
         self._read_denied()
-        self.peers.drop_named(self.settings.federation, "node", node, keep=last)
+        self.peers.drop_named(self.settings.federation, role, name, keep=last)
 
     async def _deny(self, what: str, on: bool) -> None:
         self._read_denied()

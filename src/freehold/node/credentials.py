@@ -33,6 +33,8 @@ class Membership:
     federation: str
     node: str
     url: str
+    role: str = "node"
+    """operator or researcher: then `node` is a person's name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,10 +100,10 @@ def install(state: Path, key: Path, answer: Certificate, membership: Membership)
     Raises NodeError, and changes nothing, when the two don't belong together or the certificate is another node's.
     """
     folder = folder_of(state)
-    if (answer.federation, answer.node) != (membership.federation, membership.node):
+    if (answer.federation, answer.role, answer.node) != (membership.federation, membership.role, membership.node):
         raise NodeError(
-            f"The coordinator answered with a certificate for {answer.node!r} in {answer.federation!r}.",
-            hint=f"Asked for was {membership.node!r} in {membership.federation!r}; is the coordinator set up twice?",
+            f"The coordinator answered with a certificate for {answer.role} {answer.node!r} in {answer.federation!r}.",
+            hint=f"Asked for was {membership.role} {membership.node!r} in {membership.federation!r}; is it set up twice?",
         )
     pair = folder / "next.pem"
     durable.write(pair, (key.read_text(encoding="ascii") + answer.chain).encode(), point="node.identity.next")

@@ -72,8 +72,8 @@ def join(
     doesn't name it. Raises PinMismatch before anything was sent to the wrong coordinator.
     """
     _check_other_membership(state, federation, node)
-    roots = _pinned(network.fetch_roots(url, token.pin), token.pin)
-    found = federation or _federation_of(roots)
+    roots = pinned(network.fetch_roots(url, token.pin), token.pin)
+    found = federation or federation_of(roots)
     _check_other_membership(state, found, node)
     # Named by the token, so that with the same token the same key is used: then the coordinator knows a repeated request.
     key = credentials.folder_of(state) / f"joining-{token.id}.key"
@@ -95,7 +95,7 @@ def renew(state: Path, network: CoordinatorClient) -> Credentials:
     return credentials.install(state, key, answer, member)
 
 
-def _pinned(roots: str, pin: str) -> str:
+def pinned(roots: str, pin: str) -> str:
     """Those of the bundle that the pin names. Whoever sent it may have put a root of their own beside the right one."""
     found = [root for root in spki.certificates(roots) if spki.digest(root) == pin]
     if not found:
@@ -106,7 +106,7 @@ def _pinned(roots: str, pin: str) -> str:
     return "".join(found)
 
 
-def _federation_of(roots: str) -> str:
+def federation_of(roots: str) -> str:
     """The federation that a root has among its names, as Freehold's own roots do."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     try:

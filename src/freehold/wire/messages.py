@@ -30,6 +30,10 @@ RoundIndex = Annotated[int, msgspec.Meta(ge=0, le=2**31)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 Pem = Annotated[str, msgspec.Meta(max_length=65536)]
 Words = Annotated[str, msgspec.Meta(max_length=2000)]
+Role = Literal["node", "operator", "researcher"]
+"""What a certificate's holder may do: take part, administer, or run studies."""
+TokenId = Annotated[str, msgspec.Meta(pattern=rf"^[0-9a-f]{{8}}{END}")]
+Secret = Annotated[str, msgspec.Meta(min_length=32, max_length=32)]
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -46,7 +50,7 @@ class Problem(Message, frozen=True, kw_only=True):
     hint: str = ""
 
 
-# Enrolment. Neither asks for a certificate.
+# Enrolment. Only renewal asks for a certificate.
 
 
 class EnrollRequest(Message, frozen=True, kw_only=True):
@@ -54,12 +58,24 @@ class EnrollRequest(Message, frozen=True, kw_only=True):
 
     federation: Name
     node: Name
-    token_id: Annotated[str, msgspec.Meta(pattern=rf"^[0-9a-f]{{8}}{END}")]
-    secret: Annotated[str, msgspec.Meta(min_length=32, max_length=32)]
+    token_id: TokenId
+    secret: Secret
     csr: Pem
 
     def __repr__(self) -> str:  # without the secret: tracebacks and logs show it
         return f"EnrollRequest(federation={self.federation!r}, node={self.node!r}, token_id={self.token_id!r})"
+
+
+class LoginRequest(Message, frozen=True, kw_only=True):
+    """POST /v1/login: an operator or a researcher. Which of the two, and under which name, the token says."""
+
+    federation: Name
+    token_id: TokenId
+    secret: Secret
+    csr: Pem
+
+    def __repr__(self) -> str:  # without the secret
+        return f"LoginRequest(federation={self.federation!r}, token_id={self.token_id!r})"
 
 
 class RenewRequest(Message, frozen=True, kw_only=True):
@@ -69,10 +85,12 @@ class RenewRequest(Message, frozen=True, kw_only=True):
 
 
 class Certificate(Message, frozen=True, kw_only=True):
-    """The answer to both: the node's certificate with its intermediates, and the roots to trust, in PEM."""
+    """The answer to these: the certificate with its intermediates, and the roots to trust, in PEM."""
 
     federation: Name
     node: Name
+    """The name, also where it is a person's."""
+    role: Role = "node"
     chain: Pem
     roots: Pem
     not_after: float
