@@ -18,6 +18,7 @@ from freehold.events import Event
 from freehold.testing import forkserver
 from freehold.wire.process import spawn as start_anew
 
+PATHS = ("server_cert", "server_key", "issuer_cert", "issuer_key", "client_ca")
 spawn = forkserver.spawn if forkserver.VARIABLE in os.environ else start_anew
 
 
@@ -35,8 +36,11 @@ async def coordinator(state: str, port: str, settings: str) -> None:
     ahead_s = given.pop("clock_ahead_s", 0.0)
     pace = Pace(**given.pop("pace", {}))
     around = {key: given.pop(key) for key in ("idle_s", "poll_s", "node_life_s", "person_life_s") if key in given}
+    files = {key: Path(given.pop(key)) for key in PATHS if key in given}
+    if "study_keys" in given:
+        given["study_keys"] = tuple(map(Path, given["study_keys"]))
     service = Service(
-        settings=Settings(state=Path(state), port=int(port), federation="test", **given),
+        settings=Settings(state=Path(state), port=int(port), federation="test", **given, **files),
         clock=lambda: time.time() + ahead_s,
         listener=tell,
         spawn=spawn,

@@ -113,20 +113,29 @@ def on_socket(route: Route) -> str:
 
 
 class RemoteAdmin:
-    """Asks a coordinator over its port, with a person's certificate. The paths are those of its socket."""
+    """Asks a coordinator over its port, with a person's certificate. The paths are those of its socket.
+
+    No connection stays open between two questions.
+    """
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
     def get(self, route: str, kind: type[M]) -> M:
         """See Administrator."""
-        return decode(self._connection.get(_on_port(route)), kind)
+        try:
+            return decode(self._connection.get(_on_port(route)), kind)
+        finally:
+            self._connection.close()
 
     def post(self, route: str, message: Message, kind: type[M]) -> M:
         """See Administrator. Where the connection was cut, what would count twice is not sent again."""
         path = _on_port(route)
         repeatable = next(r.repeatable for r in ADMIN_ROUTES if (r.method, r.path) == ("POST", path))
-        return self._connection.post(path, message, kind, repeatable=repeatable)
+        try:
+            return self._connection.post(path, message, kind, repeatable=repeatable)
+        finally:
+            self._connection.close()
 
 
 def _on_port(path: str) -> str:
