@@ -10,6 +10,7 @@
     │   └── PlanVersion       113  a plan of another format version
     ├── SpecMismatch          114  a contribution that the plan's spec does not list
     ├── CheckpointError       120  a checkpoint that does not fit what is to be resumed
+    ├── CertificateUnfit      130  a certificate or key of one's own that cannot be used
     ├── DataError             200  data that cannot be used
     │   ├── ColumnMissing     201  a column that is not there
     │   ├── BadValue          202  a missing value or text where a number is expected
@@ -158,6 +159,12 @@ class CheckpointError(FreeholdError):
     """A checkpoint is damaged, or belongs to another study than the one to be resumed."""
 
     code = 120
+
+
+class CertificateUnfit(FreeholdError):
+    """A certificate, key or CA of one's own that cannot be used."""
+
+    code = 130
 
 
 class DataError(FreeholdError):

@@ -34,7 +34,7 @@ def login(
     join_file: Annotated[str, typer.Option("--join-file", metavar="FILE", help="The token's file; - is standard input.")],
     identity: IdentityFolder = None,
     federation: Annotated[
-        str | None, typer.Option("--federation", metavar="NAME", help="Only where the coordinator's root does not name it.")
+        str | None, typer.Option("--federation", metavar="NAME", help="Its name; no other one is joined.")
     ] = None,
 ) -> None:
     """Become an operator or a researcher of a coordinator elsewhere, with a token from `freehold token create --role`.
@@ -76,7 +76,7 @@ def sign_in(
     request = credentials.request("csr" if key.exists() else "new-key", key, "person")
     message = LoginRequest(federation=found, token_id=token.id, secret=token.secret, csr=request)
     answer = network.ask(url, LOGIN, message, roots=roots, pair=None)
-    member = credentials.Membership(federation=found, node=answer.node, url=url, role=answer.role)
+    member = credentials.Membership(federation=found or answer.federation, node=answer.node, url=url, role=answer.role)
     return credentials.install(folder, key, answer, member)
 
 

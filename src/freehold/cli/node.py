@@ -54,8 +54,13 @@ def start(
         typer.Option("--data", metavar="NAME=FILE", help="A table, by the name that plans call it; repeatable."),
     ] = None,
     federation: Annotated[
-        str | None, typer.Option("--federation", metavar="NAME", help="Only where the coordinator's root does not name it.")
+        str | None, typer.Option("--federation", metavar="NAME", help="Its name; the node joins no other one.")
     ] = None,
+    cert: Annotated[
+        Path | None, typer.Option("--cert", metavar="FILE", help="A certificate of your own CA, in place of a token.")
+    ] = None,
+    key: Annotated[Path | None, typer.Option("--key", metavar="FILE", help="The key of --cert.")] = None,
+    ca: Annotated[Path | None, typer.Option("--ca", metavar="FILE", help="Roots of the coordinator's certificate.")] = None,
     state: NodeState = None,
     log: LogOption = None,
 ) -> None:
@@ -66,6 +71,9 @@ def start(
         "--coordinator": coordinator,
         "--join-file": join_file,
         "--federation": federation,
+        "--cert": cert,
+        "--key": key,
+        "--ca": ca,
         "--state": state,
         "--log": log.value if log else None,
     }

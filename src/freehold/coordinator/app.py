@@ -57,11 +57,15 @@ class App:
         replaced: Callable[[str, str, asyncio.Transport | None], None],
         tell: Listener,
         poll_s: float = 300.0,
+        strangers: bool = False,
     ) -> None:
-        """`replaced(role, name, last)` is told when the certificates that a name had are over; `last` still carries an answer."""
+        """`replaced(role, name, last)` is told when the certificates that a name had are over; `last` still carries an answer.
+
+        `strangers`: others sign certificates of nodes, too, so one may come that enrolment has not seen.
+        """
         self._enrolment, self._studies, self._store, self._administration = enrolment, studies, store, administration
         self._presence, self._ingest, self._peers, self._tell = presence, ingest, peers, tell
-        self._replaced, self._poll_s = replaced, poll_s
+        self._replaced, self._poll_s, self._strangers = replaced, poll_s, strangers
         self._document = openapi.document()
 
     def build(self) -> web.Application:
@@ -122,6 +126,8 @@ class App:
     async def _work(self, request: web.Request) -> web.StreamResponse:
         node = self._node(request)
         message = await read_message(request, WorkRequest, pace=self._ingest.pace)
+        if self._strangers:
+            await asyncio.to_thread(self._enrolment.notice, node, address=request.remote or "-")
         return reply(await self._next(node, message.datasets, message.pending, message.wait_s))
 
     async def _next(

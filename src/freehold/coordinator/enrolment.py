@@ -52,6 +52,7 @@ class Enrolment:
     person_life_s: float = PERSON_LIFE_S
     attempts: Attempts = field(init=False)
     """To enroll, by address."""
+    _noticed: set[tuple[str, str]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.attempts = Attempts(self.clock)
@@ -143,10 +144,23 @@ class Enrolment:
             # First, for it locks: who leaves or is replaced meanwhile must not be renewed.
             enrolled = records.hold_node(peer.name) if role == "node" else records.hold_identity(role, peer.name)
             _admit(records, peer, self.authority.federation, event.time, _ALL)
-            if not enrolled:
-                raise CertificateRefused(f"{name!r} is not enrolled here.", hint="Join again, with a new token.")
+            if not enrolled or records.certificate(peer.serial) is None:
+                raise CertificateRefused(
+                    f"{name!r} is not enrolled here.", hint="Join with a token; or renew it at the CA that signed it."
+                )
             issued = self._sign(request.csr, role, peer.name, event.time)  # type: ignore[arg-type]  # one of _ALL
             return self._record(records, issued, role, peer.name, event)  # type: ignore[arg-type]
+
+    def notice(self, peer: Identity, *, address: str) -> None:
+        """Log a node whose certificate was not given out here, when it is first seen, and take its name."""
+        if (peer.name, peer.serial) in self._noticed:
+            return
+        now = self.clock()
+        with self.transaction() as records:
+            if records.certificate(peer.serial) is None and not records.was_seen(peer.name, peer.serial):
+                records.put_node(peer.name, now, replace=False)
+                records.log(Event(time=now, event="seen", name=peer.name, serial=peer.serial, address=address))
+        self._noticed.add((peer.name, peer.serial))
 
     def admit(self, peer: Identity, *, roles: frozenset[Role] = _NODE) -> None:
         """Raise CertificateRefused or Denied unless this identity may speak now; to be asked at each request."""
@@ -180,6 +194,9 @@ class Enrolment:
             records.end_node(peer.name, event.time)
             _deny_certificates(records, "node", peer.name, event.time, "left")
             records.deny(peer.serial, event.time, "left")
+            if records.certificate(peer.serial) is None:
+                # Its CA may go on to renew it: the name stays out until an operator allows it.
+                records.deny(f"node/{peer.name}", event.time, "left")
             records.log(event)
 
     def nodes(self) -> list[NodeRecord]:
@@ -305,7 +322,7 @@ def _check_token(token: TokenRecord, request: EnrollRequest | LoginRequest, now:
         raise TokenRefused("The join token has been revoked.", hint=_ask_for_another(role, name))
     if now >= token.expires:
         raise TokenRefused("The join token has expired.", hint=_ask_for_another(role, name))
-    if token.federation != request.federation:
+    if request.federation not in (None, token.federation):
         raise TokenRefused(
             f"The join token is not for federation {request.federation!r}.", hint="Check the coordinator's address."
         )

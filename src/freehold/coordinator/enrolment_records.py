@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-EventName = Literal["token", "revoke", "enroll", "login", "renew", "leave", "certify", "deny", "allow"]
+EventName = Literal["token", "revoke", "enroll", "login", "seen", "renew", "leave", "certify", "deny", "allow"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +116,9 @@ class EnrolmentRecords(Protocol):
 
     def denied(self, *what: str) -> str | None:
         """The reason why one of these is on the deny list; None when none is."""
+
+    def was_seen(self, name: str, serial: str) -> bool:
+        """Whether the log has a first sight of this certificate."""
 
     def log(self, event: Event) -> None:
         """Add an entry to the log."""

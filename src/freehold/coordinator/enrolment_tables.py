@@ -189,6 +189,12 @@ class SqlRecords:
         """See EnrolmentRecords."""
         return self._connection.execute(sa.select(denied.c.reason).where(denied.c.what.in_(what)).limit(1)).scalar()
 
+    def was_seen(self, name: str, serial: str) -> bool:
+        """See EnrolmentRecords."""
+        c = enrolment_log.c
+        found = sa.select(c.id).where(c.event == "seen", c.name == name, c.serial == serial).limit(1)
+        return self._connection.execute(found).first() is not None
+
     def log(self, event: Event) -> None:
         """See EnrolmentRecords."""
         self._connection.execute(sa.insert(enrolment_log).values(**vars(event)))

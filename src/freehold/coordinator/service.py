@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
+import ssl
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -19,21 +20,25 @@ import sqlalchemy as sa
 
 from freehold.coordinator.administration import Administration, serve_unix
 from freehold.coordinator.app import App
-from freehold.coordinator.authority import NODE_LIFE_S, Authority
+from freehold.coordinator.authority import NODE_LIFE_S
 from freehold.coordinator.child import ServerCode
 from freehold.coordinator.enrolment import PERSON_LIFE_S, Enrolment
 from freehold.coordinator.enrolment_tables import denied, readings, transactions
 from freehold.coordinator.metrics import Metrics, serve_plain
+from freehold.coordinator.ownca import OwnCertificates, check_server, open_authority
 from freehold.coordinator.presence import Presence
 from freehold.coordinator.signing import trusting
 from freehold.coordinator.store import Store, connect
 from freehold.coordinator.studies import Studies
-from freehold.errors import CoordinatorError
+from freehold.errors import CertificateUnfit, CoordinatorError
 from freehold.events import Event, Listener, silent
 from freehold.wire import spki
 from freehold.wire.ingest import Ingest, Pace
 from freehold.wire.process import Spawn, spawn
 from freehold.wire.server import Identity, Peers, save_connection_memory, serve, server_context
+
+LOOK_AGAIN_S = 5.0
+"""Between two looks at the files of a certificate that others renew."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,10 +53,11 @@ class Settings:
     database: str = ""  # URL; "" = SQLite in the state folder
     ca_dir: Path | None = None  # where the root's key is; None = in the state folder
     metrics_port: int = 0  # of Prometheus metrics, on loopback; 0: none
+    own: OwnCertificates = field(default_factory=OwnCertificates)  # of the organisation's CA
     study_keys: tuple[Path, ...] = ()  # public keys that sign plans; () = any plan that the admin socket brings
 
     def hosts(self) -> tuple[str, ...]:
-        """The names in its certificate."""
+        """The names in its certificate, where it makes that itself."""
         if self.names:
             return self.names
         own = [socket.gethostname(), "localhost", "127.0.0.1"]
@@ -78,13 +84,17 @@ class Service:
     node_life_s: float = NODE_LIFE_S  # of the certificates that nodes get
     person_life_s: float = PERSON_LIFE_S  # of those that operators and researchers get
     _denied: set[str] = field(default_factory=set)
+    _pair: tuple[Path, Path] = field(init=False)  # its own certificate and key
+    _known: tuple[str, ...] = field(init=False, default=())  # the names in it that it was given
+    _files: tuple[tuple[int, int, int], ...] = field(init=False, default=())
 
     async def start(self) -> None:
         """Take up every study where it was, then listen."""
         state, admit = self.settings.state, trusting(self.settings.study_keys)
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
         save_connection_memory()
-        authority = Authority.open(
+        authority = open_authority(
+            self.settings.own,
             state / "authority",
             federation=self.settings.federation,
             now=self.clock(),
@@ -125,9 +135,8 @@ class Service:
             tell=self._tell,
         )
         await self.studies.recover()
-        pair = state / "server.pem"
-        due = self._issue_own()
-        self._context = server_context(pair, pair, authority.roots_pem)
+        due = self._renew_own()
+        self._context = server_context(*self._pair, authority.anchors_pem)
         app = App(
             enrolment=self.enrolment,
             administration=self.administration,
@@ -137,6 +146,7 @@ class Service:
             ingest=self.ingest,
             peers=self.peers,
             replaced=self._replaced,
+            strangers=self.settings.own.client_ca is not None,
             poll_s=self.poll_s,
             tell=self._tell,
         ).build()
@@ -153,20 +163,40 @@ class Service:
         await self._serve_metrics()
         self._tell(Event("coordinator.started", {"url": self.url, "federation": self.settings.federation}))
 
-    def _issue_own(self) -> float:
-        """A new key and certificate for the coordinator itself; when the next one is due."""
-        pair = self.settings.state / "server.pem"
-        return self.enrolment.authority.issue_server(pair, hosts=self.settings.hosts(), now=self.clock())
+    def _renew_own(self) -> float:
+        """A new key and certificate for the coordinator itself, or those of its CA; when to look for the next ones."""
+        own, settings = self.settings.own, self.settings
+        if own.server_cert is None or own.server_key is None:
+            pair = settings.state / "server.pem"
+            self._pair, self._known = (pair, pair), settings.hosts() if settings.names else ()
+            return self.enrolment.authority.issue_server(pair, hosts=settings.hosts(), now=self.clock())
+        found = check_server(own, names=settings.names, now=self.clock())
+        self._pair, self._known = (own.server_cert, own.server_key), settings.names or found.names
+        self._files = _version(*self._pair)
+        return self.clock() + LOOK_AGAIN_S
 
     async def _keep_fresh(self, due: float) -> None:
-        """Renew the coordinator's own certificate at two thirds of its life; new connections get the new one."""
-        pair = self.settings.state / "server.pem"
+        """Renew the coordinator's own certificate at two thirds of its life; new connections get the new one.
+
+        Where its CA renews it, take what lies in the files once it has changed and is whole; until then the old one stays.
+        """
         while True:
             await self.sleep(min(max(due - self.clock(), 1.0), 3600.0))
-            if self.clock() >= due:
-                due = await asyncio.to_thread(self._issue_own)
-                self._context.load_cert_chain(pair, pair)
+            if self.clock() < due:
+                continue
+            if self.settings.own.server_cert is not None and _version(*self._pair) == self._files:
+                due = self.clock() + LOOK_AGAIN_S
+                continue
+            try:
+                due = await asyncio.to_thread(self._renew_own)
+                self._context.load_cert_chain(*self._pair)
                 self._tell(Event("certificate.renewed", {"until": self._expiries()["server"]}))
+            except (CertificateUnfit, ssl.SSLError, OSError) as error:
+                if self.settings.own.server_cert is None:
+                    raise
+                code = error.code if isinstance(error, CertificateUnfit) else CertificateUnfit.code
+                self._tell(Event("certificate.not_renewed", {"code": code}))
+                due = self.clock() + LOOK_AGAIN_S
 
     async def _serve_metrics(self) -> None:
         self._metrics = None
@@ -182,8 +212,8 @@ class Service:
                 ) from error
 
     def _expiries(self) -> dict[str, float]:
-        issuer, state = self.enrolment.authority.issuer, self.settings.state
-        found = {"server": spki.dates(spki.certificates((state / "server.pem").read_text(encoding="ascii"))[0])[1]}
+        issuer = self.enrolment.authority.issuer
+        found = {"server": spki.dates(spki.certificates(self._pair[0].read_text(encoding="utf-8"))[0])[1]}
         if issuer is not None:
             found["issuer"] = issuer.certificate.not_valid_after_utc.timestamp()
         return found
@@ -191,7 +221,7 @@ class Service:
     @property
     def url(self) -> str:
         """Where nodes find it."""
-        return f"https://{self.settings.hosts()[0] if self.settings.names else _shown(self.settings.host)}:{self._serving.port}"
+        return f"https://{self._known[0] if self._known else _shown(self.settings.host)}:{self._serving.port}"
 
     async def stop(self) -> None:
         """Answer what waits, then end; every study stays where it is."""
@@ -237,6 +267,18 @@ class Service:
             self.administration.listen(event)
             self.metrics.listen(event)
         self.listener(event)
+
+
+def _version(*paths: Path) -> tuple[tuple[int, int, int], ...]:
+    """What changes when a file is replaced or written; nothing for one that is not there for a moment."""
+    found = []
+    for path in paths:
+        try:
+            told = path.stat()
+        except OSError:
+            continue
+        found.append((told.st_ino, told.st_mtime_ns, told.st_size))
+    return tuple(found)
 
 
 def _shown(host: str) -> str:

@@ -4,6 +4,7 @@
     <state>/identity/roots.pem          whom to trust as coordinator
     <state>/identity/federation.json    which federation, under which name, at which address
     <state>/identity/joining-*.key      a key whose certificate has been asked for; renewing.key likewise
+    <state>/identity/outside.json       in place of these: where files lie that somebody else renews, see `node.outside`
 
 A node has joined when current.pem is there: it is written last, under its final name only once it is whole.
 """
@@ -48,6 +49,13 @@ class Credentials:
     """For `SSLContext.load_verify_locations`."""
     not_before: float
     not_after: float
+    outside_key: Path | None = None
+    """The key, where it does not lie in `pair`, since somebody else gave and renews both."""
+
+    @property
+    def files(self) -> tuple[Path, Path]:
+        """Certificate and key."""
+        return self.pair, self.outside_key or self.pair
 
 
 def folder_of(state: Path) -> Path:
@@ -60,6 +68,10 @@ def folder_of(state: Path) -> Path:
 def load(state: Path) -> Credentials:
     """The identity of the node whose state is in this folder; raises NotJoined when it has none. It may have expired."""
     folder = state / "identity"
+    if (folder / "outside.json").exists():
+        from freehold.node import outside
+
+        return outside.load(state)
     try:
         chain = spki.certificates((folder / "current.pem").read_text(encoding="ascii"))
         not_before, not_after = spki.dates(chain[0])

@@ -56,7 +56,8 @@ class Problem(Message, frozen=True, kw_only=True):
 class EnrollRequest(Message, frozen=True, kw_only=True):
     """POST /v1/enroll. `csr` is a PKCS#10 request in PEM; the node's private key never leaves it."""
 
-    federation: Name
+    federation: Name | None = None
+    """None where the root does not name it, as that of an organisation's own CA."""
     node: Name
     token_id: TokenId
     secret: Secret
@@ -69,7 +70,7 @@ class EnrollRequest(Message, frozen=True, kw_only=True):
 class LoginRequest(Message, frozen=True, kw_only=True):
     """POST /v1/login: an operator or a researcher. Which of the two, and under which name, the token says."""
 
-    federation: Name
+    federation: Name | None = None
     token_id: TokenId
     secret: Secret
     csr: Pem
