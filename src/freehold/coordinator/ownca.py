@@ -64,23 +64,20 @@ class _Chain(NamedTuple):
 
 def open_authority(own: OwnCertificates, folder: Path, *, federation: str, now: float, ca_dir: Path) -> Authority:
     """The authority with what is one's own put in its place; raises CertificateUnfit, and what `Authority.open` does."""
+    # All that is given is looked at before anything is made.
+    extra = () if own.root_ca is None else _read(own.root_ca)
+    root = None if own.server_cert is None else check_server(own, names=(), now=now).root
+    clients = () if own.client_ca is None else _read(own.client_ca)
+    for each in clients:
+        _check_ca(each, own.client_ca, now, root=True)
     if own.issuer_cert is None or own.issuer_key is None:
         made = Authority.open(folder, federation=federation, now=now, ca_dir=ca_dir)
     else:
         made = _under_issuer(own, own.issuer_cert, own.issuer_key, federation=federation, now=now)
-    extra = () if own.root_ca is None else _read(own.root_ca)
-    if own.server_cert is not None:
-        root = check_server(own, names=(), now=now).root
-        made = replace(made, server_roots=(root, *(each for each in extra if each != root)))
-    elif extra:
-        more = tuple(each for each in extra if each not in made.roots)
-        made = replace(made, roots=(*made.roots, *more), anchors=made.anchors or made.roots)
-    if own.client_ca is not None:
-        clients = _read(own.client_ca)
-        for each in clients:
-            _check_ca(each, own.client_ca, now, root=True)
-        made = replace(made, anchors=(*(made.anchors or made.roots), *clients))
-    return made
+    anchors = (*(made.anchors or made.roots), *clients)
+    if root is not None:
+        return replace(made, server_roots=(root, *(each for each in extra if each != root)), anchors=anchors)
+    return replace(made, roots=tuple(dict.fromkeys((*made.roots, *extra))), anchors=anchors)
 
 
 def check_server(own: OwnCertificates, *, names: Sequence[str], now: float) -> Server:
@@ -160,7 +157,7 @@ def _chain(path: Path, root_ca: Path | None, now: float) -> _Chain:
         top = higher
 
 
-def _check_ca(certificate: x509.Certificate, path: Path, now: float, *, root: bool = False) -> None:
+def _check_ca(certificate: x509.Certificate, path: Path | None, now: float, *, root: bool = False) -> None:
     """Raise CertificateUnfit unless it may sign others now; many a root has no key usage, and then may."""
     if not _is_ca(certificate):
         raise CertificateUnfit(
@@ -179,7 +176,7 @@ def _check_ca(certificate: x509.Certificate, path: Path, now: float, *, root: bo
     _check_dates(certificate, path, now)
 
 
-def _check_dates(certificate: x509.Certificate, path: Path, now: float) -> None:
+def _check_dates(certificate: x509.Certificate, path: Path | None, now: float) -> None:
     begin, end = certificate.not_valid_before_utc.timestamp(), certificate.not_valid_after_utc.timestamp()
     if not begin <= now < end:
         raise CertificateUnfit(

@@ -97,11 +97,9 @@ def _check_usable(files: Files) -> None:
             hint="Give the two that were made together, as PEM, the key without a passphrase.",
         ) from None
     try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=read_file(files.ca).decode("ascii", "replace"))
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=read_file(files.ca).decode("ascii"))
     except (ssl.SSLError, ValueError):
-        raise CertificateUnfit(
-            f"{files.ca} holds no certificate in PEM.", hint="It holds the roots of the coordinator."
-        ) from None
+        raise CertificateUnfit(f"{files.ca} holds no certificate in PEM.", hint="Give the coordinator's roots.") from None
 
 
 def _no_passphrase() -> str:
