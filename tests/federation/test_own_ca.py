@@ -14,21 +14,21 @@ import pytest
 import sqlalchemy as sa
 
 from freehold.cli.login import remote, sign_in
-from freehold.errors import CertificateRefused, FreeholdError
-from freehold.node import credentials, outside
+from freehold.errors import FreeholdError
+from freehold.node import credentials
 from freehold.node.join import Network, join, renew
 from freehold.node.outside import Files
 from freehold.wire import spki
 from freehold.wire.admin import Done, Status, Subject, TokenMade, TokenRequest
 from freehold.wire.client import Connection, trusting
 from freehold.wire.jointoken import JoinToken
-from freehold.wire.messages import WorkRequest
-from freehold.wire.routes import WORK
+from freehold.wire.messages import RenewRequest, WorkRequest
+from freehold.wire.routes import RENEW, WORK
 from tests.federation.harness import Federation
 from tests.federation.peer import Peer
 from tests.federation.programs import Running, freehold, left_behind, short_folder
 from tests.unit.coordinator.test_ownca import Made, make
-from tests.unit.enrolment.world import pem_of
+from tests.unit.enrolment.world import csr, pem_of
 
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "use-your-own-ca.md"
 
@@ -173,12 +173,10 @@ def test_a_certificate_without_the_name_of_a_node_of_this_federation_is_refused(
 
 
 def test_what_others_signed_is_not_renewed_here_and_leaving_is_by_name(federation: Federation, made: Path) -> None:
-    files = signed(made, "spiffe://test/node/zed")
-    zed = peer(federation, files)
+    zed = peer(federation, signed(made, "spiffe://test/node/zed"))
     zed.work()
-    outside.keep(made / "zed", Files(cert=files.cert, key=files.key, ca=files.ca, url=federation.url))
-    with pytest.raises(CertificateRefused, match="not enrolled here"):
-        renew(made / "zed", Network())
+    answer = zed.post(RENEW.path, RenewRequest(csr=csr()))
+    assert answer.code == 403 and b"the CA that signed it" in answer.body
     assert zed.post("/v1/leave", b'{"version":1}').code == 0
     zed.close()
     again = peer(federation, signed(made, "spiffe://test/node/zed"))

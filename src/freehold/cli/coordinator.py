@@ -130,7 +130,7 @@ coordinator.command()(allow)
 @grouped
 def init(options: ServiceOptions, state: CoordinatorState = None) -> None:
     """Make the state folder, the federation's root of trust and coordinator.toml, and start nothing."""
-    from freehold.coordinator.ownca import check_server, open_authority
+    from freehold.coordinator.ownca import open_authority
 
     folder = coordinator_state(state)
     if (folder / FILE).exists() or (folder / "authority").exists():
@@ -140,9 +140,9 @@ def init(options: ServiceOptions, state: CoordinatorState = None) -> None:
     settings = _settings(folder, options)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     own, now, ca_dir = settings.own, time.time(), settings.ca_dir or folder / "ca"
-    if own.server_cert is not None:
-        check_server(own, names=settings.names, now=now)
-    authority = open_authority(own, folder / "authority", federation=settings.federation, now=now, ca_dir=ca_dir)
+    authority = open_authority(
+        own, folder / "authority", federation=settings.federation, now=now, ca_dir=ca_dir, names=settings.names
+    )
     _write_settings(folder, options, settings.federation)
     kept = f"{ca_dir}; keep a copy, and take it off this machine if you like: it is needed once a year"
     sys.stdout.write(

@@ -62,11 +62,16 @@ class _Chain(NamedTuple):
     others: tuple[x509.Certificate, ...]
 
 
-def open_authority(own: OwnCertificates, folder: Path, *, federation: str, now: float, ca_dir: Path) -> Authority:
-    """The authority with what is one's own put in its place; raises CertificateUnfit, and what `Authority.open` does."""
+def open_authority(
+    own: OwnCertificates, folder: Path, *, federation: str, now: float, ca_dir: Path, names: Sequence[str] = ()
+) -> Authority:
+    """The authority with what is one's own put in its place; raises CertificateUnfit, and what `Authority.open` does.
+
+    `names`: under which nodes find the coordinator.
+    """
     # All that is given is looked at before anything is made.
     extra = () if own.root_ca is None else _read(own.root_ca)
-    root = None if own.server_cert is None else check_server(own, names=(), now=now).root
+    root = None if own.server_cert is None else check_server(own, names=names, now=now).root
     clients = () if own.client_ca is None else _read(own.client_ca)
     for each in clients:
         _check_ca(each, own.client_ca, now, root=True)

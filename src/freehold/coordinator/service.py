@@ -99,6 +99,7 @@ class Service:
             federation=self.settings.federation,
             now=self.clock(),
             ca_dir=self.settings.ca_dir or state / "ca",
+            names=self.settings.names,
         )
         engine = connect(self.settings.database or f"sqlite:///{state / 'coordinator.sqlite'}")
         self.store = Store(engine, state / "blobs")
