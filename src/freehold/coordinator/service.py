@@ -171,9 +171,10 @@ class Service:
             pair = settings.state / "server.pem"
             self._pair, self._known = (pair, pair), settings.hosts() if settings.names else ()
             return self.enrolment.authority.issue_server(pair, hosts=settings.hosts(), now=self.clock())
+        # Before they are read: what changes meanwhile is looked at again. One that does not fit is, too, but once.
+        self._files = _version(own.server_cert, own.server_key)
         found = check_server(own, names=settings.names, now=self.clock())
         self._pair, self._known = (own.server_cert, own.server_key), settings.names or found.names
-        self._files = _version(*self._pair)
         return self.clock() + LOOK_AGAIN_S
 
     async def _keep_fresh(self, due: float) -> None:
