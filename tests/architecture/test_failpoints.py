@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.federation import test_kills, test_more_kills
+from tests.federation import test_kills, test_more_kills, test_replicas
 from tests.unit.enrolment import test_joining
 from tests.unit.node import test_vault
 
@@ -52,6 +52,8 @@ def killed() -> set[str]:
         *test_kills.COORDINATOR_POINTS,
         *test_kills.FILE_POINTS,
         *test_vault.POINTS,
+        *test_replicas.POINTS,
+        *test_replicas.LEASE_POINTS,
         *test_kills.AGENT_POINTS,
         *test_kills.GUARD_POINTS,
         *test_kills.ANSWERS,

@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import polars as pl
 
 from freehold.coordinator.specification import specified
-from freehold.data import heart
+from freehold.data.heart import heart_records
 from freehold.plan import Plan, RoundPolicy, dumps
 from freehold.study.trials import plan_for
 from freehold.tasks import task_definition
@@ -103,6 +102,8 @@ class Federation:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
+        self.urls: dict[str, str] = {}
+        """Where a node finds the coordinator, if not at `url`."""
         self.nodes: dict[str, Process] = {}
         self.admin = Admin(folder / "coordinator" / "admin.sock")
         write_hospitals(folder)
@@ -127,7 +128,15 @@ class Federation:
         state, token = self.folder / name, self.folder / f"{name}.token"
         if not (state / "identity" / "current.pem").exists():
             token.write_text(self.admin.post("/v1/tokens", TokenRequest(node=name), TokenMade).token)
-        arguments = ["node", name, str(state), self.url, str(token), str(self.folder / f"{name}.csv"), self._dataset]
+        arguments = [
+            "node",
+            name,
+            str(state),
+            self.urls.get(name, self.url),
+            str(token),
+            str(self.folder / f"{name}.csv"),
+            self._dataset,
+        ]
         environment = {**self._environment, "FREEHOLD_FAILPOINTS": failpoints}
         self.nodes[name] = Process(arguments, self.folder / f"{name}.log", environment=environment)
         if wait:
@@ -191,13 +200,9 @@ def fork_server(folder: Path) -> Iterator[Path]:
 
 def write_hospitals(folder: Path) -> None:
     """Each hospital's own table, as its node reads it."""
-    population = heart()
-    assert isinstance(population.features, pl.DataFrame)
-    table = population.features.with_columns(
-        pl.Series("num", [population.classes[i] for i in population.target]), pl.Series("hospital", population.client)
-    )
+    records = heart_records()
     for name, hospital in HOSPITALS.items():
-        table.filter(pl.col("hospital") == hospital).drop("hospital").write_csv(folder / f"{name}.csv", null_value="?")
+        records[hospital].write_csv(folder / f"{name}.csv")
 
 
 def heart_plan(

@@ -36,7 +36,7 @@ async def coordinator(state: str, port: str, settings: str) -> None:
     store.INLINE_BYTES = given.pop("inline_bytes", store.INLINE_BYTES)
     ahead_s = given.pop("clock_ahead_s", 0.0)
     pace = Pace(**given.pop("pace", {}))
-    around = {key: given.pop(key) for key in ("idle_s", "poll_s", "node_life_s", "person_life_s") if key in given}
+    around = {key: given.pop(key) for key in ("idle_s", "poll_s", "node_life_s", "person_life_s", "lease_s") if key in given}
     files = OwnCertificates(**{key: Path(given.pop(key)) for key in PATHS if key in given})
     if "study_keys" in given:
         given["study_keys"] = tuple(map(Path, given["study_keys"]))

@@ -23,10 +23,15 @@ AUTHORITY_POINTS = [
     for name in ("root-key", "root", "roots", "issuer", "server")
     for step in ("writing", "written", "named")
 ]
+START_POINTS = [
+    *(f"coordinator.replica.{step}" for step in ("writing", "written", "named")),
+    "coordinator.roots.committing",
+    "coordinator.roots.committed",
+]
 OFFER_POINTS = ["coordinator.offer.committing", "coordinator.offer.committed"]
 EXTEND_POINTS = ["coordinator.extend.committing", "coordinator.extend.committed"]
 END_POINTS = ["coordinator.study_ended.committing", "coordinator.study_ended.committed"]
-POINTS = [*AUTHORITY_POINTS, *OFFER_POINTS, *EXTEND_POINTS, *END_POINTS]
+POINTS = [*AUTHORITY_POINTS, *START_POINTS, *OFFER_POINTS, *EXTEND_POINTS, *END_POINTS]
 
 
 @pytest.fixture
@@ -57,7 +62,7 @@ def finish(federation: Federation, yan: Peer, digest: str, run: str) -> None:
     assert federation.finished(digest).rounds[0].heard == ["yan"]
 
 
-@pytest.mark.parametrize("point", AUTHORITY_POINTS)
+@pytest.mark.parametrize("point", [*AUTHORITY_POINTS, *START_POINTS])
 def test_the_first_start(bare: Federation, tmp_path: Path, point: str) -> None:
     arguments = ["coordinator", str(tmp_path / "coordinator"), str(bare.port), json.dumps({})]
     environment = {**bare._environment, "FREEHOLD_FAILPOINTS": f"{point}=kill"}

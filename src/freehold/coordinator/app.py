@@ -33,7 +33,7 @@ from freehold.wire.messages import (
     WorkReply,
     WorkRequest,
 )
-from freehold.wire.server import Identity, Peers, refusals, reply
+from freehold.wire.server import Identity, Peers, cut, refusals, reply
 
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -151,9 +151,15 @@ class App:
             await response.prepare(request)
             # Pieces come from the page cache: a thread for each would cost more than the reading.
             for piece in pieces:
-                await response.write(piece)
-            await response.write_eof()
+                async with asyncio.timeout(self._ingest.pace.chunk_s):
+                    await response.write(piece)
+            async with asyncio.timeout(self._ingest.pace.chunk_s):
+                await response.write_eof()
             return response
+        except TimeoutError:
+            if request.transport is not None:
+                cut(request.transport)  # who takes nothing holds a connection and a descriptor
+            raise ConnectionResetError("the other side took nothing") from None
         finally:
             close([fd])
 

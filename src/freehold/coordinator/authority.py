@@ -97,6 +97,11 @@ class Authority:
         return _pem(self.server_roots or [first, *(root for root in self.roots if root != first)])
 
     @property
+    def signing_roots_pem(self) -> str:
+        """The roots of who signs for nodes, whoever signed the coordinator's own certificate."""
+        return _pem(self.roots)
+
+    @property
     def anchors_pem(self) -> str:
         """What client certificates must lead to; not only roots, so that an issuer's CA does not vouch for nodes, too."""
         return _pem(self.anchors or self.roots)

@@ -76,13 +76,19 @@ enrolment_log = sa.Table(
 )
 
 
-def transactions(engine: sa.Engine) -> Callable[[], AbstractContextManager[EnrolmentRecords]]:
-    """Enrolment's records in a transaction each: on the disk when the block is left, undone when it raises."""
+def transactions(
+    engine: sa.Engine, written: Callable[[sa.Connection], None] = lambda _: None
+) -> Callable[[], AbstractContextManager[EnrolmentRecords]]:
+    """Enrolment's records in a transaction each: on the disk when the block is left, undone when it raises.
+
+    `written` is told at the end of each.
+    """
 
     @contextlib.contextmanager
     def transaction() -> Iterator[EnrolmentRecords]:
         with explained(), engine.connect() as connection:
             yield SqlRecords(connection)
+            written(connection)
             durable.commit(connection.commit, "coordinator.enrolment")
 
     return transaction

@@ -25,40 +25,59 @@ class Seen:
 
 
 class Presence:
-    """Nodes by name. What they offer is in the store, so that a restarted coordinator asks the same ones."""
+    """Nodes by name. What they offer is in the store, so that a restarted coordinator, and others, ask the same ones."""
 
     def __init__(self, store: Store, clock: Callable[[], float]) -> None:
         self._store, self._clock = store, clock
         self._nodes: dict[str, Seen] = {}
+        self._heard: set[str] = set()
+        self.refresh()
 
-        def read(connection: sa.Connection) -> list[tuple[str, str]]:
-            found = sa.select(offers.c.node, offers.c.datasets).join(nodes, nodes.c.name == offers.c.node)
+    def refresh(self) -> None:
+        """Read who there is, also those that speak to other coordinators over the same database."""
+
+        def read(connection: sa.Connection) -> list[tuple[str, str, float]]:
+            found = sa.select(offers.c.node, offers.c.datasets, offers.c.seen).join(nodes, nodes.c.name == offers.c.node)
             shut = sa.exists().where(denied.c.what == sa.literal("node/") + offers.c.node)
-            return [(row.node, row.datasets) for row in connection.execute(found.where(nodes.c.left.is_(None), ~shut))]
+            rows = connection.execute(found.where(nodes.c.left.is_(None), ~shut))
+            return [(row.node, row.datasets, row.seen) for row in rows]
 
-        for name, datasets in store.read(read):
-            self._nodes[name] = Seen(datasets=frozenset(filter(None, datasets.split(","))))
+        before, self._nodes = self._nodes, {}
+        for name, datasets, seen in self._store.read(read):
+            last = max(seen, before[name].last if name in before else 0.0)
+            self._nodes[name] = Seen(datasets=frozenset(filter(None, datasets.split(","))), last=last)
+
+    async def tell_others(self) -> None:
+        """Write when the nodes that spoke since the last time were heard."""
+        names, now, self._heard = sorted(self._heard), self._clock(), set()
+        if names:
+            await self._store.write(
+                lambda c: c.execute(sa.update(offers).where(offers.c.node.in_(names)).values(seen=now)), "coordinator.offer"
+            )
 
     async def heard(self, node: str, datasets: Sequence[str] | None) -> bool:
         """A node speaks, and may say what it offers; whether it is new, or offers something else than before."""
         before = self._nodes.get(node)
+        self._heard.add(node)
         if before is not None:
             before.last = self._clock()
         if datasets is None or (before is not None and before.datasets == frozenset(datasets)):
             return False
-        offered = frozenset(datasets)
+        offered, now = frozenset(datasets), self._clock()
 
         def write(connection: sa.Connection) -> None:
             connection.execute(sa.delete(offers).where(offers.c.node == node))
-            connection.execute(sa.insert(offers).values(node=node, datasets=",".join(sorted(offered))))
+            connection.execute(sa.insert(offers).values(node=node, datasets=",".join(sorted(offered)), seen=now))
+            self._store.announce(connection, "nodes")
 
         await self._store.write(write, "coordinator.offer")
-        self._nodes[node] = Seen(datasets=offered, last=self._clock())
+        self._nodes[node] = Seen(datasets=offered, last=now)
         return True
 
     def gone(self, node: str) -> None:
         """A node has left or is denied."""
         self._nodes.pop(node, None)
+        self._heard.discard(node)
 
     def offering(self, dataset: str, connected_only: bool) -> list[str]:
         """Nodes with that data, sorted."""

@@ -6,17 +6,18 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from freehold.coordinator import study_records as records
 from freehold.coordinator.child import ServerCode, ServerStates
+from freehold.coordinator.cohorts import Cohorts
+from freehold.coordinator.lease import Lease, Superseded
 from freehold.coordinator.run import OpenRun, check, fold
-from freehold.coordinator.store import Store, explained
-from freehold.drawing import draw_cohort
-from freehold.errors import CoordinatorError, FreeholdError, ServerCodeFailed, StoreError
+from freehold.coordinator.steps import Steps
+from freehold.coordinator.store import Put, Store, explained
+from freehold.errors import FreeholdError, ServerCodeFailed, StoreError
 from freehold.events import Event, Listener, silent
 from freehold.wire.local import close
 from freehold.wire.messages import Blob
@@ -24,10 +25,11 @@ from freehold.wire.messages import Blob
 OPEN_RUNS = 2
 """Runs of a study that are open at once: while one closes, the nodes work on the other."""
 
-RETRY_S = 1.0
-"""Between two attempts to write to a store that is full or away."""
-
 T = TypeVar("T")
+
+
+class _Missed(Exception):
+    """Another coordinator has taken a contribution to the round that is being closed."""
 
 
 class Rounds:
@@ -39,18 +41,22 @@ class Rounds:
         code: ServerCode,
         nodes: Callable[[str, bool], Sequence[str]],
         wake: Callable[[Sequence[str] | None], None],
+        lease: Lease,
         *,
         clock: Callable[[], float] = time.time,
         tell: Listener = silent,
     ) -> None:
-        """`nodes(dataset, connected_only)` lists who may be asked, sorted. `wake(nodes)` has polls answered; None: all."""
-        self._store, self._code, self._nodes, self._wake, self._clock, self._tell = store, code, nodes, wake, clock, tell
+        """`nodes(dataset, connected_only)` lists who may be asked, sorted. `wake(nodes)` has polls answered; None: all.
+
+        Only who holds the lease opens and closes rounds.
+        """
+        self._lease = lease
+        self._store, self._code, self._wake, self._clock, self._tell = store, code, wake, clock, tell
+        self._cohorts = Cohorts(nodes)
         self.runs: dict[str, OpenRun] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._steps = Steps(self.fail, tell)
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._child = asyncio.Lock()
-        self._closing = False
-        self._stopped = asyncio.Event()
 
     async def ask(self, question: Callable[[], T]) -> T:
         """Put a question to the child that runs algorithm code, one at a time."""
@@ -59,34 +65,27 @@ class Rounds:
 
     async def advance(self) -> None:
         """Open runs that wait, as long as fewer than OPEN_RUNS of their study are open and enough nodes are there."""
-        if self._closing:
+        if self._steps.closing or not self._lease.held:
             return
         for study in dict.fromkeys(run.study for run in self.runs.values()):
             own = [run for run in self.runs.values() if run.study == study]
             free = OPEN_RUNS - sum(run.state in ("training", "measuring") for run in own)
             for run in [r for r in own if r.state == "waiting"][: max(free, 0)]:
-                if len(self._population(run)) < run.plan.round.least_nodes or run.closing:
+                if len(self._cohorts.population(run)) < run.plan.round.least_nodes or run.closing:
                     continue
                 run.closing = True  # nobody else begins it
-                self._spawn(run, lambda run=run: self._begin(run))  # type: ignore[misc]
+                self._steps.begin(run, lambda run=run: self._begin(run))  # type: ignore[misc]
             for run in own:
-                if run.state == "training" and not run.cohort and not run.closing and self._population(run):
-                    self._spawn(run, lambda run=run: self._ask_anew(run))  # type: ignore[misc]
+                if run.state == "training" and not run.cohort and not run.closing and self._cohorts.population(run):
+                    self._steps.begin(run, lambda run=run: self._ask_anew(run))  # type: ignore[misc]
 
     async def _ask_anew(self, run: OpenRun) -> None:
         """Open a round once more that nobody is left in, now that there is somebody."""
         if run.cohort or run.received or run.closing:
             return  # another node was faster
-        cohort, population = self._draw(run, run.round)
+        cohort, population = self._cohorts.draw(run, run.round)
         run.open(run.round, tuple(cohort), population, self._clock() + run.plan.round.deadline_s)
         await self.extend(run, cohort, run.deadline)
-
-    def _draw(self, run: OpenRun, round: int) -> tuple[list[str], int]:
-        """Whom to ask in a round, everybody after the last; and of how many."""
-        population = self._population(run)
-        asked = run.plan.round.cohort if round < run.plan.training.rounds else None
-        size = min(asked or len(population), len(population))
-        return draw_cohort(population, size, seed=run.run.seed, index=round) if population else [], len(population)
 
     async def _begin(self, run: OpenRun) -> None:
         if run.doubtful and self._kept(run, 0):
@@ -96,21 +95,20 @@ class Rounds:
         if states is not None:
             await self._next_round(run, 0, states, counted={}, weight=0.0)
 
-    def _population(self, run: OpenRun) -> list[str]:
-        return list(self._nodes(run.plan.task.name, run.plan.clients == "devices"))
-
     def consider(self, run: OpenRun) -> None:
         """Close the round if everybody was heard, or at the deadline if enough were."""
-        if self._closing or run.closing or run.state not in ("training", "measuring"):
+        if self._steps.closing or not self._lease.held or run.closing or run.state not in ("training", "measuring"):
             return
         now = self._clock()
         enough = run.state == "measuring" or (len(run.received) >= run.quorum and run.received)
         if enough and ((run.complete and run.cohort) or now >= run.deadline):
             run.closing = True
-            self._spawn(run, lambda: self._close(run))
+            self._steps.begin(run, lambda: self._close(run))
         elif now >= run.deadline:
             self._tell(Event("round.short", {"run": run.id, "round": run.round, "heard": len(run.received)}))
-            self._spawn(run, lambda: self.extend(run, self._once_more(run), self._clock() + run.plan.round.deadline_s))
+            self._steps.begin(
+                run, lambda: self.extend(run, self._cohorts.once_more(run), self._clock() + run.plan.round.deadline_s)
+            )
         else:
             self._at(run, run.deadline - now)
 
@@ -123,21 +121,26 @@ class Rounds:
         """Wait on, for fewer nodes or others."""
         # In memory first: two nodes may decline at once, and a cohort that a crash restores is only asked in vain.
         round_, population, run.cohort, run.deadline = run.round, run.population, tuple(cohort), deadline
-        await self._store.write(
-            lambda c: records.extend(c, run=run.id, round=round_, cohort=cohort, population=population, deadline=deadline),
-            "coordinator.extend",
-        )
+
+        def write(connection: Any) -> None:
+            self._lease.check(connection)
+            records.extend(connection, run=run.id, round=round_, cohort=cohort, population=population, deadline=deadline)
+            self._store.announce(connection, "cohort", run.id, round_)
+
+        await self._store.write(write, "coordinator.extend")
         self.consider(run)
         self._wake(cohort)
 
-    def _once_more(self, run: OpenRun) -> list[str]:
-        """Whom to ask in a round that is short of its quorum: also those that declined, and others as far as there is room."""
-        population = self._population(run)
-        size = min(run.capacity, len(population))
-        drawn = draw_cohort(population, size, seed=run.run.seed, index=run.round) if size else []
-        others = [node for node in drawn if node not in run.cohort and node not in run.received]
-        room = run.capacity - len({*run.cohort, *run.received})
-        return sorted([*run.cohort, *others[: max(room, 0)]])
+    async def withdraw(self, run: OpenRun, node: str) -> None:
+        """Wait no longer for a node that was asked."""
+        round_, run.cohort = run.round, tuple(other for other in run.cohort if other != node)
+
+        def write(connection: Any) -> None:
+            records.withdraw(connection, run=run.id, round=round_, node=node)
+            self._store.announce(connection, "cohort", run.id, round_)
+
+        await self._store.write(write, "coordinator.extend")
+        self.consider(run)
 
     async def _close(self, run: OpenRun) -> None:
         if run.state == "measuring":
@@ -145,8 +148,16 @@ class Rounds:
             return
         if run.doubtful and self._kept(run, run.round + 1):
             return
+        while (states := await self._updated(run)) is not None:
+            counted, weight = dict(run.received), sum(run.weights[n] for n in sorted(run.received))
+            with contextlib.suppress(_Missed):
+                await self._next_round(run, run.round + 1, states, counted=counted, weight=weight)
+                return
+            await self.catch_up(run)
+
+    async def _updated(self, run: OpenRun) -> ServerStates | None:
+        """The states after the round as far as it was heard; None if there are none, and the study has failed."""
         assert run.tally is not None and run.server is not None
-        counted, weight = dict(run.received), sum(run.weights[n] for n in sorted(run.received))
         async with run.folding:
             plan = run.plan_blob.body or self._store.blob_bytes(run.plan_blob.sha256)
             # Descriptors of this step's own: the study may be stopped, and its tally be gone, before the child is asked.
@@ -157,18 +168,58 @@ class Rounds:
                     plan,
                     run.run.number,
                     round=run.round,
-                    heard=len(counted),
+                    heard=len(run.received),
                     population=run.population,
                     server=server,
                     tally=tally,
                 )
 
             try:
-                states = await self._ask(run, update)
+                return await self._ask(run, update)
             finally:
                 close([server, tally])
-        if states is not None:
-            await self._next_round(run, run.round + 1, states, counted=counted, weight=weight)
+
+    async def follow(self, run: OpenRun, node: str | None = None) -> None:
+        """See who is asked and heard in the open round by now; `node`: no more than that this one has contributed."""
+        if node is not None:
+            await self.catch_up(run, node)
+        elif run.state in ("training", "measuring"):
+            row = self._store.read(lambda c: records.round_of(c, run.id, run.round))
+            assert row is not None
+            run.cohort, run.deadline = tuple(filter(None, row.cohort.split(","))), row.deadline
+            run.received |= dict.fromkeys(self._store.read(lambda c: records.measures_of(c, run.id, run.round)), "")
+            await self.catch_up(run)
+            self._wake(run.cohort)
+            await self.advance()
+        self.consider(run)
+
+    async def catch_up(self, run: OpenRun, node: str | None = None) -> None:
+        """Hear what other coordinators have taken, from all or from one node; who leads adds it to the sum."""
+        known = None if node is None else [node]
+        for each in self._store.read(lambda c: records.received(c, run.id, run.round, known)):
+            if each.node not in run.received and self._lease.held:
+                await self.take(run, each)
+            run.received.setdefault(each.node, each.sha256)
+
+    async def take(self, run: OpenRun, stored: records.Row) -> None:
+        """Add a stored contribution to the sum of its round, once. Raises StoreError, and the study has then failed."""
+        if run.tally is None or stored.node in run.received:
+            return
+        total, body = run.tally.sum, stored.body if stored.body is not None else self._store.folder / stored.place
+        run.received[stored.node], run.weights[stored.node] = stored.sha256, stored.weight
+
+        def add() -> None:
+            with explained():
+                fold(body, total, stored.weight, check(body, run, total, stored.weight))
+
+        async with run.folding:
+            try:
+                await asyncio.to_thread(add) if stored.body is None else add()
+            except StoreError as error:
+                # The sum is now of nobody knows what, and what it should be made of cannot be read.
+                await self.fail(run, error)
+                raise
+        self.consider(run)
 
     async def _ask(self, run: OpenRun, question: Callable[[], ServerStates]) -> ServerStates | None:
         try:
@@ -182,9 +233,11 @@ class Rounds:
         now, reason = self._clock(), str(error)
 
         def end(connection: Any) -> bool:
+            self._lease.check(connection)
             running = records.is_running(connection, run.study)
             if running:
                 records.end_study(connection, run.study, state="failed", now=now, reason=reason)
+                self._store.announce(connection, "study", run.study)
             return running
 
         if not await self._store.write(end, "coordinator.study_ended"):
@@ -196,22 +249,29 @@ class Rounds:
         self, run: OpenRun, round: int, states: ServerStates, *, counted: Mapping[str, str], weight: float
     ) -> None:
         try:
-            name = run.place(round, "server")
+            # Of a leader that was superseded and goes on, the files must not be those of the one that now leads.
+            own = f".{self._lease.epoch}" if self._lease.epoch else ""
+            name = run.place(round, f"server{own}")
             server = await self._store.put(states.server, name=name, point="coordinator.state")
-            shared, name = server, run.place(round, "shared")
+            shared, name = server, run.place(round, f"shared{own}")
             if states.shared is not states.server:
                 shared = await self._store.put(states.shared, name=name, point="coordinator.state")
         finally:
             states.close()
-        cohort, population = self._draw(run, round)
+        cohort, population = self._cohorts.draw(run, round)
         now = self._clock()
         deadline = now + run.plan.round.deadline_s
 
         def settle(connection: Any) -> list[Path] | None:
+            self._lease.check(connection)
             if not records.is_running(connection, run.study):
                 return None
+            if records.place_of(connection, run.id) != (("training", round - 1) if round else ("waiting", 0)):
+                raise Superseded
             gone: list[str] = []
             if round:
+                if records.senders(connection, run.id, round - 1) - set(counted):
+                    raise _Missed
                 gone = records.close_round(connection, run=run.id, round=round - 1, counted=counted, weight=weight, now=now)
             self._store.insert_blob(connection, server)
             if shared is not server:
@@ -228,12 +288,17 @@ class Rounds:
                 state="training" if round < run.plan.training.rounds else "measuring",
             )
             released = self._store.release(connection, set(old) - {server.sha256, shared.sha256})
+            self._store.announce(connection, "round", run.id)
             return [self._store.folder / place for place in gone] + released
 
-        files = await self._store.write(settle, "coordinator.round")
+        files: list[Path] | None = None
+        try:
+            files = await self._store.write(settle, "coordinator.round")
+        except (Superseded, _Missed):
+            await self._drop(server, shared)
+            raise
         if files is None:
-            for put in (server, shared):
-                await self._store.drop(put)
+            await self._drop(server, shared)
             return
         run.counted = dict(counted)
         run.server, run.shared = server.sha256, Blob(sha256=shared.sha256, length=shared.length, body=shared.body)
@@ -241,6 +306,10 @@ class Rounds:
         if files:
             await asyncio.to_thread(_remove, files)
         self._opened(run)
+
+    async def _drop(self, *puts: Put) -> None:
+        for put in puts:
+            await self._store.drop(put)
 
     def _opened(self, run: OpenRun) -> None:
         """A round is open, and the one before it closed."""
@@ -272,22 +341,26 @@ class Rounds:
             run.received = dict.fromkeys(self._store.read(lambda c: records.measures_of(c, run.id, run.round)), "")
             return
         for each in self._store.read(lambda c: records.received(c, run.id, run.round)):
+            run.received[each.node], run.weights[each.node] = each.sha256, each.weight
+            if not self._lease.held:
+                continue  # who leads adds them up
             body = each.body if each.body is not None else self._store.folder / each.place
             with explained():
                 fold(body, run.tally.sum, each.weight, check(body, run, run.tally.sum, each.weight))
-            run.received[each.node], run.weights[each.node] = each.sha256, each.weight
 
     async def _finish(self, run: OpenRun) -> None:
         now = self._clock()
         last = all(other.id == run.id for other in self.runs.values() if other.study == run.study)
 
         def end(connection: Any) -> bool:
+            self._lease.check(connection)
             running = records.is_running(connection, run.study)
             if running:
                 records.close_round(connection, run=run.id, round=run.round, counted={}, weight=0.0, now=now)
                 records.set_run_state(connection, run.id, "finished")
             if running and last:
                 records.end_study(connection, run.study, state="finished", now=now)
+            self._store.announce(connection, "study", run.study)
             return running
 
         # One that was kept although the store had said otherwise has ended its study, if it was the last.
@@ -303,12 +376,9 @@ class Rounds:
 
     async def close(self) -> None:
         """Wait for what is being written; nothing new is begun."""
-        self._closing = True
-        self._stopped.set()
         for timer in self._timers.values():
             timer.cancel()
-        while self._tasks:
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._steps.close()
         for run in self.runs.values():
             run.drop_tally()
 
@@ -321,43 +391,6 @@ class Rounds:
             if run.id in self._timers:
                 self._timers.pop(run.id).cancel()
         self._wake(None)
-
-    def _spawn(self, run: OpenRun, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        task = asyncio.get_running_loop().create_task(self._persist(run, work))
-        self._tasks.add(task)
-        task.add_done_callback(self._ended)
-
-    async def _persist(self, run: OpenRun, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Do a step of a run, again and again while the store cannot be written; what else it raises ends the study."""
-        failed = False
-        while True:
-            try:
-                await work()
-                return
-            except StoreError as error:
-                run.doubtful = True
-                self._tell(_failed(error))
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._stopped.wait(), RETRY_S)
-                if self._closing:
-                    return
-            except Exception as error:
-                if failed:
-                    raise
-                failed = True
-                self._tell(_failed(error))
-                found = error if isinstance(error, FreeholdError) else CoordinatorError(f"({type(error).__name__})")
-                work = partial(self.fail, run, found)
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self._tell(_failed(error))
-
-
-def _failed(error: BaseException) -> Event:
-    code = error.code if isinstance(error, FreeholdError) else 0
-    return Event("coordinator.error", {"kind": type(error).__name__, "code": code})
 
 
 def _remove(files: Sequence[Path]) -> None:

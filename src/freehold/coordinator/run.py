@@ -104,6 +104,10 @@ class OpenRun:
         """Whether this node is asked and not yet heard."""
         return self.state in ("training", "measuring") and not self.closing and node in self.cohort and node not in self.received
 
+    def shows(self, node: str, sha256: str) -> bool:
+        """Whether these bytes belong to work that this node was asked for."""
+        return node in self.cohort and sha256 in (self.plan_blob.sha256, self.shared.sha256 if self.shared else "")
+
     @property
     def complete(self) -> bool:
         """Everybody that was asked is heard."""

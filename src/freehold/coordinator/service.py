@@ -24,9 +24,11 @@ from freehold.coordinator.authority import NODE_LIFE_S
 from freehold.coordinator.child import ServerCode
 from freehold.coordinator.enrolment import PERSON_LIFE_S, Enrolment
 from freehold.coordinator.enrolment_tables import denied, readings, transactions
+from freehold.coordinator.lease import LIFE_S, Lease
 from freehold.coordinator.metrics import Metrics, serve_plain
 from freehold.coordinator.ownca import OwnCertificates, check_server, open_authority
 from freehold.coordinator.presence import Presence
+from freehold.coordinator.replicas import Replicas, check_roots, name_of
 from freehold.coordinator.signing import trusting
 from freehold.coordinator.store import Store, connect
 from freehold.coordinator.studies import Studies
@@ -83,6 +85,7 @@ class Service:
     poll_s: float = 300.0  # the longest that an answer is held back, whatever a node asks for
     node_life_s: float = NODE_LIFE_S  # of the certificates that nodes get
     person_life_s: float = PERSON_LIFE_S  # of those that operators and researchers get
+    lease_s: float = LIFE_S  # how long another coordinator over the same database waits for this one, if it dies
     _denied: set[str] = field(default_factory=set)
     _pair: tuple[Path, Path] = field(init=False)  # its own certificate and key
     _known: tuple[str, ...] = field(init=False, default=())  # the names in it that it was given
@@ -102,12 +105,13 @@ class Service:
             names=self.settings.names,
         )
         engine = connect(self.settings.database or f"sqlite:///{state / 'coordinator.sqlite'}")
-        self.store = Store(engine, state / "blobs")
+        self.store = Store(engine, state / "blobs", name_of(state))
+        await self.store.write(lambda c: check_roots(c, authority), "coordinator.roots")
         self.store.sweep()
         self._read_denied()
         self.enrolment = Enrolment(
             authority=authority,
-            transaction=transactions(engine),
+            transaction=transactions(engine, lambda c: self.store.announce(c, "nodes")),
             reading=readings(engine),
             clock=self.clock,
             lifetime_s=self.node_life_s,
@@ -115,6 +119,8 @@ class Service:
         )
         self.code = ServerCode(spawn=self.spawn)
         self.presence = Presence(self.store, self.clock)
+        self.lease = Lease(self.store, life_s=self.lease_s)
+        await self.lease.keep()
         self.studies = Studies(
             self.store,
             self.code,
@@ -122,6 +128,7 @@ class Service:
             clock=self.clock,
             tell=self._tell,
             admit=admit,
+            lease=self.lease,
         )
         self.metrics = Metrics(self.presence, self._expiries, self.clock)
         self.peers = Peers(clock=self.clock, denied=self._is_denied)
@@ -136,6 +143,7 @@ class Service:
             tell=self._tell,
         )
         await self.studies.recover()
+        self.replicas = Replicas(self.store, self.lease, self.studies, self.presence, self._deny_again, tell=self._tell)
         due = self._renew_own()
         self._context = server_context(*self._pair, authority.anchors_pem)
         app = App(
@@ -159,6 +167,7 @@ class Service:
                 f"Cannot listen on {self.settings.host}:{self.settings.port}: {error.strerror}.",
                 hint="Another program has the port, or the address is not this machine's; give --port or --host.",
             ) from error
+        self.replicas.start()
         self._renewal = asyncio.create_task(self._keep_fresh(due))
         self._admin = await serve_unix(self.administration.build(), state / "admin.sock")
         await self._serve_metrics()
@@ -238,6 +247,7 @@ class Service:
 
     async def _close_parts(self) -> None:
         await self.studies.close()
+        await self.replicas.close()
         self.code.end()
         self.ingest.close()
         await asyncio.to_thread(self.store.close)
@@ -247,6 +257,11 @@ class Service:
 
     def _read_denied(self) -> None:
         self._denied = set(self.store.read(lambda c: c.execute(sa.select(denied.c.what)).scalars().all()))
+
+    def _deny_again(self) -> None:
+        """Another coordinator may have denied somebody who is connected here."""
+        self._read_denied()
+        self.peers.drop_denied()
 
     def _replaced(self, role: str, name: str, last: asyncio.Transport | None) -> None:
         """A name has left, or is another machine's from now on: connections of the certificates that it had before are cut."""

@@ -28,6 +28,18 @@ from freehold.wire.messages import Blob
 INLINE_BYTES = 64 * 1024
 """Blobs up to this size lie in the database, and travel inside of messages."""
 
+CHANNEL = "freehold"
+"""Where coordinators over one PostgreSQL tell each other what they wrote."""
+
+_REMOTE = {
+    "connect_timeout": 5,
+    "tcp_user_timeout": 10_000,
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+}
+"""A database that has vanished without a word is noticed within seconds; names and units are libpq's."""
+
 READING = "freehold_reading"
 """The execution option of a connection that will not write."""
 
@@ -53,7 +65,8 @@ class Put(NamedTuple):
 
 def connect(url: str) -> sa.Engine:
     """The database behind a URL; an SQLite file is made, only for its owner to read."""
-    engine = sa.create_engine(url, pool_pre_ping=not url.startswith("sqlite"))
+    lite = url.startswith("sqlite")
+    engine = sa.create_engine(url, pool_pre_ping=not lite, connect_args={} if lite else _REMOTE)
     if engine.dialect.name == "sqlite":
         path = engine.url.database
         if path and path != ":memory:":
@@ -77,9 +90,13 @@ def connect(url: str) -> sa.Engine:
 class Store:
     """Transactions in one writing thread, reads anywhere, blobs by content."""
 
-    def __init__(self, engine: sa.Engine, folder: Path) -> None:
+    def __init__(self, engine: sa.Engine, folder: Path, name: str = "coordinator") -> None:
+        """`name`: of this coordinator, among others over the same database."""
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.engine, self.folder = engine, folder
+        self.shared = engine.dialect.name == "postgresql"
+        """Whether there may be other coordinators over this database."""
+        self.name = name
         with explained():
             upgrade(engine)
         self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
@@ -97,6 +114,12 @@ class Store:
 
         self._queue.put(_Job(work=work, point=point, done=lambda r, e: _tell(loop, settle, r, e)))
         return await future
+
+    def announce(self, connection: sa.Connection, kind: str, *arguments: object) -> None:
+        """Tell other coordinators over this database, once the transaction is committed; none of the words has a space."""
+        if self.shared:
+            payload = " ".join([self.name, kind, *map(str, arguments)])
+            connection.execute(sa.select(sa.func.pg_notify(CHANNEL, payload)))
 
     def read(self, work: Callable[[sa.Connection], T]) -> T:
         """Run `work`, which only reads."""

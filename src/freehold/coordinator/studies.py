@@ -19,6 +19,7 @@ import msgspec
 
 from freehold.coordinator import study_records as records
 from freehold.coordinator.child import ServerCode
+from freehold.coordinator.lease import Lease
 from freehold.coordinator.rounds import Rounds
 from freehold.coordinator.run import Entries, OpenRun, check, fold
 from freehold.coordinator.signing import Admit, everyone
@@ -41,11 +42,16 @@ class Studies:
         clock: Callable[[], float] = time.time,
         tell: Listener = silent,
         admit: Admit = everyone,
+        lease: Lease | None = None,
     ) -> None:
-        """`nodes(dataset, connected_only)` lists who may be asked, sorted. `admit` refuses plans by their signature."""
+        """`nodes(dataset, connected_only)` lists who may be asked, sorted. `admit` refuses plans by their signature.
+
+        No lease: there is no other coordinator.
+        """
+        self._lease = lease or Lease(store)
         self._admitted = admit
         self._store, self._code, self._clock, self._tell = store, code, clock, tell
-        self._rounds = Rounds(store, code, nodes, self.wake, clock=clock, tell=tell)
+        self._rounds = Rounds(store, code, nodes, self.wake, self._lease, clock=clock, tell=tell)
         self._runs = self._rounds.runs
         self._served: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
         self._waiting: dict[str, set[asyncio.Event]] = defaultdict(set)
@@ -68,6 +74,7 @@ class Studies:
 
         def insert(connection: Any) -> bool:
             sha256 = self._store.insert_blob(connection, put)
+            self._store.announce(connection, "study", identity)
             return records.insert_study(
                 connection,
                 digest=identity,
@@ -101,42 +108,79 @@ class Studies:
     async def stop(self, identity: str, reason: str) -> None:
         """End a study; what is trained stays in the store and on the nodes."""
         now = self._clock()
-        await self._store.write(
-            lambda c: records.end_study(c, identity, state="stopped", now=now, reason=reason), "coordinator.study_ended"
-        )
+
+        def end(connection: Any) -> None:
+            records.end_study(connection, identity, state="stopped", now=now, reason=reason)
+            self._store.announce(connection, "study", identity)
+
+        await self._store.write(end, "coordinator.study_ended")
         self._rounds.forget(identity)
         self._tell(Event("study.stopped", {"study": identity, "reason": reason}))
 
     async def recover(self) -> None:
-        """Take up every study where the store says it was."""
-        for study in self._store.read(records.running):
-            self._take_up(study.digest)
+        """Take up every study where the store says it is."""
+        running = {study.digest: None for study in self._store.read(records.running)}
+        for study in {run.study for run in self._runs.values()} - running.keys():
+            self._rounds.forget(study)
+        for study in running:
+            self._take_up(study)
         for open_run in list(self._runs.values()):
             self._rounds.consider(open_run)
         await self._rounds.advance()
 
+    async def changed(self, kind: str, words: Sequence[str]) -> None:
+        """Follow what another coordinator has written. Raises StoreError."""
+        if kind == "study":
+            self._take_up(words[0])
+            await self._rounds.advance()
+            return
+        run = self._runs.get(words[0])
+        if run is None:
+            return  # its study is over, or will be heard of
+        if kind == "round":
+            self._look_up(run)
+            self.wake(run.cohort)
+        elif run.round == int(words[1]):
+            await self._rounds.follow(run, words[2] if kind == "contribution" else None)
+
+    async def catch_up(self) -> None:
+        """Follow all that other coordinators may have written meanwhile. Raises StoreError."""
+        if not self._lease.held:
+            await self.recover()
+            return
+        known = {run.study for run in self._runs.values()}
+        for study in known | {study.digest for study in self._store.read(records.running)}:
+            if study not in known or not self._store.read(lambda c, s=study: records.is_running(c, s)):  # type: ignore[misc]
+                self._take_up(study)
+        for run in list(self._runs.values()):
+            await self._rounds.follow(run)
+        await self._rounds.advance()
+
     def _take_up(self, identity: str) -> None:
         """The runs of a study as the store has them; none if it is over."""
-        study, runs = self._store.read(lambda c: records.study_of(c, identity))
+        study, rows = self._store.read(lambda c: records.study_of(c, identity))
         if study.state != "running":
+            self._rounds.forget(identity)
             return
         plan, blob = parse(self._store.blob_bytes(study.plan).decode()), self._store.blob(study.plan)
-        rows = {row.number: row for row in runs}
+        numbered = {row.number: row for row in rows}
         for run in runs_of(plan):
-            row = rows[run.number]
-            if row.state in ("finished", "stopped"):
-                continue
-            open_run = OpenRun(
-                run=run,
-                plan=plan,
-                plan_blob=blob,
-                study=identity,
-                state=row.state,
-                round=row.round,
-            )
-            if open_run.state in ("training", "measuring"):
-                self._rounds.restore(open_run)
-            self._runs[run.id] = open_run
+            # The same object if there is one: somebody may be waiting to add to its sum.
+            open_run = self._runs.get(run.id) or OpenRun(run=run, plan=plan, plan_blob=blob, study=identity)
+            self._place(open_run, numbered[run.number].state, numbered[run.number].round)
+
+    def _look_up(self, run: OpenRun) -> None:
+        """A run as the store has it."""
+        self._place(run, *self._store.read(lambda c: records.place_of(c, run.id)))
+
+    def _place(self, run: OpenRun, state: str, round: int) -> None:
+        if state in ("finished", "stopped"):
+            self._runs.pop(run.id, None)
+            return
+        run.state, run.round = state, round  # type: ignore[assignment]
+        if state in ("training", "measuring"):
+            self._rounds.restore(run)
+        self._runs[run.id] = run
 
     # Nodes.
 
@@ -196,6 +240,8 @@ class Studies:
         found = self._runs.get(run)
         if found is None or node not in found.cohort:
             raise UnknownRun(f"This node was not asked for run {run}.", hint="The study may be over; ask for work again.")
+        if self._store.shared and round > found.round:
+            self._look_up(found)  # another coordinator went on, and the node heard of it first
         if round != found.round or found.closing or found.state != "training":
             raise Late(
                 f"Round {round} of run {run} is closed; the run is in round {found.round}.",
@@ -205,10 +251,10 @@ class Studies:
 
     def shows(self, node: str, sha256: str) -> bool:
         """Whether these bytes belong to work that this node was asked for."""
-        return any(
-            node in run.cohort and sha256 in (run.plan_blob.sha256, run.shared.sha256 if run.shared else "")
-            for run in self._runs.values()
-        )
+        if self._store.shared and not any(run.shows(node, sha256) for run in self._runs.values()):
+            for run in list(self._runs.values()):
+                self._look_up(run)
+        return any(run.shows(node, sha256) for run in self._runs.values())
 
     async def contribute(self, node: str, run: str, round: int, *, weight: float, sha256: str, body: bytes | Path) -> None:
         """Take a contribution: when this returns, it is in the store and will be counted, once.
@@ -231,6 +277,7 @@ class Studies:
             def insert(connection: Any) -> str | None:
                 if records.is_closed(connection, run, round):
                     raise _closed(run, round)
+                self._store.announce(connection, "contribution", run, round, node)
                 return records.insert_contribution(connection, run=run, round=round, node=node, put=put, weight=weight, now=now)
 
             try:
@@ -251,9 +298,15 @@ class Studies:
             )
 
     async def _count(self, run: OpenRun, round: int, node: str, put: Put, weight: float, entries: Entries) -> None:
-        """Add a contribution that is in the store to the sum of its round."""
-        if run.round != round or run.closing or run.tally is None:
+        """Add a contribution that is in the store to the sum of its round, if this coordinator makes that sum."""
+        if run.state == "stopped":
             raise _closed(run.id, round)
+        if run.round != round or run.closing or run.tally is None or node in run.received:
+            return  # who closes the round finds it there, or has found it
+        if not self._lease.held:
+            run.received[node] = put.sha256
+            self._heard(run, node, put)
+            return
         total = run.tally.sum
         run.received[node], run.weights[node] = put.sha256, weight
         async with run.folding:
@@ -266,8 +319,11 @@ class Studies:
                     # The sum is now of nobody knows what, and what it should be made of cannot be read.
                     await self._rounds.fail(run, _unreadable(error))
                     raise _unreadable(error) from error
-        self._tell(Event("contribution.received", {"run": run.id, "round": round, "node": node, "bytes": put.length}))
+        self._heard(run, node, put)
         self._rounds.consider(run)
+
+    def _heard(self, run: OpenRun, node: str, put: Put) -> None:
+        self._tell(Event("contribution.received", {"run": run.id, "round": run.round, "node": node, "bytes": put.length}))
 
     async def measured(self, node: str, message: Measures | Declined) -> None:
         """Take what a node measured, or that it declined to train or measure."""
@@ -281,13 +337,16 @@ class Studies:
         if isinstance(message, Declined):
             self._tell(Event("work.declined", {"run": run.id, "round": run.round, "node": node, "code": message.code}))
             if run.state == "training":
-                await self._rounds.extend(run, [n for n in run.cohort if n != node], run.deadline)
+                await self._rounds.withdraw(run, node)
                 return
         round_ = message.round
         body = msgspec.json.encode(message).decode()
-        await self._store.write(
-            lambda c: records.put_measures(c, run=run.id, round=message.round, node=node, body=body), "coordinator.measures"
-        )
+
+        def write(connection: Any) -> None:
+            records.put_measures(connection, run=run.id, round=round_, node=node, body=body)
+            self._store.announce(connection, "measures", run.id, round_, node)
+
+        await self._store.write(write, "coordinator.measures")
         if run.awaits(node) and run.round == round_:
             run.received[node] = ""
             self._rounds.consider(run)
@@ -296,7 +355,7 @@ class Studies:
         """A node has left: open rounds no longer wait for it."""
         for run in list(self._runs.values()):
             if run.awaits(node):
-                await self._rounds.extend(run, [n for n in run.cohort if n != node], run.deadline)
+                await self._rounds.withdraw(run, node)
 
     async def advance(self) -> None:
         """A node is new: runs that waited for it may open."""

@@ -97,12 +97,31 @@ _BEFORE = sa.select(contributions.c.sha256).where(
 )
 
 
-_CLOSED = sa.select(rounds.c.closed).where(rounds.c.run == sa.bindparam("run"), rounds.c.round == sa.bindparam("round"))
+_ROUND = (rounds.c.run == sa.bindparam("run"), rounds.c.round == sa.bindparam("round"))
+# Other coordinators may close a round in another transaction: they then wait for this one, or this one sees it closed.
+_CLOSED = sa.select(rounds.c.closed).where(*_ROUND).with_for_update(read=True)
+_LOCK = sa.select(rounds.c.run).where(*_ROUND).with_for_update()
+_SENDERS = sa.select(contributions.c.node).where(
+    contributions.c.run == sa.bindparam("run"), contributions.c.round == sa.bindparam("round")
+)
 
 
 def is_closed(connection: sa.Connection, run: str, round: int) -> bool:
     """Whether a round that was opened is closed."""
     return connection.execute(_CLOSED, {"run": run, "round": round}).scalar() is not None
+
+
+def senders(connection: sa.Connection, run: str, round: int) -> set[str]:
+    """Whose contributions to an open round are stored; no more can be until the transaction ends."""
+    key = {"run": run, "round": round}
+    connection.execute(_LOCK, key)
+    return set(connection.execute(_SENDERS, key).scalars())
+
+
+def place_of(connection: sa.Connection, run: str) -> tuple[str, int]:
+    """Where a run is: its state, and the index of its open round."""
+    row = connection.execute(sa.select(runs.c.state, runs.c.round).where(runs.c.id == run)).one()
+    return row.state, row.round
 
 
 def insert_contribution(
@@ -149,14 +168,24 @@ def extend(connection: sa.Connection, *, run: str, round: int, cohort: Sequence[
     connection.execute(sa.update(rounds).where(*where).values(cohort=",".join(cohort), population=population, deadline=deadline))
 
 
+def withdraw(connection: sa.Connection, *, run: str, round: int, node: str) -> None:
+    """Ask a node no longer in a round."""
+    where = (rounds.c.run == run, rounds.c.round == round)
+    asked = connection.execute(sa.select(rounds.c.cohort).where(*where).with_for_update()).scalar_one()
+    left = ",".join(name for name in asked.split(",") if name != node)
+    connection.execute(sa.update(rounds).where(*where).values(cohort=left))
+
+
 def round_of(connection: sa.Connection, run: str, round: int) -> Row | None:
     """A round's row, if it was opened."""
     return connection.execute(sa.select(rounds).where(rounds.c.run == run, rounds.c.round == round)).first()
 
 
-def received(connection: sa.Connection, run: str, round: int) -> Sequence[Row]:
-    """The contributions to a round, by node."""
-    where = (contributions.c.run == run, contributions.c.round == round)
+def received(connection: sa.Connection, run: str, round: int, nodes: Sequence[str] | None = None) -> Sequence[Row]:
+    """The contributions to a round, by node; `nodes`: of no others."""
+    where = [contributions.c.run == run, contributions.c.round == round]
+    if nodes is not None:
+        where.append(contributions.c.node.in_(nodes))
     return connection.execute(sa.select(contributions).where(*where).order_by(contributions.c.node)).all()
 
 

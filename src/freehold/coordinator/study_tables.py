@@ -13,6 +13,7 @@ offers = sa.Table(
     metadata,
     sa.Column("node", _NAME, primary_key=True),
     sa.Column("datasets", sa.Text, nullable=False),  # names, a comma between them
+    sa.Column("seen", sa.Double, nullable=False, server_default="0"),  # last, by any of several coordinators
 )
 
 studies = sa.Table(

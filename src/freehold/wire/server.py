@@ -106,7 +106,7 @@ class Peers:
     def __init__(self, *, clock: Callable[[], float] = time.time, denied: Callable[[Identity], bool] = lambda _: False) -> None:
         self._clock = clock
         self._denied = denied
-        self._live: dict[tuple[str, str, str], weakref.WeakSet[asyncio.Transport]] = {}
+        self._live: dict[tuple[str, str, str], weakref.WeakKeyDictionary[asyncio.Transport, Identity]] = {}
 
     def identity(self, request: web.Request) -> Identity | None:
         """Who sends this request, or None without a certificate; to be asked on each request, since connections live long.
@@ -125,7 +125,7 @@ class Peers:
         if self._denied(found):
             raise Denied(f"{found.name} is on the deny list.", hint="The coordinator's operator can take it off.")
         if request.transport is not None:
-            self._live.setdefault(_key(found), weakref.WeakSet()).add(request.transport)
+            self._live.setdefault(_key(found), weakref.WeakKeyDictionary())[request.transport] = found
         return found
 
     def required(self, request: web.Request) -> Identity:
@@ -139,15 +139,22 @@ class Peers:
         """Cut all connections of an identity, whichever certificate they were made with, at once; how many there were."""
         return self.drop_named(identity.federation, identity.role, identity.name)
 
+    def drop_denied(self) -> None:
+        """Cut the connections of all that are denied by now."""
+        for live in self._live.values():
+            for transport in [transport for transport, identity in live.items() if self._denied(identity)]:
+                cut(transport)
+
     def drop_named(self, federation: str, role: str, name: str, *, keep: asyncio.Transport | None = None) -> int:
         """The same by name, all but one."""
         live = [transport for transport in self._live.pop((federation, role, name), ()) if transport is not keep]
         for transport in live:
-            _cut(transport)
+            cut(transport)
         return len(live)
 
 
-def _cut(transport: asyncio.Transport) -> None:
+def cut(transport: asyncio.Transport) -> None:
+    """End a connection at once."""
     # Of a TLS connection that was closed before, CPython 3.11.2 raises this; `_GOODBYE_S` ends what is left of it.
     with contextlib.suppress(AttributeError):
         transport.abort()
@@ -239,7 +246,7 @@ class Serving:
         await self._runner.cleanup()
         for transport in live | {connection.transport for connection in made.connections}:
             if transport is not None:
-                _cut(transport)  # TLS would wait half a minute for the other side to say goodbye
+                cut(transport)  # TLS would wait half a minute for the other side to say goodbye
 
 
 async def serve(

@@ -127,7 +127,7 @@ class Party:
 @pytest.fixture
 def party(tmp_path: Path, plan: Plan, code: Gated, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Any], None]]:
     """Runs a test's coroutine with a party of its own, which is then closed."""
-    monkeypatch.setattr("freehold.coordinator.rounds.RETRY_S", 0.01)
+    monkeypatch.setattr("freehold.coordinator.steps.RETRY_S", 0.01)
 
     def run(test: Callable[[Party], Any]) -> None:
         async def whole() -> None:

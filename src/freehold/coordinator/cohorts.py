@@ -1,0 +1,36 @@
+"""Whom a round asks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from freehold.coordinator.run import OpenRun
+from freehold.drawing import draw_cohort
+
+
+class Cohorts:
+    """Draws cohorts from the nodes that there are."""
+
+    def __init__(self, nodes: Callable[[str, bool], Sequence[str]]) -> None:
+        """`nodes(dataset, connected_only)` lists who may be asked, sorted."""
+        self._nodes = nodes
+
+    def population(self, run: OpenRun) -> list[str]:
+        """Who may be asked: of devices, those that are connected."""
+        return list(self._nodes(run.plan.task.name, run.plan.clients == "devices"))
+
+    def draw(self, run: OpenRun, round: int) -> tuple[list[str], int]:
+        """Whom to ask in a round, everybody after the last; and of how many."""
+        population = self.population(run)
+        asked = run.plan.round.cohort if round < run.plan.training.rounds else None
+        size = min(asked or len(population), len(population))
+        return draw_cohort(population, size, seed=run.run.seed, index=round) if population else [], len(population)
+
+    def once_more(self, run: OpenRun) -> list[str]:
+        """Whom to ask in a round that is short of its quorum: also those that declined, and others as far as there is room."""
+        population = self.population(run)
+        size = min(run.capacity, len(population))
+        drawn = draw_cohort(population, size, seed=run.run.seed, index=run.round) if size else []
+        others = [node for node in drawn if node not in run.cohort and node not in run.received]
+        room = run.capacity - len({*run.cohort, *run.received})
+        return sorted([*run.cohort, *others[: max(room, 0)]])
