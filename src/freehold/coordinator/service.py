@@ -20,7 +20,7 @@ import sqlalchemy as sa
 
 from freehold.coordinator.administration import Administration, serve_unix
 from freehold.coordinator.app import App
-from freehold.coordinator.authority import NODE_LIFE_S
+from freehold.coordinator.authority import NODE_LIFE_S, Authority
 from freehold.coordinator.child import ServerCode
 from freehold.coordinator.enrolment import PERSON_LIFE_S, Enrolment
 from freehold.coordinator.enrolment_tables import denied, readings, transactions
@@ -96,14 +96,7 @@ class Service:
         state, admit = self.settings.state, trusting(self.settings.study_keys)
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
         save_connection_memory()
-        authority = open_authority(
-            self.settings.own,
-            state / "authority",
-            federation=self.settings.federation,
-            now=self.clock(),
-            ca_dir=self.settings.ca_dir or state / "ca",
-            names=self.settings.names,
-        )
+        authority = self._authority()
         engine = connect(self.settings.database or f"sqlite:///{state / 'coordinator.sqlite'}")
         self.store = Store(engine, state / "blobs", name_of(state))
         await self.store.write(lambda c: check_roots(c, authority), "coordinator.roots")
@@ -172,6 +165,16 @@ class Service:
         self._admin = await serve_unix(self.administration.build(), state / "admin.sock")
         await self._serve_metrics()
         self._tell(Event("coordinator.started", {"url": self.url, "federation": self.settings.federation}))
+
+    def _authority(self) -> Authority:
+        return open_authority(
+            self.settings.own,
+            self.settings.state / "authority",
+            federation=self.settings.federation,
+            now=self.clock(),
+            ca_dir=self.settings.ca_dir or self.settings.state / "ca",
+            names=self.settings.names,
+        )
 
     def _renew_own(self) -> float:
         """A new key and certificate for the coordinator itself, or those of its CA; when to look for the next ones."""
