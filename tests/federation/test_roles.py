@@ -13,7 +13,18 @@ from freehold.errors import CertificateRefused, Denied, NotAllowed, NotJoined, P
 from freehold.node import credentials
 from freehold.node.join import Network
 from freehold.plan import dumps
-from freehold.wire.admin import Done, Results, Status, Studies, StudyRequest, StudyStarted, Subject, TokenMade, TokenRequest, Tokens
+from freehold.wire.admin import (
+    Done,
+    Results,
+    Status,
+    Studies,
+    StudyRequest,
+    StudyStarted,
+    Subject,
+    TokenMade,
+    TokenRequest,
+    Tokens,
+)
 from freehold.wire.adminroutes import ADMIN_ROUTES, RemoteAdmin
 from freehold.wire.jointoken import JoinToken
 from freehold.wire.messages import Role, WorkRequest
