@@ -63,7 +63,7 @@ THIRD_PARTIES: dict[str, frozenset[str]] = {
     "study": frozenset({"msgspec", "numpy", "polars", "safetensors", "torch"}),
     "node": frozenset({"cryptography", "msgspec", "safetensors", "torch"}),  # the agent: msgspec alone, see tests/unit/enrolment
     "coordinator": frozenset(
-        {"aiohttp", "alembic", "cryptography", "msgspec", "prometheus_client", "safetensors", "sqlalchemy", "torch"}
+        {"aiohttp", "alembic", "cryptography", "msgspec", "obstore"} | {"prometheus_client", "safetensors", "sqlalchemy", "torch"}
     ),
     "freehold": frozenset(),
     "testing": frozenset({"sklearn", "torch"}),

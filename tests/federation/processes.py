@@ -30,12 +30,13 @@ async def coordinator(state: str, port: str, settings: str) -> None:
     from freehold.coordinator import store
     from freehold.coordinator.ownca import OwnCertificates
     from freehold.coordinator.service import Service, Settings
-    from freehold.wire.ingest import Pace
+    from freehold.wire import ingest
 
     given = json.loads(settings)
     store.INLINE_BYTES = given.pop("inline_bytes", store.INLINE_BYTES)
+    ingest.SMALL_BYTES = given.pop("small_bytes", ingest.SMALL_BYTES)  # type: ignore[misc]
     ahead_s = given.pop("clock_ahead_s", 0.0)
-    pace = Pace(**given.pop("pace", {}))
+    pace = ingest.Pace(**given.pop("pace", {}))
     around = {key: given.pop(key) for key in ("idle_s", "poll_s", "node_life_s", "person_life_s", "lease_s") if key in given}
     files = OwnCertificates(**{key: Path(given.pop(key)) for key in PATHS if key in given})
     if "study_keys" in given:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import sqlalchemy as sa
 from safetensors.torch import load
 from torch import Tensor
@@ -11,15 +13,15 @@ from freehold.coordinator.study_tables import blobs, runs
 from tests.federation.harness import Federation
 
 
-def server_state(federation: Federation, run: str, *, url: str = "") -> dict[str, Tensor]:
-    """The server state of a run, from the coordinator's store; `url` if that is not in its folder."""
+def server_state(federation: Federation, run: str, *, url: str = "", objects: Path | None = None) -> dict[str, Tensor]:
+    """The server state of a run, from the coordinator's store; `url` and `objects` if these are not in its folder."""
     engine = connect(url or f"sqlite:///{federation.folder / 'coordinator' / 'coordinator.sqlite'}")
     with engine.connect() as connection:
         found = sa.select(blobs.c.body, blobs.c.place).join(runs, runs.c.server == blobs.c.sha256).where(runs.c.id == run)
         body, place = connection.execute(found).one()
     engine.dispose()
     if body is None:
-        body = (federation.folder / "coordinator" / "blobs" / place).read_bytes()
+        body = ((objects or federation.folder / "coordinator" / "blobs") / place).read_bytes()
     return load(bytes(body))
 
 

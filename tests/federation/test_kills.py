@@ -78,7 +78,7 @@ def test_the_coordinator_dies(federation: Federation, undisturbed: dict[str, Ten
     check(federation, name, undisturbed)
 
 
-FILE_POINTS = ["coordinator.plan.named", "coordinator.contribution.written", "coordinator.contribution.named"]
+FILE_POINTS = ["coordinator.contribution.written", "coordinator.contribution.named"]
 FILE_POINTS += ["coordinator.state.written", "coordinator.state.named"]
 
 
@@ -88,7 +88,7 @@ def test_the_coordinator_dies_with_everything_in_files(
 ) -> None:
     federation.coordinator.stop()
     federation.settings["inline_bytes"] = 0
-    federation.start_coordinator(f"{point}=kill@{1 if 'plan' in point else 3}")
+    federation.start_coordinator(f"{point}=kill@3")
     name = f"files-{point.replace('.', '-')}"
     with contextlib.suppress(Unreachable):
         federation.run(plan_named(name))

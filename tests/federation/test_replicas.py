@@ -1,4 +1,4 @@
-"""Two coordinators over one PostgreSQL: either serves nodes, one closes rounds, and each can be killed, frozen or stopped."""
+"""Two coordinators over one PostgreSQL and one bucket: either serves nodes, one closes rounds, each may die or freeze."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import sqlalchemy as sa
@@ -23,6 +24,7 @@ from tests.federation.forwarder import Forwarder
 from tests.federation.harness import HOSPITALS, Federation, Process, heart_plan
 from tests.federation.states import server_state
 from tests.postgres import Postgres, postgres
+from tests.s3 import S3, s3
 
 NODES = list(HOSPITALS)
 ROUNDS = 6
@@ -41,12 +43,15 @@ class Pair:
     The first leads.
     """
 
-    def __init__(self, folder: Path, fork: Path, database: str, failpoints: str) -> None:
+    def __init__(self, folder: Path, fork: Path, database: str, blobs: str, failpoints: str, large: bool) -> None:
         self.database, self._fork = database, fork
-        self._settings = {"database": database, "lease_s": LEASE_S}
+        self._settings: dict[str, object] = {"database": database, "blobs": blobs, "lease_s": LEASE_S}
+        if large:
+            self._settings |= {"inline_bytes": 0, "small_bytes": 0}
         self.federation = Federation(folder, NODES, fork=fork, settings=self._settings)
         self.federation.start_coordinator(failpoints)
         self.first = self.federation.coordinator
+        self.objects: Path | None = None
         shutil.copytree(folder / "coordinator" / "authority", folder / "second" / "authority")
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -98,21 +103,34 @@ class Pair:
         self.federation.stop()
 
 
+class Servers(NamedTuple):
+    """What the coordinators share."""
+
+    database: Postgres
+    bucket: S3
+
+
 @pytest.fixture(scope="module")
-def server() -> Iterator[Postgres]:
-    with postgres() as found:
-        yield found
+def servers() -> Iterator[Servers]:
+    with postgres() as database, s3() as bucket, pytest.MonkeyPatch.context() as patch:
+        for name, value in bucket.environment.items():
+            patch.setenv(name, value)
+        yield Servers(database, bucket)
 
 
 @contextmanager
-def pair_of(folder: Path, fork: Path, server: Postgres, failpoints: str = "", *, nodes: bool = True) -> Iterator[Pair]:
-    """A pair over a database of its own; `nodes`: whose nodes are connected."""
+def pair_of(
+    folder: Path, fork: Path, servers: Servers, failpoints: str = "", *, nodes: bool = True, large: bool = False
+) -> Iterator[Pair]:
+    """A pair over a database of its own; `nodes`: whose nodes are connected; `large`: that has nothing in a row."""
     name = f"t{os.urandom(6).hex()}"
-    engine = sa.create_engine(server.url, isolation_level="AUTOCOMMIT")
+    engine = sa.create_engine(servers.database.url, isolation_level="AUTOCOMMIT")
     with engine.connect() as connection:
         connection.execute(sa.text(f"create database {name}"))
     engine.dispose()
-    found = Pair(folder, fork, server.url.replace("/postgres?", f"/{name}?"), failpoints)
+    url = servers.database.url.replace("/postgres?", f"/{name}?")
+    found = Pair(folder, fork, url, servers.bucket.url(name), failpoints, large)
+    found.objects = servers.bucket.objects(name)
     try:
         if nodes:
             found.start_nodes()
@@ -140,14 +158,15 @@ def expected(tmp_path_factory: pytest.TempPathFactory, fork: Path) -> dict[str, 
 def assert_undisturbed(pair: Pair, results: Results, expected: dict[str, Tensor]) -> None:
     """Every contribution of every round counted, once: the server state has the bits of the undisturbed run."""
     assert [sorted(r.heard) for r in results.rounds if r.round < ROUNDS] == [sorted(NODES)] * ROUNDS
-    found = server_state(pair.federation, RUN, url=pair.database)
+    found = server_state(pair.federation, RUN, url=pair.database, objects=pair.objects)
     assert expected.keys() == found.keys() and all(found[k].equal(v) for k, v in expected.items())
 
 
+@pytest.mark.parametrize("large", [False, True])
 def test_nodes_of_two_coordinators_train_together(
-    tmp_path: Path, fork: Path, server: Postgres, expected: dict[str, Tensor]
+    tmp_path: Path, fork: Path, servers: Servers, expected: dict[str, Tensor], large: bool
 ) -> None:
-    with pair_of(tmp_path, fork, server) as pair:
+    with pair_of(tmp_path, fork, servers, large=large) as pair:
         digest = pair.run(PLAN)  # asked of the one that follows
         assert_undisturbed(pair, pair.finished(digest, "coordinator"), expected)
         assert {n.name for n in pair.admin("second").get("/v1/status", Status).nodes} == set(NODES)
@@ -155,9 +174,9 @@ def test_nodes_of_two_coordinators_train_together(
 
 @pytest.mark.parametrize("point", POINTS)
 def test_the_leader_is_killed_within_a_study(
-    tmp_path: Path, fork: Path, server: Postgres, expected: dict[str, Tensor], point: str
+    tmp_path: Path, fork: Path, servers: Servers, expected: dict[str, Tensor], point: str
 ) -> None:
-    with pair_of(tmp_path, fork, server, f"{point}=kill@3") as pair:
+    with pair_of(tmp_path, fork, servers, f"{point}=kill@3", large=True) as pair:
         digest = pair.run(PLAN)
         assert pair.first.wait_end() == -signal.SIGKILL
         pair.all_to(pair.second_port)
@@ -167,9 +186,9 @@ def test_the_leader_is_killed_within_a_study(
 
 @pytest.mark.parametrize("point", LEASE_POINTS)
 def test_the_leader_is_killed_while_it_renews(
-    tmp_path: Path, fork: Path, server: Postgres, expected: dict[str, Tensor], point: str
+    tmp_path: Path, fork: Path, servers: Servers, expected: dict[str, Tensor], point: str
 ) -> None:
-    with pair_of(tmp_path, fork, server, f"{point}=kill@4", nodes=False) as pair:
+    with pair_of(tmp_path, fork, servers, f"{point}=kill@4", nodes=False) as pair:
         assert pair.first.wait_end() == -signal.SIGKILL
         pair.second.wait_for("coordinator.leading")
         pair.all_to(pair.second_port)
@@ -179,9 +198,9 @@ def test_the_leader_is_killed_while_it_renews(
 
 
 def test_the_one_that_follows_is_killed_within_a_study(
-    tmp_path: Path, fork: Path, server: Postgres, expected: dict[str, Tensor]
+    tmp_path: Path, fork: Path, servers: Servers, expected: dict[str, Tensor]
 ) -> None:
-    with pair_of(tmp_path, fork, server) as pair:
+    with pair_of(tmp_path, fork, servers) as pair:
         digest = pair.run(PLAN)
         pair.second.wait_for("contribution.received", round=2)
         pair.second.kill()
@@ -190,9 +209,9 @@ def test_the_one_that_follows_is_killed_within_a_study(
 
 
 def test_a_leader_that_was_frozen_does_no_harm_when_it_goes_on(
-    tmp_path: Path, fork: Path, server: Postgres, expected: dict[str, Tensor]
+    tmp_path: Path, fork: Path, servers: Servers, expected: dict[str, Tensor]
 ) -> None:
-    with pair_of(tmp_path, fork, server) as pair:
+    with pair_of(tmp_path, fork, servers) as pair:
         digest = pair.run(PLAN)
         pair.first.wait_for("round.closed", round=1)
         pair.first.popen.send_signal(signal.SIGSTOP)
@@ -204,9 +223,9 @@ def test_a_leader_that_was_frozen_does_no_harm_when_it_goes_on(
 
 
 def test_a_leader_that_is_stopped_is_followed_at_once(
-    tmp_path: Path, fork: Path, server: Postgres, expected: dict[str, Tensor]
+    tmp_path: Path, fork: Path, servers: Servers, expected: dict[str, Tensor]
 ) -> None:
-    with pair_of(tmp_path, fork, server) as pair:
+    with pair_of(tmp_path, fork, servers) as pair:
         digest = pair.run(PLAN)
         pair.first.wait_for("round.closed", round=1)
         assert pair.first.stop() == 0
@@ -215,17 +234,17 @@ def test_a_leader_that_is_stopped_is_followed_at_once(
         assert_undisturbed(pair, pair.finished(digest, "second"), expected)
 
 
-def test_the_database_goes_away_under_both(tmp_path: Path, fork: Path, server: Postgres, expected: dict[str, Tensor]) -> None:
-    with pair_of(tmp_path, fork, server) as pair:
+def test_the_database_goes_away_under_both(tmp_path: Path, fork: Path, servers: Servers, expected: dict[str, Tensor]) -> None:
+    with pair_of(tmp_path, fork, servers) as pair:
         digest = pair.run(PLAN)
         pair.second.wait_for("contribution.received", round=1)
-        server.stop("immediate")
-        server.start()
+        servers.database.stop("immediate")
+        servers.database.start()
         assert_undisturbed(pair, pair.finished(digest, "second"), expected)
 
 
-def test_who_is_denied_at_one_is_cut_off_at_the_other(tmp_path: Path, fork: Path, server: Postgres) -> None:
-    with pair_of(tmp_path, fork, server) as pair:
+def test_who_is_denied_at_one_is_cut_off_at_the_other(tmp_path: Path, fork: Path, servers: Servers) -> None:
+    with pair_of(tmp_path, fork, servers) as pair:
         away = NODES[1]  # connected to the second
         pair.admin("coordinator").post("/v1/deny", Subject(name=f"node/{away}", reason="lost"), Done)
         refused = pair.federation.nodes[away].wait_for("coordinator.refused")
@@ -235,8 +254,8 @@ def test_who_is_denied_at_one_is_cut_off_at_the_other(tmp_path: Path, fork: Path
         )
 
 
-def test_a_study_is_stopped_at_the_other_coordinator(tmp_path: Path, fork: Path, server: Postgres) -> None:
-    with pair_of(tmp_path, fork, server) as pair:
+def test_a_study_is_stopped_at_the_other_coordinator(tmp_path: Path, fork: Path, servers: Servers) -> None:
+    with pair_of(tmp_path, fork, servers) as pair:
         digest = pair.run(heart_plan("fedavg", name="long", rounds=100_000, nodes=len(NODES)), "coordinator")
         pair.first.wait_for("round.closed", round=1)
         pair.admin("second").post("/v1/studies/stop", Subject(name=digest), Done)
@@ -246,8 +265,17 @@ def test_a_study_is_stopped_at_the_other_coordinator(tmp_path: Path, fork: Path,
         assert pair.federation.study(digest).state == "stopped"
 
 
-def test_a_coordinator_of_another_federation_does_not_start(tmp_path: Path, fork: Path, server: Postgres) -> None:
-    with pair_of(tmp_path, fork, server) as pair:
+def test_a_coordinator_of_another_federation_does_not_start(tmp_path: Path, fork: Path, servers: Servers) -> None:
+    with pair_of(tmp_path, fork, servers) as pair:
         stranger = pair.start("stranger", 0)
         assert stranger.wait_end() != 0
         assert "belongs to the federation" in stranger.log.read_text()
+
+
+def test_a_coordinator_whose_blobs_lie_elsewhere_does_not_start(tmp_path: Path, fork: Path, servers: Servers) -> None:
+    with pair_of(tmp_path, fork, servers, nodes=False) as pair:
+        shutil.copytree(tmp_path / "coordinator" / "authority", tmp_path / "third" / "authority")
+        del pair._settings["blobs"]
+        third = pair.start("third", 0)
+        assert third.wait_end() != 0
+        assert "where this one would not find them" in third.log.read_text()

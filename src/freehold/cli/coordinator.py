@@ -38,6 +38,7 @@ KEYS: Mapping[str, type] = {
     "port": int,
     "names": list,
     "database": str,
+    "blobs": str,
     "ca_dir": str,
     "metrics_port": int,
     "study_keys": list,
@@ -87,6 +88,10 @@ class ServiceOptions:
     ] = None
     database: Annotated[
         str | None, typer.Option("--database", metavar="URL", help="Of its store; SQLite in the state folder if not given.")
+    ] = None
+    blobs: Annotated[
+        str | None,
+        typer.Option("--blobs", metavar="URL", help="Of the bucket for large states; a folder in the state folder if not given."),
     ] = None
     ca_dir: Annotated[
         Path | None, typer.Option("--ca-dir", metavar="FOLDER", help="Where the root's key is; in the state folder if not given.")
@@ -251,6 +256,7 @@ def _settings(folder: Path, options: ServiceOptions) -> Settings:
         port=_number(options.port, said, "port", 8443),
         names=tuple(options.names or _texts(said.get("names"))),
         database=options.database or str(said.get("database", "")),
+        blobs=options.blobs or str(said.get("blobs", "")),
         ca_dir=ca_dir if ca_dir is None else folder / ca_dir,
         metrics_port=_number(options.metrics_port, said, "metrics_port", 0),
         study_keys=tuple(keys),
@@ -293,6 +299,7 @@ def _toml(options: ServiceOptions, federation: str) -> str:
         "port": options.port,
         "names": options.names,
         "database": options.database,
+        "blobs": options.blobs,
         "ca_dir": None if options.ca_dir is None else str(options.ca_dir.absolute()),
         "metrics_port": options.metrics_port,
         "study_keys": [str(key.absolute()) for key in options.study_keys or ()] or None,

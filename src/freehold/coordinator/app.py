@@ -143,7 +143,7 @@ class App:
         sha256 = request.match_info["sha256"]
         if not re.fullmatch(SHA256_PATTERN, sha256) or not self._studies.shows(node.name, sha256):
             raise UnknownRun("This node has no open work with those bytes.", hint="The round may be over; ask for work again.")
-        fd = self._store.open_blob(sha256)
+        fd = await self._store.opened(sha256)
         try:
             pieces = Pieces(fd)
             response = web.StreamResponse(headers={"Content-Type": "application/octet-stream"})

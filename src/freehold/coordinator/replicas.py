@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import secrets
 from collections.abc import Callable
 from pathlib import Path
@@ -16,9 +17,9 @@ import sqlalchemy as sa
 
 from freehold import durable
 from freehold.coordinator.authority import Authority
-from freehold.coordinator.lease import Lease
+from freehold.coordinator.lease import Lease, led_by_another
 from freehold.coordinator.presence import Presence
-from freehold.coordinator.replica_tables import roots
+from freehold.coordinator.replica_tables import leases, roots
 from freehold.coordinator.store import Store
 from freehold.coordinator.studies import Studies
 from freehold.coordinator.watch import Watch
@@ -146,3 +147,23 @@ def check_roots(connection: sa.Connection, authority: Authority) -> None:
         )
     for pin in own - known.keys():
         connection.execute(sa.insert(roots).values(pin=pin, federation=authority.federation))
+
+
+def check_blobs(connection: sa.Connection, store: Store, url: str) -> None:
+    """Raise CoordinatorError if another coordinator, which now leads, keeps its large blobs where this one could not read them.
+
+    `url`: of the bucket; "" if they lie in a folder of this coordinator's own.
+    """
+    if not store.shared:
+        return
+    own = hashlib.sha256(url.encode()).hexdigest() if url else store.name
+    at = leases.c.name == "blobs"
+    known = connection.execute(sa.select(leases.c.holder).where(at)).scalar()
+    if known is None:
+        connection.execute(sa.insert(leases).values(name="blobs", holder=own, epoch=0, until=0.0))
+    elif known != own and led_by_another(connection, store.name):
+        raise CoordinatorError(
+            "Another coordinator over this database keeps large states and contributions where this one would not find them.",
+            hint="Give all of them the same bucket, with --blobs s3://BUCKET/PREFIX.",
+        )
+    connection.execute(sa.update(leases).where(at).values(holder=own))

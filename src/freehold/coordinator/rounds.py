@@ -7,7 +7,6 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 from freehold.coordinator import study_records as records
@@ -21,6 +20,7 @@ from freehold.errors import FreeholdError, ServerCodeFailed, StoreError
 from freehold.events import Event, Listener, silent
 from freehold.wire.local import close
 from freehold.wire.messages import Blob
+from freehold.wire.tally import FixedPointSum
 
 OPEN_RUNS = 2
 """Runs of a study that are open at once: while one closes, the nodes work on the other."""
@@ -161,7 +161,11 @@ class Rounds:
         async with run.folding:
             plan = run.plan_blob.body or self._store.blob_bytes(run.plan_blob.sha256)
             # Descriptors of this step's own: the study may be stopped, and its tally be gone, before the child is asked.
-            server, tally = self._store.open_blob(run.server), os.dup(run.tally.fd)
+            server = await self._store.opened(run.server)
+            if run.tally is None:
+                close([server])
+                return
+            tally = os.dup(run.tally.fd)
 
             def update() -> ServerStates:
                 return self._code.close_round(
@@ -205,16 +209,11 @@ class Rounds:
         """Add a stored contribution to the sum of its round, once. Raises StoreError, and the study has then failed."""
         if run.tally is None or stored.node in run.received:
             return
-        total, body = run.tally.sum, stored.body if stored.body is not None else self._store.folder / stored.place
+        total = run.tally.sum
         run.received[stored.node], run.weights[stored.node] = stored.sha256, stored.weight
-
-        def add() -> None:
-            with explained():
-                fold(body, total, stored.weight, check(body, run, total, stored.weight))
-
         async with run.folding:
             try:
-                await asyncio.to_thread(add) if stored.body is None else add()
+                await asyncio.to_thread(self._fold, run, total, stored)
             except StoreError as error:
                 # The sum is now of nobody knows what, and what it should be made of cannot be read.
                 await self.fail(run, error)
@@ -262,7 +261,7 @@ class Rounds:
         now = self._clock()
         deadline = now + run.plan.round.deadline_s
 
-        def settle(connection: Any) -> list[Path] | None:
+        def settle(connection: Any) -> list[str] | None:
             self._lease.check(connection)
             if not records.is_running(connection, run.study):
                 return None
@@ -273,9 +272,9 @@ class Rounds:
                 if records.senders(connection, run.id, round - 1) - set(counted):
                     raise _Missed
                 gone = records.close_round(connection, run=run.id, round=round - 1, counted=counted, weight=weight, now=now)
-            self._store.insert_blob(connection, server)
+            gone += self._store.insert_blob(connection, server)
             if shared is not server:
-                self._store.insert_blob(connection, shared)
+                gone += self._store.insert_blob(connection, shared)
             old = records.put_states(connection, run.id, server=server.sha256, shared=shared.sha256)
             records.open_round(
                 connection,
@@ -287,25 +286,23 @@ class Rounds:
                 deadline=deadline,
                 state="training" if round < run.plan.training.rounds else "measuring",
             )
-            released = self._store.release(connection, set(old) - {server.sha256, shared.sha256})
             self._store.announce(connection, "round", run.id)
-            return [self._store.folder / place for place in gone] + released
+            return gone + self._store.release(connection, set(old) - {server.sha256, shared.sha256})
 
-        files: list[Path] | None = None
+        places: list[str] | None = None
         try:
-            files = await self._store.write(settle, "coordinator.round")
+            places = await self._store.write(settle, "coordinator.round")
         except (Superseded, _Missed):
             await self._drop(server, shared)
             raise
-        if files is None:
+        if places is None:
             await self._drop(server, shared)
             return
         run.counted = dict(counted)
         run.server, run.shared = server.sha256, Blob(sha256=shared.sha256, length=shared.length, body=shared.body)
         run.open(round, tuple(cohort), population, deadline)
-        if files:
-            await asyncio.to_thread(_remove, files)
         self._opened(run)
+        await self._store.remove(places)
 
     async def _drop(self, *puts: Put) -> None:
         for put in puts:
@@ -323,8 +320,12 @@ class Rounds:
         """Whether the database has opened this round, though it had said that it could not; it is then open here too."""
         if self._store.read(lambda c: records.round_of(c, run.id, round)) is None:
             return False
-        run.round = round
-        self.restore(run)
+        before, run.round = (run.round, run.state), round
+        try:
+            self.restore(run)
+        except BaseException:
+            (run.round, run.state), run.closing, run.doubtful = before, True, True  # the step is done again from here
+            raise
         self._opened(run)
         return True
 
@@ -341,12 +342,18 @@ class Rounds:
             run.received = dict.fromkeys(self._store.read(lambda c: records.measures_of(c, run.id, run.round)), "")
             return
         for each in self._store.read(lambda c: records.received(c, run.id, run.round)):
+            if self._lease.held:  # who leads adds them up
+                self._fold(run, run.tally.sum, each)
             run.received[each.node], run.weights[each.node] = each.sha256, each.weight
-            if not self._lease.held:
-                continue  # who leads adds them up
-            body = each.body if each.body is not None else self._store.folder / each.place
+
+    def _fold(self, run: OpenRun, total: FixedPointSum, stored: records.Row) -> None:
+        """Add a stored contribution to a sum."""
+        body = stored.body if stored.body is not None else self._store.open_place(stored.place, stored.sha256)
+        try:
             with explained():
-                fold(body, run.tally.sum, each.weight, check(body, run, run.tally.sum, each.weight))
+                fold(body, total, stored.weight, check(body, run, total, stored.weight))
+        finally:
+            close([body] if isinstance(body, int) else [])
 
     async def _finish(self, run: OpenRun) -> None:
         now = self._clock()
@@ -391,8 +398,3 @@ class Rounds:
             if run.id in self._timers:
                 self._timers.pop(run.id).cancel()
         self._wake(None)
-
-
-def _remove(files: Sequence[Path]) -> None:
-    for path in files:
-        path.unlink(missing_ok=True)

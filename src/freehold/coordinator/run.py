@@ -7,7 +7,6 @@ import mmap
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
 from freehold.errors import TensorsMalformed
@@ -120,20 +119,23 @@ class OpenRun:
             self.tally = None
 
 
-def check(body: bytes | Path, run: OpenRun, total: FixedPointSum, weight: float) -> Entries:
-    """What is in a contribution that may be added to the run's sum; raises SpecMismatch or TensorsMalformed."""
+def check(body: bytes | int, run: OpenRun, total: FixedPointSum, weight: float) -> Entries:
+    """What is in a contribution, or behind a descriptor, that may be added to the run's sum.
+
+    Raises SpecMismatch or TensorsMalformed.
+    """
     if run.plan.training.weighting == "uniform" and weight != 1.0:
         raise TensorsMalformed(f"A contribution has the weight {weight}.", hint="The plan weighs all nodes alike, with 1.")
     if isinstance(body, bytes):
         return total.check(body, weight)
-    with body.open("rb") as file, Mapped(file.fileno()) as view:
+    with Mapped(body) as view:
         return total.check(view, weight)
 
 
-def fold(body: bytes | Path, total: FixedPointSum, weight: float, entries: Entries) -> None:
-    """Add a contribution in which `check` has found these entries; raises OSError for a file that cannot be read."""
+def fold(body: bytes | int, total: FixedPointSum, weight: float, entries: Entries) -> None:
+    """Add a contribution in which `check` has found these entries; raises OSError for what cannot be read."""
     if isinstance(body, bytes):
         total.add_checked(body, weight, entries)
         return
-    with body.open("rb") as file, Mapped(file.fileno()) as view:
+    with Mapped(body) as view:
         total.add_checked(view, weight, entries)

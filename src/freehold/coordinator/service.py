@@ -1,6 +1,6 @@
 """A running coordinator: its parts put together over one state folder, started and stopped.
 
-<state>/coordinator.sqlite   enrolment and studies      <state>/blobs/       what is too large for a row
+<state>/coordinator.sqlite   enrolment and studies      <state>/blobs/       what is too large for a row, and arrives
 <state>/authority/           issuer and trusted roots   <state>/ca/          the root's key, which can be taken offline
 <state>/server.pem           its own key and chain      <state>/admin.sock   administration, mode 0600
 """
@@ -21,6 +21,7 @@ import sqlalchemy as sa
 from freehold.coordinator.administration import Administration, serve_unix
 from freehold.coordinator.app import App
 from freehold.coordinator.authority import NODE_LIFE_S, Authority
+from freehold.coordinator.blobs import blobs_at
 from freehold.coordinator.child import ServerCode
 from freehold.coordinator.enrolment import PERSON_LIFE_S, Enrolment
 from freehold.coordinator.enrolment_tables import denied, readings, transactions
@@ -28,7 +29,7 @@ from freehold.coordinator.lease import LIFE_S, Lease
 from freehold.coordinator.metrics import Metrics, serve_plain
 from freehold.coordinator.ownca import OwnCertificates, check_server, open_authority
 from freehold.coordinator.presence import Presence
-from freehold.coordinator.replicas import Replicas, check_roots, name_of
+from freehold.coordinator.replicas import Replicas, check_blobs, check_roots, name_of
 from freehold.coordinator.signing import trusting
 from freehold.coordinator.store import Store, connect
 from freehold.coordinator.studies import Studies
@@ -53,6 +54,7 @@ class Settings:
     port: int = 8443  # 0: any free one
     names: tuple[str, ...] = ()  # DNS names and addresses that nodes know it by; () = the host's own
     database: str = ""  # URL; "" = SQLite in the state folder
+    blobs: str = ""  # URL of a bucket for what is too large for a row; "" = a folder in the state folder
     ca_dir: Path | None = None  # where the root's key is; None = in the state folder
     metrics_port: int = 0  # of Prometheus metrics, on loopback; 0: none
     own: OwnCertificates = field(default_factory=OwnCertificates)  # of the organisation's CA
@@ -98,8 +100,9 @@ class Service:
         save_connection_memory()
         authority = self._authority()
         engine = connect(self.settings.database or f"sqlite:///{state / 'coordinator.sqlite'}")
-        self.store = Store(engine, state / "blobs", name_of(state))
+        self.store = Store(engine, blobs_at(self.settings.blobs, state / "blobs"), name_of(state))
         await self.store.write(lambda c: check_roots(c, authority), "coordinator.roots")
+        await self.store.write(lambda c: check_blobs(c, self.store, self.settings.blobs), "coordinator.roots")
         self.store.sweep()
         self._read_denied()
         self.enrolment = Enrolment(

@@ -1,4 +1,4 @@
-"""The coordinator's store: a database, and a folder for what is large. What it returns from is on the disk.
+"""The coordinator's store: a database, and a place for what is large. What it returns from is safe there.
 
 One thread writes. What waits while a transaction is being committed goes into the next one together, so that many
 contributions share one write to the disk.
@@ -7,11 +7,13 @@ contributions share one write to the disk.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -19,10 +21,11 @@ from typing import Any, NamedTuple, TypeVar
 import sqlalchemy as sa
 
 from freehold import durable
+from freehold.coordinator.blobs import Blobs
 from freehold.coordinator.migrate import upgrade
 from freehold.coordinator.study_tables import blobs, contributions, runs, studies
 from freehold.errors import StoreError
-from freehold.wire.local import Pieces, sealed
+from freehold.wire.local import Pieces, close, sealed
 from freehold.wire.messages import Blob
 
 INLINE_BYTES = 64 * 1024
@@ -60,7 +63,7 @@ class Put(NamedTuple):
     length: int
     body: bytes | None
     place: str | None
-    """Name in the blob folder, of what is too large for a row."""
+    """Where it lies, if it is too large for a row."""
 
 
 def connect(url: str) -> sa.Engine:
@@ -90,13 +93,12 @@ def connect(url: str) -> sa.Engine:
 class Store:
     """Transactions in one writing thread, reads anywhere, blobs by content."""
 
-    def __init__(self, engine: sa.Engine, folder: Path, name: str = "coordinator") -> None:
+    def __init__(self, engine: sa.Engine, blobs: Blobs, name: str = "coordinator") -> None:
         """`name`: of this coordinator, among others over the same database."""
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.engine, self.folder = engine, folder
+        self.engine, self.blobs, self.name = engine, blobs, name
         self.shared = engine.dialect.name == "postgresql"
         """Whether there may be other coordinators over this database."""
-        self.name = name
+        self._threads = ThreadPoolExecutor(4, thread_name_prefix="blobs")
         with explained():
             upgrade(engine)
         self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
@@ -128,6 +130,7 @@ class Store:
 
     def close(self) -> None:
         """Finish what is queued."""
+        self._threads.shutdown()
         self._queue.put(None)
         self._writer.join()
         self.engine.dispose()
@@ -167,75 +170,102 @@ class Store:
     # Blobs.
 
     async def put(self, body: bytes | Pieces | Path, *, name: str, point: str, sha256: str = "") -> Put:
-        """As `put_file`; what touches the disk does so in a thread."""
+        """As `put_file`; what touches the disk or the network does so in a thread."""
         if not isinstance(body, Path) and _length(body) <= INLINE_BYTES:
             return self.put_file(body, name=name, point=point)
-        return await asyncio.to_thread(self.put_file, body, name=name, point=point, sha256=sha256)
+        return await self._threaded(lambda: self.put_file(body, name=name, point=point, sha256=sha256))
 
     def put_file(self, body: bytes | Pieces | Path, *, name: str, point: str, sha256: str = "") -> Put:
         """Make a body safe before its row is written.
 
-        A path is a finished file of ours on the same disk, whose digest is `sha256`; it is moved. `name` says what it is, and
-        is that of nothing else: a step that is done again because the database could not be written finds its own file there.
+        A path is a finished file of ours on the same disk, whose digest is `sha256`; it may be moved. `name` says what it is,
+        and is that of nothing else: a step that is done again because the database could not be written finds its own there.
         """
-        place = f"{name}.safetensors"
-        if isinstance(body, Path):
-            durable.sync(body)
-            durable.name(body, self.folder / place, point=point)
-            return Put(sha256, (self.folder / place).stat().st_size, None, place)
-        digest = hashlib.sha256()
-        if _length(body) <= INLINE_BYTES:
-            small = body if isinstance(body, bytes) else b"".join(body)
-            return Put(hashlib.sha256(small).hexdigest(), len(small), small, None)
-
-        def hashed() -> Iterator[bytes]:
+        with explained():
+            if isinstance(body, Path):
+                length = body.stat().st_size
+                return Put(sha256, length, None, self.blobs.keep(body, name=name, point=point))
+            if _length(body) <= INLINE_BYTES:
+                return in_row(body if isinstance(body, bytes) else b"".join(body))
+            digest = hashlib.sha256()
             for piece in (body,) if isinstance(body, bytes) else body:
                 digest.update(piece)
-                yield piece
-
-        durable.write(self.folder / place, hashed(), point=point)
+            place = self.blobs.keep(body, name=name, point=point)
         return Put(digest.hexdigest(), _length(body), None, place)
 
     async def drop(self, put: Put) -> None:
-        """Remove the file of what gets no row."""
-        if put.place is not None:
-            await asyncio.to_thread((self.folder / put.place).unlink, missing_ok=True)
+        """Remove what gets no row."""
+        await self.remove([put.place] if put.place is not None else [])
 
-    def insert_blob(self, connection: sa.Connection, put: Put) -> str:
-        """The row of what `put_file` made safe; its SHA-256. If it is there already, the new file goes."""
+    async def remove(self, places: Collection[str]) -> None:
+        """Remove what no row names any more, as far as that is possible now; the rest is swept."""
+        if places:
+            with contextlib.suppress(StoreError, OSError):
+                await self._threaded(lambda: self.blobs.remove(places))
+
+    def insert_blob(self, connection: sa.Connection, put: Put) -> list[str]:
+        """The row of what `put_file` made safe. If it is there already, the new place is to be removed after the commit."""
         sha256, length, body, place = put
         there = connection.execute(sa.select(blobs.c.place).where(blobs.c.sha256 == sha256)).first()
         if there is None:
             connection.execute(sa.insert(blobs).values(sha256=sha256, length=length, body=body, place=place))
-        elif place is not None and place != there.place:
-            (self.folder / place).unlink(missing_ok=True)
-        return sha256
+        return [place] if there is not None and place is not None and place != there.place else []
 
     def sweep(self) -> int:
-        """Remove what a crash left between a file and its row; how many files. For the only coordinator of a folder."""
-        places = sa.union_all(sa.select(blobs.c.place), sa.select(contributions.c.place))
-        named = set(self.read(lambda c: c.execute(places).scalars().all()))
-        left = [path for path in self.folder.iterdir() if path.is_file() and path.name not in named]
-        for path in left:
-            path.unlink()
+        """Remove what a crash left between a blob and its row; how many. Raises StoreError if no blob is where it should be."""
+        named = self._named()
+        with explained():
+            found, left = self.blobs.left(named, set(self.read(lambda c: c.execute(sa.select(runs.c.id)).scalars().all())))
+            # Asked again: what was named may have been replaced while the places were listed.
+            if named and not found and named & self._named():
+                raise StoreError(
+                    f"Of {len(named)} blobs that the database names, none is where it should be.",
+                    hint="Correct `blobs`, or restore database and blobs from one backup.",
+                )
+            self.blobs.remove(left)
         return len(left)
+
+    def _named(self) -> set[str]:
+        places = sa.union_all(sa.select(blobs.c.place), sa.select(contributions.c.place))
+        return set(filter(None, self.read(lambda c: c.execute(places).scalars().all())))
 
     def blob(self, sha256: str) -> Blob:
         """A blob as it is announced: small ones with their bytes."""
         row = self._blob(sha256)
-        return Blob(sha256=sha256, length=row.length, body=row.body)
+        return Blob(sha256=sha256, length=row.length, body=row.body if row.length <= INLINE_BYTES else None)
 
     def blob_bytes(self, sha256: str) -> bytes:
-        """All bytes of a blob."""
-        row = self._blob(sha256)
-        return bytes(row.body) if row.body is not None else (self.folder / row.place).read_bytes()
+        """All bytes of a plan."""
+        fd = self.open_blob(sha256)
+        try:
+            return b"".join(Pieces(fd))
+        finally:
+            close([fd])
 
     def open_blob(self, sha256: str) -> int:
         """A descriptor that shows a blob, which the caller closes."""
         row = self._blob(sha256)
         if row.body is not None:
             return sealed(row.body, "blob")
-        return os.open(self.folder / row.place, os.O_RDONLY | os.O_CLOEXEC)
+        return self.open_place(row.place, sha256)
+
+    def open_place(self, place: str, sha256: str) -> int:
+        """The same of a blob or a contribution whose place is known."""
+        with explained():
+            return self.blobs.open(place, sha256)
+
+    async def opened(self, sha256: str) -> int:
+        """As `open_blob`, in a thread."""
+        opening = asyncio.ensure_future(self._threaded(lambda: self.open_blob(sha256)))
+        try:
+            return await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            opening.add_done_callback(_close_result)
+            raise
+
+    async def _threaded(self, work: Callable[[], T]) -> T:
+        """In one of our own threads: if the bucket hangs, enrolment and the algorithms' code do not."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
     def _blob(self, sha256: str) -> Any:
         row = self.read(lambda c: c.execute(sa.select(blobs).where(blobs.c.sha256 == sha256)).first())
@@ -243,9 +273,9 @@ class Store:
             raise StoreError("The store lacks bytes that it should have.", hint="Restore database and blobs from one backup.")
         return row
 
-    def release(self, connection: sa.Connection, sha256s: Iterable[str]) -> list[Path]:
-        """Delete the rows of blobs that nothing refers to any more; the files to remove once that is committed."""
-        files = []
+    def release(self, connection: sa.Connection, sha256s: Iterable[str]) -> list[str]:
+        """Delete the rows of blobs that nothing refers to any more; the places to remove once that is committed."""
+        places = []
         for sha256 in sha256s:
             used = sa.select(sa.literal(1)).where(
                 sa.or_(
@@ -256,8 +286,18 @@ class Store:
             if connection.execute(used).first() is None:
                 place = connection.execute(sa.select(blobs.c.place).where(blobs.c.sha256 == sha256)).scalar()
                 connection.execute(sa.delete(blobs).where(blobs.c.sha256 == sha256))
-                files += [self.folder / place] if place else []
-        return files
+                places += [place] if place else []
+        return places
+
+
+def _close_result(opening: asyncio.Future[int]) -> None:
+    if not opening.cancelled() and opening.exception() is None:
+        close([opening.result()])
+
+
+def in_row(body: bytes) -> Put:
+    """What goes into the database whatever its size, since it is needed while the bucket is away: plans."""
+    return Put(hashlib.sha256(body).hexdigest(), len(body), body, None)
 
 
 def _length(body: bytes | Pieces) -> int:

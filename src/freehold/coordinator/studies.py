@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -23,10 +24,11 @@ from freehold.coordinator.lease import Lease
 from freehold.coordinator.rounds import Rounds
 from freehold.coordinator.run import Entries, OpenRun, check, fold
 from freehold.coordinator.signing import Admit, everyone
-from freehold.coordinator.store import Put, Store
+from freehold.coordinator.store import Put, Store, in_row
 from freehold.errors import Conflict, Late, StoreError, StudyRefused, UnknownRun
 from freehold.events import Event, Listener, silent
 from freehold.plan import Plan, digest, parse, runs_of
+from freehold.wire.local import close
 from freehold.wire.messages import Declined, Measure, Measures, Pending, Settled, Train, Work
 
 
@@ -68,18 +70,17 @@ class Studies:
         identity = digest(plan)
         self._admitted(identity, signature)
         await self._check(plan, text)
-        name = f"{identity.removeprefix('sha256:')[:32]}.plan"
-        put = await self._store.put(text.encode(), name=name, point="coordinator.plan")
+        put = in_row(text.encode())
         numbered = [(run.id, run.number) for run in runs_of(plan)]
 
         def insert(connection: Any) -> bool:
-            sha256 = self._store.insert_blob(connection, put)
+            self._store.insert_blob(connection, put)
             self._store.announce(connection, "study", identity)
             return records.insert_study(
                 connection,
                 digest=identity,
                 name=plan.name,
-                plan=sha256,
+                plan=put.sha256,
                 signature=signature,
                 now=self._clock(),
                 runs_=numbered,
@@ -261,14 +262,24 @@ class Studies:
 
         Raises UnknownRun, Late, Conflict, SpecMismatch, TensorsMalformed or StoreError.
         """
+        # A file will be moved, or sent to the bucket; its descriptor goes on to show what was checked.
+        shown = body if isinstance(body, bytes) else os.open(body, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            await self._contribute(node, run, round, weight=weight, sha256=sha256, body=body, shown=shown)
+        finally:
+            close([shown] if isinstance(shown, int) else [])
+
+    async def _contribute(
+        self, node: str, run: str, round: int, *, weight: float, sha256: str, body: bytes | Path, shown: bytes | int
+    ) -> None:
         open_run = self.expects(node, run, round)
         before = open_run.received.get(node)
         if before is None:
             assert open_run.tally is not None
-            if isinstance(body, bytes):
-                entries = check(body, open_run, open_run.tally.sum, weight)
+            if isinstance(shown, bytes):
+                entries = check(shown, open_run, open_run.tally.sum, weight)
             else:
-                entries = await asyncio.to_thread(check, body, open_run, open_run.tally.sum, weight)
+                entries = await asyncio.to_thread(check, shown, open_run, open_run.tally.sum, weight)
             whose = hashlib.sha256(node.encode()).hexdigest()[:8]
             name = open_run.place(round, f"{whose}.{sha256[:16]}")
             put = await self._store.put(body, name=name, point="coordinator.contribution", sha256=sha256)
@@ -287,7 +298,7 @@ class Studies:
                 raise
             # There and not yet in the sum: the database kept what it had said it could not.
             if before is None or (before == sha256 and open_run.awaits(node) and open_run.round == round):
-                await self._count(open_run, round, node, put, weight, entries)
+                await self._count(open_run, round, node, put, shown, weight, entries)
                 return
             if before != sha256:
                 await self._store.drop(put)
@@ -297,7 +308,9 @@ class Studies:
                 hint="The first one counts. The node discards the second when it asks for work.",
             )
 
-    async def _count(self, run: OpenRun, round: int, node: str, put: Put, weight: float, entries: Entries) -> None:
+    async def _count(
+        self, run: OpenRun, round: int, node: str, put: Put, shown: bytes | int, weight: float, entries: Entries
+    ) -> None:
         """Add a contribution that is in the store to the sum of its round, if this coordinator makes that sum."""
         if run.state == "stopped":
             raise _closed(run.id, round)
@@ -310,11 +323,11 @@ class Studies:
         total = run.tally.sum
         run.received[node], run.weights[node] = put.sha256, weight
         async with run.folding:
-            if put.body is not None:
-                fold(put.body, total, weight, entries)
-            elif put.place is not None:
+            if isinstance(shown, bytes):
+                fold(shown, total, weight, entries)
+            else:
                 try:
-                    await asyncio.to_thread(fold, self._store.folder / put.place, total, weight, entries)
+                    await asyncio.to_thread(fold, shown, total, weight, entries)
                 except OSError as error:
                     # The sum is now of nobody knows what, and what it should be made of cannot be read.
                     await self._rounds.fail(run, _unreadable(error))

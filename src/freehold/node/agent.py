@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from freehold.errors import FreeholdError, NodeError, PeerGone, Unreachable
+from freehold.errors import FreeholdError, NodeError, PeerGone, StoreError, Unreachable
 from freehold.events import Event, Listener, silent
 from freehold.failpoints import failpoint
 from freehold.node.errands import (
@@ -178,6 +178,12 @@ class Agent:
             return self._answer(work, found, out)
         except Unreachable:
             return None  # asked for again once the coordinator is back
+        except StoreError as error:
+            # The coordinator cannot read what it announced: that is no reason for this node to decline.
+            self.status.last_error = str(error)
+            self._tell(Event("coordinator.refused", {"code": error.code}))
+            self._sleep(1.0 + random.random())
+            return None
         except FreeholdError as error:
             self.status.last_error = str(error)
             self._tell(Event("work.failed", {"run": work.run, "round": work.round, "code": error.code}))

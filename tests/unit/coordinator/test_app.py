@@ -23,7 +23,7 @@ def test_a_node_that_does_not_take_its_bytes_is_cut_off(tmp_path: Path, monkeypa
     (tmp_path / "blob").write_bytes(bytes(SIZE_BYTES))
     opened: list[int] = []
 
-    def open_blob(sha256: str) -> int:
+    async def opened_blob(sha256: str) -> int:
         opened.append(os.open(tmp_path / "blob", os.O_RDONLY))
         return opened[0]
 
@@ -31,7 +31,7 @@ def test_a_node_that_does_not_take_its_bytes_is_cut_off(tmp_path: Path, monkeypa
     parts: dict[str, Any] = {
         "enrolment": None,
         "studies": SimpleNamespace(shows=lambda node, sha256: True),
-        "store": SimpleNamespace(open_blob=open_blob),
+        "store": SimpleNamespace(opened=opened_blob),
         "presence": None,
         "ingest": Ingest(tmp_path / "spool", pace=Pace(chunk_s=0.2)),
         "peers": None,

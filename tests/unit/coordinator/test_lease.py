@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
+from freehold.coordinator.blobs import Folder
 from freehold.coordinator.lease import Lease, Superseded
 from freehold.coordinator.replica_tables import leases
 from freehold.coordinator.store import Store, connect
@@ -33,7 +34,7 @@ def stores(server: Postgres, tmp_path: Path) -> Iterator[tuple[Store, Store]]:
         connection.execute(sa.text(f"create database {name}"))
     engine.dispose()
     url = server.url.replace("/postgres?", f"/{name}?")
-    both = Store(connect(url), tmp_path / "a", "a"), Store(connect(url), tmp_path / "b", "b")
+    both = Store(connect(url), Folder(tmp_path / "a"), "a"), Store(connect(url), Folder(tmp_path / "b"), "b")
     yield both
     for store in both:
         store.close()
