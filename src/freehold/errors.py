@@ -10,6 +10,7 @@
     │   └── PlanVersion       113  a plan of another format version
     ├── SpecMismatch          114  a contribution that the plan's spec does not list
     ├── CheckpointError       120  a checkpoint that does not fit what is to be resumed
+    ├── CertificateUnfit      130  a certificate or key of one's own that cannot be used
     ├── DataError             200  data that cannot be used
     │   ├── ColumnMissing     201  a column that is not there
     │   ├── BadValue          202  a missing value or text where a number is expected
@@ -39,7 +40,8 @@
     │   ├── Conflict          408  a second, different contribution to the same round
     │   ├── StudyRefused      409  a study whose plan or signature is not accepted
     │   ├── StoreError        410  the coordinator's store cannot be used
-    │   └── ServerCodeFailed  411  the algorithm's server code died or answered nonsense
+    │   ├── ServerCodeFailed  411  the algorithm's server code died or answered nonsense
+    │   └── NotAllowed        420  a role that may not do this, or not to what is another's
     ├── WireError             500  a message that is not what it should be
     │   ├── ProtocolVersion   501  the other side speaks another version
     │   ├── PeerGone          502  a local process has ended
@@ -159,6 +161,12 @@ class CheckpointError(FreeholdError):
     """A checkpoint is damaged, or belongs to another study than the one to be resumed."""
 
     code = 120
+
+
+class CertificateUnfit(FreeholdError):
+    """A certificate, key or CA of one's own that cannot be used."""
+
+    code = 130
 
 
 class DataError(FreeholdError):
@@ -363,6 +371,13 @@ class ServerCodeFailed(CoordinatorError):
     """The algorithm's server code died or answered nonsense."""
 
     code = 411
+    exit_code = 1
+
+
+class NotAllowed(CoordinatorError):
+    """The role of this certificate may not do this, or not to what somebody else began."""
+
+    code = 420
     exit_code = 1
 
 

@@ -44,6 +44,12 @@ def state_home(environ: Mapping[str, str]) -> Path:
     return (given if given.is_absolute() else Path.home() / ".local" / "state") / "freehold"
 
 
+def config_home(environ: Mapping[str, str]) -> Path:
+    """Where people's own settings and identities are; a relative XDG_CONFIG_HOME is ignored."""
+    given = Path(environ.get("XDG_CONFIG_HOME", ""))
+    return (given if given.is_absolute() else Path.home() / ".config") / "freehold"
+
+
 def _fits(value: object, kind: type) -> bool:
     if isinstance(value, list):
         return kind is list and all(isinstance(item, str) for item in value)

@@ -22,6 +22,7 @@ ELSEWHERE = {"durable.py", "study/checkpoint.py", "cli/output.py"}
 NOT_KILLED = {
     "node.erase": "leaving erases, and erases again",
     "node.left": "a receipt",
+    "node.outside": "where files lie, which the next start says again",
     "coordinator.settings": "written by the command line, before there is anything to lose",
 }
 

@@ -7,18 +7,21 @@ from pathlib import Path
 from typing import Any
 
 from freehold.wire.messages import VERSION, Message
-from freehold.wire.openapi import document
-from freehold.wire.routes import ROUTES, Route
+from freehold.wire.openapi import ALL_ROUTES, document
+from freehold.wire.routes import Route
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "reference" / "wire.md"
 
 HEAD = f"""# The wire
 
-Version {VERSION} of what coordinator and nodes say to each other. HTTP/1.1 over TLS 1.3 on one port; nodes ask, the coordinator
-answers. But for enrolment each request comes with the node's certificate, whose dates and place on the deny list are checked
-each time. Control messages are JSON, typed and strict: another version, an unknown field or a wrong type is refused. Tensors
-are safetensors, named by their SHA-256. A refusal is a `Problem` with an [error number](errors.md). `GET /v1/openapi.json`
-gives the same as OpenAPI 3.1.
+Version {VERSION} of what coordinator, nodes and people say to each other. HTTP/1.1 over TLS 1.3 on one port; nodes ask, the
+coordinator answers, and so do operators and researchers from elsewhere, under `/v1/admin`. But for enrolment each request comes
+with a certificate; its role (last column), its dates and its place on the deny list are checked each time. Control messages are
+JSON, typed and strict: another version, an unknown field or a wrong type is refused. Tensors are safetensors, named by their
+SHA-256. A refusal is a `Problem` with an [error number](errors.md). `GET /v1/openapi.json` gives the same as OpenAPI 3.1.
+
+The routes under `/v1/admin` are there on the coordinator's Unix socket, too, as `/v1/...` and without a certificate: who can open
+the socket is an operator. A researcher stops only studies that they started.
 
 This page is made from the code (`make regold`).
 
@@ -31,8 +34,8 @@ This page is made from the code (`make regold`).
 
 def render() -> str:
     """The whole page."""
-    rows = "".join(map(_row, ROUTES))
-    fields = "".join(_fields(route) for route in ROUTES if route.fields)
+    rows = "".join(map(_row, ALL_ROUTES))
+    fields = "".join(_fields(route) for route in ALL_ROUTES if route.fields)
     return f"{HEAD}{rows}{fields}\n## Messages\n{''.join(_messages())}"
 
 
@@ -42,7 +45,7 @@ def _row(route: Route) -> str:
         route.summary,
         _kind(route.request),
         _kind(route.reply),
-        "yes" if route.certificate else "no",
+        ", ".join(route.roles) or "none",
     )
     return f"| {' | '.join(cells)} |\n"
 

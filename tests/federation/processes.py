@@ -20,6 +20,7 @@ from freehold.events import Event
 from freehold.testing import forkserver
 from freehold.wire.process import spawn as start_anew
 
+PATHS = ("server_cert", "server_key", "issuer_cert", "issuer_key", "client_ca", "root_ca")
 spawn = forkserver.spawn if forkserver.VARIABLE in os.environ else start_anew
 
 
@@ -29,6 +30,7 @@ def tell(event: Event) -> None:
 
 async def coordinator(state: str, port: str, settings: str) -> None:
     from freehold.coordinator import migrate, store
+    from freehold.coordinator.ownca import OwnCertificates
     from freehold.coordinator.service import Service, Settings
     from freehold.wire import ingest
 
@@ -39,9 +41,12 @@ async def coordinator(state: str, port: str, settings: str) -> None:
         migrate._FOLDER, migrate.LATEST = Path(given.pop("migrations")), "later"
     ahead_s = given.pop("clock_ahead_s", 0.0)
     pace = ingest.Pace(**given.pop("pace", {}))
-    around = {key: given.pop(key) for key in ("idle_s", "poll_s", "node_life_s", "lease_s") if key in given}
+    around = {key: given.pop(key) for key in ("idle_s", "poll_s", "node_life_s", "person_life_s", "lease_s") if key in given}
+    files = OwnCertificates(**{key: Path(given.pop(key)) for key in PATHS if key in given})
+    if "study_keys" in given:
+        given["study_keys"] = tuple(map(Path, given["study_keys"]))
     service = Service(
-        settings=Settings(state=Path(state), port=int(port), federation="test", **given),
+        settings=Settings(state=Path(state), port=int(port), federation="test", **given, own=files),
         clock=lambda: time.time() + ahead_s,
         listener=tell,
         spawn=spawn,

@@ -29,6 +29,7 @@ def environment(home: Path) -> dict[str, str]:
     (home / "tmp").mkdir(parents=True, exist_ok=True)
     return os.environ | {
         "XDG_STATE_HOME": str(home),
+        "XDG_CONFIG_HOME": str(home / "config"),
         "TMPDIR": str(home / "tmp"),
         "OMP_NUM_THREADS": "1",
         "NO_COLOR": "1",

@@ -99,6 +99,43 @@ def test_tokens_are_listed_without_secrets_and_revoked(world: World) -> None:
     world.run("token", "create", "--ttl", "soon", code=2)
 
 
+def test_people_log_in_and_work_from_elsewhere(world: World) -> None:
+    """`elsewhere` has no coordinator; whoever works there has a token."""
+    elsewhere, token = world.home / "elsewhere", world.home / "person.token"
+
+    def run(*arguments: str | Path, code: int = 0) -> str:
+        done = freehold(elsewhere, *arguments, "--coordinator", world.url)
+        assert done.returncode == code, (arguments, done.stdout, done.stderr)
+        return done.stdout if code == 0 else done.stderr + done.stdout
+
+    assert "301" in run("status", code=2)
+    token.write_text(world.run("token", "create", "--role", "researcher", "--name", "carol"))
+    assert "You are researcher carol in trial" in run("login", "--join-file", token)
+    assert "401" in run("login", "--join-file", token, code=1), "it is used"
+    assert json.loads(run("status", "--json"))["federation"] == "trial"
+    assert "cleveland" in run("node", "list")
+    assert "420" in run("token", "create", code=1)
+    world.run(*PLAN, "--name", "hers", "--least-nodes", "3", "--output", world.home / "hers.toml")
+    assert "409" in run("study", "run", world.home / "hers.toml", code=1)
+    world.run("study", "sign", world.home / "hers.toml", "--key", world.home / "key")
+    assert "under way" in run("study", "run", world.home / "hers.toml")
+    assert "researcher/carol" in run("study", "list")
+    assert "420" in run("study", "stop", "heart-fedavg", code=1)
+    assert "stopped" in run("study", "stop", "hers")
+    assert "cleveland has sent" in run("study", "show", "heart-fedavg")
+    token.write_text(world.run("token", "create", "--role", "operator", "--name", "olga"))
+    own = ("--identity", world.home / "olga")
+    run("login", "--join-file", token, *own)
+    run("coordinator", "deny", "researcher/carol", *own)
+    assert "404" in run("status", code=1)
+    run("coordinator", "allow", "researcher/carol", *own)
+    run("status")
+    assert "researcher/carol" in run("token", "list", *own)
+    assert "100" in run("status", "--state", world.home, code=2)
+    world.run("token", "create", "--role", "operator", code=2)
+    world.run("token", "create", "--role", "operator", "--node", "olga", code=2)
+
+
 def test_status_is_for_people_and_for_monitoring(world: World) -> None:
     assert "2 of 2 connected" in world.run("status")
     told = json.loads(world.run("status", "--json"))

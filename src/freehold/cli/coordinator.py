@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from freehold.cli.deny import allow, deny
 from freehold.cli.options import grouped
 from freehold.cli.places import CoordinatorState, coordinator_state
 from freehold.errors import UsageError
 from freehold.settings import Setting, read_settings
 
 if TYPE_CHECKING:
+    from freehold.coordinator.ownca import OwnCertificates
     from freehold.coordinator.service import Service, Settings
     from freehold.systemd import Notifier
 
@@ -40,9 +42,16 @@ KEYS: Mapping[str, type] = {
     "ca_dir": str,
     "metrics_port": int,
     "study_keys": list,
+    "server_cert": str,
+    "server_key": str,
+    "issuer_cert": str,
+    "issuer_key": str,
+    "client_ca": str,
+    "root_ca": str,
     "log": str,
 }
 """What the settings file may say; docs/reference/settings.md explains each."""
+OWN = ("server_cert", "server_key", "issuer_cert", "issuer_key", "client_ca", "root_ca")
 
 
 class LogForm(StrEnum):
@@ -97,6 +106,20 @@ class ServiceOptions:
         list[Path] | None,
         typer.Option("--study-key", metavar="FILE", help="Public key whose studies are taken, and no others; repeatable."),
     ] = None
+    server_cert: Annotated[
+        Path | None, typer.Option("--server-cert", metavar="FILE", help="Its own certificate, of your CA: that, then its chain.")
+    ] = None
+    server_key: Annotated[Path | None, typer.Option("--server-key", metavar="FILE", help="The key of --server-cert.")] = None
+    issuer_cert: Annotated[
+        Path | None, typer.Option("--issuer-cert", metavar="FILE", help="A CA below yours, under which it signs for nodes.")
+    ] = None
+    issuer_key: Annotated[Path | None, typer.Option("--issuer-key", metavar="FILE", help="The key of --issuer-cert.")] = None
+    client_ca: Annotated[
+        Path | None, typer.Option("--client-ca", metavar="FILE", help="CAs whose certificates are those of nodes as they are.")
+    ] = None
+    root_ca: Annotated[
+        Path | None, typer.Option("--root-ca", metavar="FILE", help="Roots, where the files above do not end with them.")
+    ] = None
 
 
 @coordinator.callback()
@@ -104,11 +127,15 @@ def _start() -> None:
     pass
 
 
+coordinator.command()(deny)
+coordinator.command()(allow)
+
+
 @coordinator.command()
 @grouped
 def init(options: ServiceOptions, state: CoordinatorState = None) -> None:
     """Make the state folder, the federation's root of trust and coordinator.toml, and start nothing."""
-    from freehold.coordinator.authority import Authority
+    from freehold.coordinator.ownca import open_authority
 
     folder = coordinator_state(state)
     if (folder / FILE).exists() or (folder / "authority").exists():
@@ -117,15 +144,16 @@ def init(options: ServiceOptions, state: CoordinatorState = None) -> None:
         )
     settings = _settings(folder, options)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    authority = Authority.open(
-        folder / "authority", federation=settings.federation, now=time.time(), ca_dir=settings.ca_dir or folder / "ca"
+    own, now, ca_dir = settings.own, time.time(), settings.ca_dir or folder / "ca"
+    authority = open_authority(
+        own, folder / "authority", federation=settings.federation, now=now, ca_dir=ca_dir, names=settings.names
     )
     _write_settings(folder, options, settings.federation)
+    kept = f"{ca_dir}; keep a copy, and take it off this machine if you like: it is needed once a year"
     sys.stdout.write(
         f"Federation {settings.federation}, in {folder}\n"
         f"  root pin    {authority.pin()}\n"
-        f"  root's key  {settings.ca_dir or folder / 'ca'}; keep a copy, and take it off this machine if you like: "
-        f"it is needed once a year\n"
+        f"  root's key  {kept if own.issuer_cert is None else 'with your own CA'}\n"
         f"  settings    {folder / FILE}\n"
         f"Next: freehold coordinator start{_flag(state)}\n"
     )
@@ -232,7 +260,15 @@ def _settings(folder: Path, options: ServiceOptions) -> Settings:
         ca_dir=ca_dir if ca_dir is None else folder / ca_dir,
         metrics_port=_number(options.metrics_port, said, "metrics_port", 0),
         study_keys=tuple(keys),
+        own=_own(options, said, folder),
     )
+
+
+def _own(options: ServiceOptions, said: Mapping[str, Setting], folder: Path) -> OwnCertificates:
+    from freehold.coordinator.ownca import OwnCertificates
+
+    given = {key: getattr(options, key) or (folder / str(said[key]) if key in said else None) for key in OWN}
+    return OwnCertificates(**given)
 
 
 def _number(given: int | None, said: Mapping[str, Setting], key: str, default: int) -> int:
@@ -267,6 +303,7 @@ def _toml(options: ServiceOptions, federation: str) -> str:
         "ca_dir": None if options.ca_dir is None else str(options.ca_dir.absolute()),
         "metrics_port": options.metrics_port,
         "study_keys": [str(key.absolute()) for key in options.study_keys or ()] or None,
+        **{key: None if getattr(options, key) is None else str(getattr(options, key).absolute()) for key in OWN},
     }
     lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in given.items() if value is not None]
     return "\n".join(["# See docs/reference/settings.md.", *lines, ""])

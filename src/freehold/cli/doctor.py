@@ -17,13 +17,16 @@ from dataclasses import asdict, dataclass
 from http.client import HTTPException, HTTPSConnection
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from freehold.cli.places import AsJson
 from freehold.errors import FreeholdError
 from freehold.settings import state_home
+
+if TYPE_CHECKING:
+    from freehold.node.credentials import Credentials
 
 SKEW_S = 60.0
 DISK_BYTES, MEMORY_BYTES = 1_000_000_000, 1_500_000_000
@@ -55,7 +58,7 @@ def doctor(
 ) -> None:
     """Look at clock, DNS, TLS, disk, memory, state folders and versions. Exit code 1 if something is wrong."""
     folders = _folders(name, state)
-    url = coordinator or next((found for folder in folders if (found := _joined(folder))), None)
+    url = coordinator or next((found.membership.url for folder in folders if (found := _joined(folder))), None)
     checks = [*_machine(folders), *(check for folder in folders for check in _folder(folder))]
     checks += _network(url, folders) if url else []
     if as_json:
@@ -147,11 +150,11 @@ def _secret(folder: Path) -> Iterator[Path]:
     )
 
 
-def _joined(folder: Path) -> str | None:
+def _joined(folder: Path) -> Credentials | None:
     from freehold.node import credentials
 
     try:
-        return credentials.load(folder).membership.url
+        return credentials.load(folder)
     except FreeholdError:
         return None
 
@@ -165,7 +168,8 @@ def _network(url: str, folders: list[Path]) -> Iterator[Check]:
         yield Check(what="DNS", level="error", found=f"{host}: {error}", hint="Check the name, /etc/hosts and /etc/resolv.conf.")
         return
     yield Check(what="DNS", level="good", found=f"{host} is {', '.join(addresses)}")
-    yield from _asked(url, host, port, [folder / "identity" / "roots.pem" for folder in folders if _joined(folder) == url])
+    joined = [found for folder in folders if (found := _joined(folder))]
+    yield from _asked(url, host, port, [found.roots for found in joined if found.membership.url == url])
 
 
 def _asked(url: str, host: str, port: int, roots: list[Path]) -> Iterator[Check]:

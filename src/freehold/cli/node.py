@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from freehold.cli.coordinator import LogOption
-from freehold.cli.places import AsJson, CoordinatorState, admin
+from freehold.cli.options import grouped
+from freehold.cli.places import AsJson, CoordinatorOptions, admin
 from freehold.errors import NotJoined, UsageError
 from freehold.settings import state_home
 
@@ -53,8 +54,13 @@ def start(
         typer.Option("--data", metavar="NAME=FILE", help="A table, by the name that plans call it; repeatable."),
     ] = None,
     federation: Annotated[
-        str | None, typer.Option("--federation", metavar="NAME", help="Only where the coordinator's root does not name it.")
+        str | None, typer.Option("--federation", metavar="NAME", help="Its name; the node joins no other one.")
     ] = None,
+    cert: Annotated[
+        Path | None, typer.Option("--cert", metavar="FILE", help="A certificate of your own CA, in place of a token.")
+    ] = None,
+    key: Annotated[Path | None, typer.Option("--key", metavar="FILE", help="The key of --cert.")] = None,
+    ca: Annotated[Path | None, typer.Option("--ca", metavar="FILE", help="Roots of the coordinator's certificate.")] = None,
     state: NodeState = None,
     log: LogOption = None,
 ) -> None:
@@ -65,6 +71,9 @@ def start(
         "--coordinator": coordinator,
         "--join-file": join_file,
         "--federation": federation,
+        "--cert": cert,
+        "--key": key,
+        "--ca": ca,
         "--state": state,
         "--log": log.value if log else None,
     }
@@ -115,11 +124,12 @@ def leave(
 
 
 @node.command("list")
-def list_(state: CoordinatorState = None, as_json: AsJson = False) -> None:
-    """List the nodes that a coordinator on this machine knows."""
+@grouped
+def list_(where: CoordinatorOptions, as_json: AsJson = False) -> None:
+    """List the nodes that a coordinator knows."""
     from freehold.wire.admin import Status
 
-    nodes = admin(state).get("/v1/status", Status).nodes
+    nodes = admin(where).get("/v1/status", Status).nodes
     if as_json:
         told = [{"name": n.name, "datasets": n.datasets, "last_seen": n.last_seen, "connected": n.connected} for n in nodes]
         sys.stdout.write(json.dumps(told, indent=1) + "\n")

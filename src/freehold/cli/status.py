@@ -1,4 +1,4 @@
-"""`freehold status`: is all well at the coordinator of this machine, for people and for monitoring."""
+"""`freehold status`: is all well at a coordinator, for people and for monitoring."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from freehold.cli.places import AsJson, CoordinatorState, admin
+from freehold.cli.options import grouped
+from freehold.cli.places import AsJson, CoordinatorOptions, admin
 from freehold.errors import UsageError
 
 if TYPE_CHECKING:
@@ -20,15 +21,16 @@ if TYPE_CHECKING:
 EVERY_S = 2.0
 
 
+@grouped
 def status(
-    state: CoordinatorState = None,
+    where: CoordinatorOptions,
     as_json: AsJson = False,
     watch: Annotated[bool, typer.Option("--watch", help="Again and again, until Ctrl-C.")] = False,
 ) -> None:
-    """Say how the coordinator on this machine is. Exit code 0: well; 1: something is amiss; 2: it does not answer."""
+    """Say how a coordinator is, by default this machine's. Exit code 0: well; 1: something is amiss; 2: it does not answer."""
     from freehold.wire.admin import Status
 
-    coordinator = admin(state)
+    coordinator = admin(where)
     if watch and as_json:
         raise UsageError("--watch is for people, --json for programs.", hint="Give one of them.")
     found = coordinator.get("/v1/status", Status)

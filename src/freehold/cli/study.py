@@ -1,10 +1,11 @@
-"""`freehold study`: plans, their signatures, and the studies that a coordinator on this machine runs."""
+"""`freehold study`: plans, their signatures, and the studies that a coordinator runs, here or elsewhere."""
 
 from __future__ import annotations
 
 import json
 import sys
 import time
+import urllib.parse
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,13 +14,13 @@ import typer
 from freehold.cli.console import errors
 from freehold.cli.invocation import command
 from freehold.cli.options import ResultOptions, grouped, listed
-from freehold.cli.places import AsJson, CoordinatorState, admin
+from freehold.cli.places import AsJson, CoordinatorOptions, admin
 from freehold.errors import StudyRefused, UsageError
 
 if TYPE_CHECKING:
-    from freehold.wire.admin import Admin, Results, StudyInfo
+    from freehold.wire.admin import Administrator, Results, StudyInfo
 
-study = typer.Typer(no_args_is_help=True, help="Write and sign plans; run studies, on the coordinator's machine.")
+study = typer.Typer(no_args_is_help=True, help="Write and sign plans; run studies.")
 
 COMPANIONS = ("fedavg", "fedavg-finetuned", "fedavg-intercept")
 POLL_S = 0.5
@@ -118,8 +119,8 @@ def sign(
 def run(
     plan: PlanFile,
     results: ResultOptions,
+    where: CoordinatorOptions,
     wait: Annotated[bool, typer.Option("--wait", help="Until it ends, with progress, and show the report.")] = False,
-    state: CoordinatorState = None,
 ) -> None:
     """Start a study; starting it again changes nothing. Exit code 1 if it is refused, or ends otherwise than finished."""
     from freehold.cli.output import check_writable
@@ -128,8 +129,8 @@ def run(
     if not wait and (results.json or results.report):
         raise UsageError("There is no report before the study ends.", hint="Add --wait, or use `freehold study show` later.")
     check_writable(results.json, results.report)
-    coordinator, where = admin(state), _signature_of(plan)
-    signature = where.read_text(encoding="utf-8").strip() if where.exists() else None
+    coordinator, signed = admin(where), _signature_of(plan)
+    signature = signed.read_text(encoding="utf-8").strip() if signed.exists() else None
     request = StudyRequest(plan=_text(plan), signature=signature)
     digest = coordinator.post("/v1/studies", request, StudyStarted).digest
     if not wait:
@@ -153,36 +154,38 @@ def run(
 
 
 @study.command("list")
-def list_(state: CoordinatorState = None, as_json: AsJson = False) -> None:
+@grouped
+def list_(where: CoordinatorOptions, as_json: AsJson = False) -> None:
     """List all studies."""
     from freehold.cli.live import progress_of
     from freehold.wire.admin import Studies
 
-    found = admin(state).get("/v1/studies", Studies).studies
+    found = admin(where).get("/v1/studies", Studies).studies
     if as_json:
         sys.stdout.write(json.dumps([_info(each) for each in found], indent=1) + "\n")
         return
+    from freehold.cli.console import visible
     from freehold.cli.show import table
 
-    lines = [["study", "digest", "state", "rounds", "started"]]
+    lines = [["study", "digest", "state", "rounds", "started", "by"]]
     for each in found:
         done, whole = progress_of(each)
         started = time.strftime("%Y-%m-%d %H:%M", time.localtime(each.started))
-        lines.append([each.name, each.digest[7:19], each.state, f"{done} of {whole}", started])
+        lines.append([each.name, each.digest[7:19], each.state, f"{done} of {whole}", started, visible(each.by)])
     table(lines, empty="No studies. `freehold study new` writes a plan, `freehold study run` starts it.")
 
 
 @study.command()
 @grouped
-def show(name: StudyName, results: ResultOptions, state: CoordinatorState = None) -> None:
+def show(name: StudyName, results: ResultOptions, where: CoordinatorOptions) -> None:
     """Show where a study is: its runs, round times and bytes, and once it is measured, the report."""
     from freehold.cli.live import print_runs
     from freehold.cli.output import STDOUT, check_writable
     from freehold.wire.admin import Results
 
     check_writable(results.json, results.report)
-    coordinator = admin(state)
-    found = coordinator.get(f"/v1/studies/{name}", Results)
+    coordinator = admin(where)
+    found = coordinator.get(f"/v1/studies/{urllib.parse.quote(name, safe='')}", Results)
     info = _info_of(coordinator, found)
     if STDOUT not in (results.json, results.report):
         print_runs(info, found)
@@ -193,26 +196,27 @@ def show(name: StudyName, results: ResultOptions, state: CoordinatorState = None
 
 
 @study.command()
+@grouped
 def stop(
     name: StudyName,
+    where: CoordinatorOptions,
     reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="Kept with the study.")] = "",
-    state: CoordinatorState = None,
 ) -> None:
-    """End a study. What was trained stays where it is; the nodes are asked no more."""
+    """End a study; a researcher: one of their own. What was trained stays where it is; the nodes are asked no more."""
     from freehold.wire.admin import Done, Subject
 
-    admin(state).post("/v1/studies/stop", Subject(name=name, reason=reason), Done)
+    admin(where).post("/v1/studies/stop", Subject(name=name, reason=reason), Done)
     sys.stdout.write(f"Study {name} is stopped.\n")
 
 
-def find(coordinator: Admin, digest: str) -> StudyInfo:
+def find(coordinator: Administrator, digest: str) -> StudyInfo:
     """A study by its plan's digest."""
     from freehold.wire.admin import Studies
 
     return next(each for each in coordinator.get("/v1/studies", Studies).studies if each.digest == digest)
 
 
-def tell(coordinator: Admin, digest: str, options: ResultOptions) -> None:
+def tell(coordinator: Administrator, digest: str, options: ResultOptions) -> None:
     """The report of what is measured, on the terminal and in files."""
     from freehold.cli.running import tell
     from freehold.study.federated import comparison_of
@@ -240,7 +244,7 @@ def _end(info: StudyInfo) -> None:
         )
 
 
-def _info_of(coordinator: Admin, found: Results) -> StudyInfo:
+def _info_of(coordinator: Administrator, found: Results) -> StudyInfo:
     from freehold.plan import digest, parse
 
     return find(coordinator, digest(parse(found.plan)))

@@ -1,4 +1,7 @@
-"""What an operator can ask of a coordinator, over a Unix socket that only the coordinator's own user can open."""
+"""What operators and researchers can ask of a coordinator: over a Unix socket that only its own user can open, and on its port.
+
+Who may ask what stands in `wire.adminroutes`. The socket asks as an operator.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,9 @@ import asyncio
 import os
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,17 +23,52 @@ from freehold.coordinator.enrolment import Enrolment
 from freehold.coordinator.presence import CONNECTED_S, Presence
 from freehold.coordinator.store import Store
 from freehold.coordinator.studies import Studies
+from freehold.coordinator.study_records import starter_of
 from freehold.coordinator.study_tables import contributions, measures, rounds, runs, studies
-from freehold.errors import UnknownRun
+from freehold.errors import NotAllowed, UnknownRun
 from freehold.events import Event, Listener
 from freehold.plan import Plan, Run, parse, runs_of
-from freehold.wire import admin
+from freehold.wire import admin, adminroutes
 from freehold.wire.ingest import read_message
+from freehold.wire.messages import Role
+from freehold.wire.routes import Route
 from freehold.wire.server import refusals, reply
 
 
+@dataclass(frozen=True, kw_only=True)
+class Asker:
+    """Who asks."""
+
+    role: Role
+    name: str = ""
+    """"" on the coordinator's own machine."""
+
+    def __str__(self) -> str:
+        return f"{self.role}/{self.name}" if self.name else self.role
+
+    def check(self, route: Route) -> None:
+        """Raise NotAllowed unless this role may ask this."""
+        if self.role not in route.roles:
+            raise NotAllowed(
+                f"{self} may not ask for {route.path}; this is for: {', '.join(route.roles)}.",
+                hint="An operator can do it for you, or give you another role: `freehold token create --role operator`.",
+            )
+
+    def check_own(self, starter: str) -> None:
+        """Raise NotAllowed for what somebody else began, unless an operator asks."""
+        if self.role != "operator" and starter != str(self):
+            raise NotAllowed(
+                f"{starter} started this study; {self} may only stop studies of their own.", hint="Ask them, or an operator."
+            )
+
+
+OPERATOR_HERE = Asker(role="operator")
+"""Who can open the coordinator's socket."""
+AdminAnswer = Callable[[Asker, web.Request], Awaitable[web.StreamResponse]]
+
+
 class Administration:
-    """Answers an operator."""
+    """Answers operators and researchers."""
 
     def __init__(
         self,
@@ -54,21 +94,28 @@ class Administration:
             self.refused[str(event.fields["code"])] += 1
 
     def build(self) -> web.Application:
-        """The application to serve."""
+        """The application to serve on the socket."""
         app = web.Application(middlewares=[refusals(self._tell)])
-        app.router.add_get("/v1/status", self._status)
-        app.router.add_get("/v1/tokens", self._tokens)
-        app.router.add_post("/v1/tokens", self._create_token)
-        app.router.add_post("/v1/tokens/revoke", self._revoke)
-        app.router.add_post("/v1/deny", self._deny)
-        app.router.add_post("/v1/allow", self._allow)
-        app.router.add_get("/v1/studies", self._list)
-        app.router.add_post("/v1/studies", self._start)
-        app.router.add_post("/v1/studies/stop", self._stop)
-        app.router.add_get("/v1/studies/{digest}", self._results)
+        for route, answer in self.answers().items():
+            app.router.add_route(route.method, adminroutes.on_socket(route), partial(answer, OPERATOR_HERE))
         return app
 
-    async def _status(self, request: web.Request) -> web.StreamResponse:
+    def answers(self) -> Mapping[Route, AdminAnswer]:
+        """What answers each route, once it is known who asks and that they may."""
+        return {
+            adminroutes.STATUS: self._status,
+            adminroutes.TOKENS: self._tokens,
+            adminroutes.CREATE_TOKEN: self._create_token,
+            adminroutes.REVOKE_TOKEN: self._revoke,
+            adminroutes.DENY: self._deny,
+            adminroutes.ALLOW: self._allow,
+            adminroutes.STUDIES: self._list,
+            adminroutes.START_STUDY: self._start,
+            adminroutes.STOP_STUDY: self._stop,
+            adminroutes.RESULTS: self._results,
+        }
+
+    async def _status(self, asker: Asker, request: web.Request) -> web.StreamResponse:
         now = time.time()
         nodes = [
             admin.NodeInfo(
@@ -88,13 +135,14 @@ class Administration:
             )
         )
 
-    async def _tokens(self, request: web.Request) -> web.StreamResponse:
+    async def _tokens(self, asker: Asker, request: web.Request) -> web.StreamResponse:
         found = await asyncio.to_thread(self._enrolment.tokens)
         return reply(
             admin.Tokens(
                 tokens=[
                     admin.TokenInfo(
                         id=t.id,
+                        role=t.role,  # type: ignore[arg-type]  # as it was stored
                         node=t.node,
                         uses=t.uses,
                         created=t.created,
@@ -107,44 +155,51 @@ class Administration:
             )
         )
 
-    async def _create_token(self, request: web.Request) -> web.StreamResponse:
+    async def _create_token(self, asker: Asker, request: web.Request) -> web.StreamResponse:
         message = await read_message(request, admin.TokenRequest)
         made = await asyncio.to_thread(
-            self._enrolment.create_token, creator="operator", ttl_s=message.ttl_s, node=message.node, uses=message.uses
+            self._enrolment.create_token,
+            creator=str(asker),
+            ttl_s=message.ttl_s,
+            node=message.node,
+            uses=message.uses,
+            role=message.role,
         )
         return reply(admin.TokenMade(token=made.format(), expires=time.time() + message.ttl_s, url=self._url()))
 
-    async def _revoke(self, request: web.Request) -> web.StreamResponse:
+    async def _revoke(self, asker: Asker, request: web.Request) -> web.StreamResponse:
         message = await read_message(request, admin.Subject)
-        await asyncio.to_thread(self._enrolment.revoke_token, message.name, by="operator")
+        await asyncio.to_thread(self._enrolment.revoke_token, message.name, by=str(asker))
         return reply(admin.Done())
 
-    async def _deny(self, request: web.Request) -> web.StreamResponse:
+    async def _deny(self, asker: Asker, request: web.Request) -> web.StreamResponse:
         message = await read_message(request, admin.Subject)
-        await asyncio.to_thread(self._enrolment.deny, message.name, by="operator", reason=message.reason)
+        await asyncio.to_thread(self._enrolment.deny, message.name, by=str(asker), reason=message.reason)
         await self._denied(message.name, True)
         return reply(admin.Done())
 
-    async def _allow(self, request: web.Request) -> web.StreamResponse:
+    async def _allow(self, asker: Asker, request: web.Request) -> web.StreamResponse:
         message = await read_message(request, admin.Subject)
-        await asyncio.to_thread(self._enrolment.allow, message.name, by="operator")
+        await asyncio.to_thread(self._enrolment.allow, message.name, by=str(asker))
         await self._denied(message.name, False)
         return reply(admin.Done())
 
-    async def _list(self, request: web.Request) -> web.StreamResponse:
+    async def _list(self, asker: Asker, request: web.Request) -> web.StreamResponse:
         return reply(admin.Studies(studies=self._infos()))
 
-    async def _start(self, request: web.Request) -> web.StreamResponse:
+    async def _start(self, asker: Asker, request: web.Request) -> web.StreamResponse:
         message = await read_message(request, admin.StudyRequest)
-        return reply(admin.StudyStarted(digest=await self._studies.start(message.plan, message.signature)))
+        return reply(admin.StudyStarted(digest=await self._studies.start(message.plan, message.signature, by=str(asker))))
 
-    async def _stop(self, request: web.Request) -> web.StreamResponse:
+    async def _stop(self, asker: Asker, request: web.Request) -> web.StreamResponse:
         message = await read_message(request, admin.Subject)
-        await self._studies.stop(self._digest(message.name), message.reason or "stopped by the operator")
+        digest = self._digest(message.name)
+        asker.check_own(self._store.read(lambda c: starter_of(c, digest)))
+        await self._studies.stop(digest, message.reason or f"stopped by {asker}")
         return reply(admin.Done())
 
-    async def _results(self, request: web.Request) -> web.StreamResponse:
-        return reply(self._store.read(lambda c: results(c, self._store, self._digest(request.match_info["digest"]))))
+    async def _results(self, asker: Asker, request: web.Request) -> web.StreamResponse:
+        return reply(self._store.read(lambda c: results(c, self._store, self._digest(request.match_info["study"]))))
 
     def _digest(self, name: str) -> str:
         """A study by its digest, the beginning of it, or its name."""
@@ -201,6 +256,7 @@ class Administration:
                         ended=row.ended,
                         reason=row.reason,
                         runs=told,
+                        by=row.by,
                     )
                 )
             return infos

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 import msgspec
 from aiohttp import web
 
+from freehold.coordinator.administration import AdminAnswer, Administration, Asker
 from freehold.coordinator.enrolment import Enrolment
 from freehold.coordinator.presence import Presence
 from freehold.coordinator.store import Store
@@ -25,6 +26,7 @@ from freehold.wire.messages import (
     Declined,
     EnrollRequest,
     Leave,
+    LoginRequest,
     Measures,
     Pending,
     RenewRequest,
@@ -46,19 +48,24 @@ class App:
         self,
         *,
         enrolment: Enrolment,
+        administration: Administration,
         studies: Studies,
         store: Store,
         presence: Presence,
         ingest: Ingest,
         peers: Peers,
-        replaced: Callable[[str, asyncio.Transport | None], None],
+        replaced: Callable[[str, str, asyncio.Transport | None], None],
         tell: Listener,
         poll_s: float = 300.0,
+        strangers: bool = False,
     ) -> None:
-        """`replaced(node, last)` is told when the certificates that a name had are over; `last` still carries an answer."""
-        self._enrolment, self._studies, self._store = enrolment, studies, store
+        """`replaced(role, name, last)` is told when the certificates that a name had are over; `last` still carries an answer.
+
+        `strangers`: others sign certificates of nodes, too, so one may come that enrolment has not seen.
+        """
+        self._enrolment, self._studies, self._store, self._administration = enrolment, studies, store, administration
         self._presence, self._ingest, self._peers, self._tell = presence, ingest, peers, tell
-        self._replaced, self._poll_s = replaced, poll_s
+        self._replaced, self._poll_s, self._strangers = replaced, poll_s, strangers
         self._document = openapi.document()
 
     def build(self) -> web.Application:
@@ -66,6 +73,7 @@ class App:
         answers: dict[routes.Route, Answer] = {
             routes.CA: self._roots,
             routes.ENROLL: self._enroll,
+            routes.LOGIN: self._login,
             routes.RENEW: self._renew,
             routes.WORK: self._work,
             routes.BLOB: self._blob,
@@ -78,6 +86,8 @@ class App:
         app = web.Application(middlewares=[refusals(self._tell)], client_max_size=1 << 62)
         for route in routes.ROUTES:
             app.router.add_route(route.method, route.path, answers[route])
+        for route, answer in self._administration.answers().items():
+            app.router.add_route(route.method, route.path, self._for_people(route, answer))
         return app
 
     # Enrolment.
@@ -88,11 +98,17 @@ class App:
     async def _enroll(self, request: web.Request) -> web.StreamResponse:
         message = await read_message(request, EnrollRequest, pace=self._ingest.pace)
         certificate = await asyncio.to_thread(self._enrolment.enroll, message, address=request.remote or "-")
-        self._replaced(message.node, None)
+        self._replaced("node", message.node, None)
+        return reply(certificate)
+
+    async def _login(self, request: web.Request) -> web.StreamResponse:
+        message = await read_message(request, LoginRequest, pace=self._ingest.pace)
+        certificate = await asyncio.to_thread(self._enrolment.login, message, address=request.remote or "-")
+        self._replaced(certificate.role, certificate.node, None)
         return reply(certificate)
 
     async def _renew(self, request: web.Request) -> web.StreamResponse:
-        peer = self._node(request)
+        peer = self._peers.required(request)
         message = await read_message(request, RenewRequest, pace=self._ingest.pace)
         return reply(await asyncio.to_thread(self._enrolment.renew, message, peer=peer, address=request.remote or "-"))
 
@@ -100,7 +116,7 @@ class App:
         node = self._node(request)
         await read_message(request, Leave, pace=self._ingest.pace)
         await asyncio.to_thread(self._enrolment.leave, node)
-        self._replaced(node.name, request.transport)
+        self._replaced("node", node.name, request.transport)
         self._presence.gone(node.name)
         await self._studies.gone(node.name)
         return reply(WorkReply(received=True))
@@ -110,6 +126,8 @@ class App:
     async def _work(self, request: web.Request) -> web.StreamResponse:
         node = self._node(request)
         message = await read_message(request, WorkRequest, pace=self._ingest.pace)
+        if self._strangers:
+            await asyncio.to_thread(self._enrolment.notice, node, address=request.remote or "-")
         return reply(await self._next(node, message.datasets, message.pending, message.wait_s, working=message.working))
 
     async def _next(
@@ -196,9 +214,23 @@ class App:
         if found.role != "node" or found.federation != self._enrolment.authority.federation:
             raise CertificateRefused(
                 f"The certificate is that of {found.role} {found.name} in {found.federation}, not of a node of this federation.",
-                hint="Join this federation with a token.",
+                hint="This is for nodes, which join with a token; `freehold study` and `freehold status` are for people.",
             )
         return found
+
+    # Administration.
+
+    def _for_people(self, route: routes.Route, answer: AdminAnswer) -> Answer:
+        async def ask(request: web.Request) -> web.StreamResponse:
+            found = self._peers.required(request)
+            await asyncio.to_thread(
+                self._enrolment.admit_person, found, shown=request.get_extra_info("ssl_object").getpeercert(True)
+            )
+            asker = Asker(role=found.role, name=found.name)  # type: ignore[arg-type]  # as `admit_person` found it
+            asker.check(route)
+            return await answer(asker, request)
+
+        return ask
 
 
 def _part(request: web.Request, name: str, pattern: str) -> str:

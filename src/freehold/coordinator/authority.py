@@ -22,9 +22,10 @@ from cryptography.hazmat.primitives.serialization import Encoding, load_pem_priv
 
 from freehold import durable
 from freehold.coordinator import certificates, csr
-from freehold.coordinator.certificates import DAY_S, Issued, Issuer, Role
+from freehold.coordinator.certificates import DAY_S, Issued, Issuer
 from freehold.errors import CoordinatorError
 from freehold.wire import spki
+from freehold.wire.messages import Role
 
 ROOT_LIFE_S = 3650 * DAY_S
 ISSUER_LIFE_S = 365 * DAY_S
@@ -41,6 +42,10 @@ class Authority:
     chain: tuple[x509.Certificate, ...]
     """The issuer's certificate and those above it, up to a root but without it; empty without a key."""
     issuer: Issuer | None
+    server_roots: tuple[x509.Certificate, ...] = ()
+    """Whom nodes trust as coordinator where another CA signed its certificate; join tokens pin the first."""
+    anchors: tuple[x509.Certificate, ...] = ()
+    """What the certificates of nodes and people must lead to; empty: the roots."""
 
     @classmethod
     def open(cls, folder: Path, *, federation: str, now: float, ca_dir: Path) -> Authority:
@@ -87,13 +92,23 @@ class Authority:
 
     @property
     def roots_pem(self) -> str:
-        """The roots to trust, the one that now signs first."""
+        """The roots that nodes trust as coordinator, the pinned one first."""
         first = self._anchor()
-        return _pem([first, *(root for root in self.roots if root != first)])
+        return _pem(self.server_roots or [first, *(root for root in self.roots if root != first)])
+
+    @property
+    def signing_roots_pem(self) -> str:
+        """The roots of who signs for nodes, whoever signed the coordinator's own certificate."""
+        return _pem(self.roots)
+
+    @property
+    def anchors_pem(self) -> str:
+        """What client certificates must lead to; not only roots, so that an issuer's CA does not vouch for nodes, too."""
+        return _pem(self.anchors or self.roots)
 
     def pin(self) -> str:
-        """The digest of the key of the root that now signs: join tokens carry it."""
-        return spki.digest(_pem([self._anchor()]))
+        """The digest of the key of the root of the coordinator's certificate: join tokens carry it."""
+        return spki.digest(_pem([self.server_roots[0] if self.server_roots else self._anchor()]))
 
     def sign(self, request: str, *, role: Role, name: str, now: float, lifetime_s: float = NODE_LIFE_S) -> Issued:
         """A certificate that says its holder is `name` in this federation, with the chain below the root.
@@ -140,7 +155,7 @@ class Authority:
     def _anchor(self) -> x509.Certificate:
         """The root that the issuer's chain leads to; the first one without an issuer."""
         top = self.chain[-1] if self.chain else self.issuer.certificate if self.issuer else self.roots[0]
-        return next((root for root in self.roots if root == top or _issued_by(top, root)), self.roots[0])
+        return next((root for root in self.roots if root == top or issued_by(top, root)), self.roots[0])
 
 
 def create_root(ca_dir: Path, *, federation: str, now: float) -> None:
@@ -185,17 +200,18 @@ def distrust(folder: Path, pin: str) -> None:
 def _check_chain(issuer: x509.Certificate, above: Sequence[x509.Certificate], roots: Sequence[x509.Certificate]) -> None:
     below = issuer
     for certificate in above:
-        if not _issued_by(below, certificate):
+        if not issued_by(below, certificate):
             break
         below = certificate
-    if issuer not in roots and not any(_issued_by(below, root) for root in roots):
+    if issuer not in roots and not any(issued_by(below, root) for root in roots):
         raise CoordinatorError(
             "The issuer's certificate does not lead to a trusted root.",
             hint="Its file must hold the issuer's certificate first, then each one above it.",
         )
 
 
-def _issued_by(below: x509.Certificate, above: x509.Certificate) -> bool:
+def issued_by(below: x509.Certificate, above: x509.Certificate) -> bool:
+    """Whether the key of `above` signed `below`."""
     try:
         below.verify_directly_issued_by(above)
     except (ValueError, TypeError, InvalidSignature):

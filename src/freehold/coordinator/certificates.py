@@ -7,7 +7,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Literal
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -17,9 +16,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from freehold.coordinator.csr import PublicKey, Requested, key_digest
 from freehold.errors import CoordinatorError
-from freehold.wire.messages import NAME_PATTERN
+from freehold.wire.messages import NAME_PATTERN, Role
 
-Role = Literal["node", "operator", "researcher"]
 SigningKey = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | rsa.RSAPrivateKey
 
 DAY_S = 86400.0

@@ -10,6 +10,7 @@ import hmac
 import math
 import re
 import secrets
+import ssl
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
@@ -17,17 +18,21 @@ from typing import get_args
 
 from freehold.coordinator.attempts import Attempts
 from freehold.coordinator.authority import NODE_LIFE_S, Authority
-from freehold.coordinator.certificates import DAY_S, Issued, Role, check_name
+from freehold.coordinator.certificates import DAY_S, Issued, check_name
 from freehold.coordinator.enrolment_records import CertificateRecord, EnrolmentRecords, Event, NodeRecord, TokenRecord
 from freehold.errors import CertificateRefused, CsrRefused, Denied, FreeholdError, TokenRefused, UsageError
-from freehold.wire import jointoken
+from freehold.wire import jointoken, spki
 from freehold.wire.jointoken import JoinToken
-from freehold.wire.messages import Certificate, EnrollRequest, RenewRequest
+from freehold.wire.messages import Certificate, EnrollRequest, LoginRequest, RenewRequest, Role
 from freehold.wire.server import Identity
 
 _NOBODY = "0" * 64
 _DENIABLE = "[0-9A-F]{2,40}|(" + "|".join(get_args(Role)) + ")/[a-z0-9-]{1,63}"
 _NODE: frozenset[Role] = frozenset({"node"})
+_ALL: frozenset[Role] = frozenset(get_args(Role))
+
+PERSON_LIFE_S = 7 * DAY_S
+"""Of a person's certificate, which is renewed when they work and not while they sleep."""
 
 
 @dataclass(kw_only=True)
@@ -44,18 +49,27 @@ class Enrolment:
     """Unix time in seconds."""
     random: Callable[[int], bytes] = secrets.token_bytes
     lifetime_s: float = NODE_LIFE_S
+    person_life_s: float = PERSON_LIFE_S
     attempts: Attempts = field(init=False)
     """To enroll, by address."""
+    _noticed: set[tuple[str, str]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.attempts = Attempts(self.clock)
 
     # Tokens.
 
-    def create_token(self, *, creator: str, ttl_s: float = DAY_S, node: str | None = None, uses: int = 1) -> JoinToken:
-        """A new token, for any node or for `node` alone. This is the only time that its secret is known here."""
+    def create_token(
+        self, *, creator: str, ttl_s: float = DAY_S, node: str | None = None, uses: int = 1, role: Role = "node"
+    ) -> JoinToken:
+        """A new token, for any node or for `node` alone, or for a person of that name, who uses it once.
+
+        This is the only time that its secret is known here.
+        """
         if node is not None:
             check_name(node)
+        if role != "node" and (node is None or uses != 1):
+            raise UsageError(f"A token for a {role} is for one name, and one use.", hint=f"Give --role {role} --name NAME.")
         if not 0 < ttl_s <= 30 * DAY_S or uses < 1:
             raise UsageError("A join token is valid for up to 30 days, and for one use or more.", hint="Give --ttl, say, 24h.")
         now = self.clock()
@@ -67,6 +81,7 @@ class Enrolment:
                     id=token.id,
                     secret_digest=_digest(secret),
                     federation=self.authority.federation,
+                    role=role,
                     node=node,
                     uses=uses,
                     created=now,
@@ -75,7 +90,7 @@ class Enrolment:
                     revoked=None,
                 )
             )
-            records.log(Event(time=now, event="token", name=node, token_id=token.id, by=creator))
+            records.log(Event(time=now, event="token", name=_logged(role, node), token_id=token.id, by=creator))
         return token
 
     def tokens(self) -> list[TokenRecord]:
@@ -99,10 +114,18 @@ class Enrolment:
         A request whose answer was lost may be sent again: the same token, node and key get the same certificate.
         Raises TokenRefused, Denied or CsrRefused. After ten failures an address may try twice a minute.
         """
+        event = Event(time=self.clock(), event="enroll", name=request.node, token_id=request.token_id, address=address)
+        return self._join(request, event, address)
+
+    def login(self, request: LoginRequest, *, address: str) -> Certificate:
+        """The same for a person, whose role and name the token says: what they had before is denied. Raises as `enroll`."""
+        event = Event(time=self.clock(), event="login", token_id=request.token_id, address=address)
+        return self._join(request, event, address)
+
+    def _join(self, request: EnrollRequest | LoginRequest, event: Event, address: str) -> Certificate:
         wait_s = self.attempts.wait_s(address)
         if wait_s:
             raise TokenRefused("Too many attempts from this address have failed.", hint=f"Try again in {math.ceil(wait_s)} s.")
-        event = Event(time=self.clock(), event="enroll", name=request.node, token_id=request.token_id, address=address)
         try:
             with self._step(event) as records:
                 return self._redeem(records, request, event)
@@ -111,23 +134,52 @@ class Enrolment:
             raise
 
     def renew(self, request: RenewRequest, *, peer: Identity, address: str) -> Certificate:
-        """A new certificate for a node that presents a valid one; the request's key must be new. The old one stays valid.
+        """A new certificate for who presents a valid one; the request's key must be new. The old one stays valid.
 
         Raises CertificateRefused, Denied or CsrRefused.
         """
-        event = Event(time=self.clock(), event="renew", name=peer.name, serial=peer.serial, address=address)
+        role, name = peer.role, _logged(peer.role, peer.name)
+        event = Event(time=self.clock(), event="renew", name=name, serial=peer.serial, address=address)
         with self._step(event) as records:
-            enrolled = records.hold_node(peer.name)  # first, for it locks: a node that leaves meanwhile must not be renewed
-            _admit(records, peer, self.authority.federation, event.time, _NODE)
-            if not enrolled:
-                raise CertificateRefused(f"Node {peer.name!r} is not enrolled here.", hint="Join again, with a new token.")
-            issued = self._sign(request.csr, "node", peer.name, event.time)
-            return self._record(records, issued, "node", peer.name, event)
+            # First, for it locks: who leaves or is replaced meanwhile must not be renewed.
+            enrolled = records.hold_node(peer.name) if role == "node" else records.hold_identity(role, peer.name)
+            _admit(records, peer, self.authority.federation, event.time, _ALL)
+            if not enrolled or records.certificate(peer.serial) is None:
+                raise CertificateRefused(
+                    f"{name!r} is not enrolled here.", hint="Join with a token; or renew it at the CA that signed it."
+                )
+            issued = self._sign(request.csr, role, peer.name, event.time)  # type: ignore[arg-type]  # one of _ALL
+            return self._record(records, issued, role, peer.name, event)  # type: ignore[arg-type]
+
+    def notice(self, peer: Identity, *, address: str) -> None:
+        """Log a node whose certificate was not given out here, when it is first seen, and take its name."""
+        if (peer.name, peer.serial) in self._noticed:
+            return
+        now = self.clock()
+        with self.transaction() as records:
+            if records.certificate(peer.serial) is None and not records.was_seen(peer.name, peer.serial):
+                records.put_node(peer.name, now, replace=False)
+                records.log(Event(time=now, event="seen", name=peer.name, serial=peer.serial, address=address))
+        self._noticed.add((peer.name, peer.serial))
 
     def admit(self, peer: Identity, *, roles: frozenset[Role] = _NODE) -> None:
         """Raise CertificateRefused or Denied unless this identity may speak now; to be asked at each request."""
         with self.reading() as records:
             _admit(records, peer, self.authority.federation, self.clock(), roles)
+
+    def admit_person(self, peer: Identity, *, shown: bytes) -> None:
+        """As `admit`, and raise CertificateRefused unless the certificate, `shown` in DER, was given out here to that person.
+
+        Who may administer is decided here alone, whoever else may vouch for nodes.
+        """
+        with self.reading() as records:
+            _admit(records, peer, self.authority.federation, self.clock(), _ALL - _NODE)
+            given = records.certificate(peer.serial)
+        known = given is not None and (given.role, given.name) == (peer.role, peer.name)
+        if given is None or not known or ssl.PEM_cert_to_DER_cert(spki.certificates(given.chain)[0]) != shown:
+            raise CertificateRefused(
+                f"The certificate of {peer.role}/{peer.name} was not given out by this coordinator.", hint=_for_person(peer.role)
+            )
 
     def is_denied(self, peer: Identity) -> bool:
         """Whether its serial or its name is on the deny list."""
@@ -140,8 +192,11 @@ class Enrolment:
         with self._step(event) as records:
             _check_peer(peer, self.authority.federation, event.time, _NODE)
             records.end_node(peer.name, event.time)
-            _deny_certificates(records, peer.name, event.time, "left")
+            _deny_certificates(records, "node", peer.name, event.time, "left")
             records.deny(peer.serial, event.time, "left")
+            if records.certificate(peer.serial) is None:
+                # Its CA may go on to renew it: the name stays out until an operator allows it.
+                records.deny(f"node/{peer.name}", event.time, "left")
             records.log(event)
 
     def nodes(self) -> list[NodeRecord]:
@@ -190,36 +245,41 @@ class Enrolment:
                 records.log(replace(event, outcome=error.code))
             raise
 
-    def _redeem(self, records: EnrolmentRecords, request: EnrollRequest, event: Event) -> Certificate:
+    def _redeem(self, records: EnrolmentRecords, request: EnrollRequest | LoginRequest, event: Event) -> Certificate:
         # The use is taken before anything is read: of two requests at once, the second one waits here, on any database.
         taken = records.take_token(request.token_id)
         token = records.token(request.token_id)
         right = hmac.compare_digest(_digest(request.secret), token.secret_digest if token else _NOBODY)
         if token is None or not right:
             raise TokenRefused("The join token is not accepted.", hint="Ask the coordinator's operator for a new one.")
-        _check_token(token, request, event.time)
-        if records.denied(f"node/{request.node}") is not None:
-            raise Denied(f"Node {request.node!r} is on the deny list.", hint="The coordinator's operator can take it off.")
-        issued = self._sign(request.csr, "node", request.node, event.time)
+        role, name = _check_token(token, request, event.time)
+        event = replace(event, name=_logged(role, name))
+        if records.denied(f"{role}/{name}") is not None:
+            raise Denied(f"{role}/{name} is on the deny list.", hint="The coordinator's operator can take it off.")
+        issued = self._sign(request.csr, role, name, event.time)
         before = records.certificate_of_key(issued.key_digest)
-        if before and (before.token_id, before.name) == (token.id, request.node) and records.denied(before.serial) is None:
+        mine = before and (before.token_id, before.role, before.name) == (token.id, role, name)
+        if before and mine and records.denied(before.serial) is None:
             if taken:
                 records.take_token(token.id, uses=-1)
             records.log(replace(event, serial=before.serial))
-            return self._answer(before.name, before.chain, before.not_after)
+            return self._answer(before.role, before.name, before.chain, before.not_after)
         if not taken:
-            raise TokenRefused("The join token has been used.", hint=_ask_for_another(request.node))
-        if not records.put_node(request.node, event.time, replace=token.node is not None):
+            raise TokenRefused("The join token has been used.", hint=_ask_for_another(role, name))
+        if role != "node":
+            records.hold_identity(role, name)
+        elif not records.put_node(name, event.time, replace=token.node is not None):
             raise TokenRefused(
-                f"A node named {request.node!r} is enrolled already, and the join token is not bound to that name.",
-                hint=f"Choose another name; if it is the same node: {_ask_for_another(request.node)}",
+                f"A node named {name!r} is enrolled already, and the join token is not bound to that name.",
+                hint=f"Choose another name; if it is the same node: {_ask_for_another(role, name)}",
             )
-        # Two machines must not be one node: what the name held before is over.
-        _deny_certificates(records, request.node, event.time, "replaced")
-        return self._record(records, issued, "node", request.node, event)
+        # Two machines must not have one identity: what the name held before is over.
+        _deny_certificates(records, role, name, event.time, "replaced")
+        return self._record(records, issued, role, name, event)
 
     def _sign(self, request: str, role: Role, name: str, now: float, lifetime_s: float | None = None) -> Issued:
-        return self.authority.sign(request, role=role, name=name, now=now, lifetime_s=lifetime_s or self.lifetime_s)
+        life_s = lifetime_s or (self.lifetime_s if role == "node" else self.person_life_s)
+        return self.authority.sign(request, role=role, name=name, now=now, lifetime_s=life_s)
 
     def _record(self, records: EnrolmentRecords, issued: Issued, role: Role, name: str, event: Event) -> Certificate:
         certificate = CertificateRecord(
@@ -235,12 +295,17 @@ class Enrolment:
         if records.certificate_of_key(issued.key_digest) or not records.put_certificate(certificate):
             raise _key_used()
         records.log(replace(event, serial=issued.serial))
-        return self._answer(name, issued.chain, issued.not_after)
+        return self._answer(role, name, issued.chain, issued.not_after)
 
-    def _answer(self, name: str, chain: str, not_after: float) -> Certificate:
+    def _answer(self, role: str, name: str, chain: str, not_after: float) -> Certificate:
         authority = self.authority
         return Certificate(
-            federation=authority.federation, node=name, chain=chain, roots=authority.roots_pem, not_after=not_after
+            federation=authority.federation,
+            node=name,
+            role=role,  # type: ignore[arg-type]  # as it was stored
+            chain=chain,
+            roots=authority.roots_pem,
+            not_after=not_after,
         )
 
     def _free_id(self, records: EnrolmentRecords) -> str:
@@ -249,18 +314,24 @@ class Enrolment:
         return found
 
 
-def _check_token(token: TokenRecord, request: EnrollRequest, now: float) -> None:
-    """Only who knows the secret learns why a token is refused."""
+def _check_token(token: TokenRecord, request: EnrollRequest | LoginRequest, now: float) -> tuple[Role, str]:
+    """The identity that a token is now good for. Only who knows the secret learns why a token is refused."""
+    role: Role = token.role  # type: ignore[assignment]  # as it was stored
+    name = request.node if isinstance(request, EnrollRequest) else token.node or ""
     if token.revoked is not None:
-        raise TokenRefused("The join token has been revoked.", hint=_ask_for_another(request.node))
+        raise TokenRefused("The join token has been revoked.", hint=_ask_for_another(role, name))
     if now >= token.expires:
-        raise TokenRefused("The join token has expired.", hint=_ask_for_another(request.node))
-    if token.federation != request.federation:
+        raise TokenRefused("The join token has expired.", hint=_ask_for_another(role, name))
+    if request.federation not in (None, token.federation):
         raise TokenRefused(
             f"The join token is not for federation {request.federation!r}.", hint="Check the coordinator's address."
         )
-    if token.node not in (None, request.node):
-        raise TokenRefused(f"The join token is not for node {request.node!r}.", hint=_ask_for_another(request.node))
+    if (role == "node") != isinstance(request, EnrollRequest):
+        how = "`freehold node start` uses it." if role == "node" else "`freehold login` uses it."
+        raise TokenRefused(f"The join token is for a {role}.", hint=f"{how} {_ask_for_another('node', name)}")
+    if token.node not in (None, name):
+        raise TokenRefused(f"The join token is not for node {name!r}.", hint=_ask_for_another(role, name))
+    return role, name
 
 
 def _admit(records: EnrolmentRecords, peer: Identity, federation: str, now: float, roles: frozenset[Role]) -> None:
@@ -272,17 +343,23 @@ def _admit(records: EnrolmentRecords, peer: Identity, federation: str, now: floa
 def _check_peer(peer: Identity, federation: str, now: float, roles: frozenset[Role]) -> None:
     """TLS has verified the chain, and the dates when the connection was made; a connection may outlive a certificate."""
     if peer.federation != federation:
-        raise CertificateRefused(f"The certificate is of federation {peer.federation!r}, this one is {federation!r}.")
+        raise CertificateRefused(
+            f"The certificate is of federation {peer.federation!r}, this one is {federation!r}.",
+            hint="Join with a token of this one.",
+        )
     if peer.role not in roles:
-        raise CertificateRefused(f"The certificate is a {peer.role}'s; this needs that of: {', '.join(sorted(roles))}.")
+        raise CertificateRefused(
+            f"The certificate is a {peer.role}'s; this needs that of: {', '.join(sorted(roles))}.",
+            hint=_for_person("operator") if "operator" in roles else "A node gets one with `freehold node start`.",
+        )
     if now >= peer.not_after:
-        raise CertificateRefused("The certificate has expired.", hint=_ask_for_another(peer.name))
+        raise CertificateRefused("The certificate has expired.", hint=_ask_for_another(peer.role, peer.name))
     if now < peer.not_before:
         raise CertificateRefused("The certificate is not valid yet.", hint="Set the clocks of both machines.")
 
 
-def _deny_certificates(records: EnrolmentRecords, name: str, now: float, reason: str) -> None:
-    for serial in records.serials("node", name, now):
+def _deny_certificates(records: EnrolmentRecords, role: Role, name: str, now: float, reason: str) -> None:
+    for serial in records.serials(role, name, now):
         records.deny(serial, now, reason)
 
 
@@ -290,8 +367,18 @@ def _key_used() -> CsrRefused:
     return CsrRefused("The certificate request's key has been used before.", hint="Each certificate needs a new key.")
 
 
-def _ask_for_another(node: str) -> str:
-    return f"The coordinator's operator makes one with `freehold token create --node {node}`."
+def _ask_for_another(role: str, name: str) -> str:
+    flags = f"--node {name or 'NAME'}" if role == "node" else f"--role {role} --name {name}"
+    return f"The coordinator's operator makes one with `freehold token create {flags}`."
+
+
+def _for_person(role: str) -> str:
+    return f"`freehold token create --role {role} --name NAME` makes a token, `freehold login` uses it."
+
+
+def _logged(role: str, name: str | None) -> str | None:
+    """An identity as the log has it: of a node only the name."""
+    return name if role == "node" else f"{role}/{name}"
 
 
 def _digest(secret: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-EventName = Literal["token", "revoke", "enroll", "renew", "leave", "certify", "deny", "allow"]
+EventName = Literal["token", "revoke", "enroll", "login", "seen", "renew", "leave", "certify", "deny", "allow"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,8 +15,9 @@ class TokenRecord:
     id: str
     secret_digest: str
     federation: str
+    role: str = "node"
     node: str | None
-    """The only name it enrolls; None: any."""
+    """The only name it enrolls; None: any. A person's is never None."""
     uses: int
     """How many are left."""
     created: float
@@ -89,6 +90,9 @@ class EnrolmentRecords(Protocol):
     def hold_node(self, name: str) -> bool:
         """Whether the name is enrolled. Locks the name until the transaction ends."""
 
+    def hold_identity(self, role: str, name: str) -> bool:
+        """Whether there ever was a certificate of this identity. Locks them until the transaction ends."""
+
     def end_node(self, name: str, now: float) -> None:
         """Mark it as having left."""
 
@@ -97,6 +101,9 @@ class EnrolmentRecords(Protocol):
 
     def certificate_of_key(self, key_digest: str) -> CertificateRecord | None:
         """The certificate that was given for this key."""
+
+    def certificate(self, serial: str) -> CertificateRecord | None:
+        """The certificate with this serial, if it was given out here."""
 
     def serials(self, role: str, name: str, now: float) -> list[str]:
         """The certificates of an identity that have not expired."""
@@ -109,6 +116,9 @@ class EnrolmentRecords(Protocol):
 
     def denied(self, *what: str) -> str | None:
         """The reason why one of these is on the deny list; None when none is."""
+
+    def was_seen(self, name: str, serial: str) -> bool:
+        """Whether the log has a first sight of this certificate."""
 
     def log(self, event: Event) -> None:
         """Add an entry to the log."""

@@ -22,12 +22,13 @@ tokens = sa.Table(
     sa.Column("id", sa.String(8), primary_key=True),
     sa.Column("secret_digest", _HEX, nullable=False),
     sa.Column("federation", _NAME, nullable=False),
-    sa.Column("node", _NAME, nullable=True),  # null: whichever name the node asks for
+    sa.Column("node", _NAME, nullable=True),  # the name; null: whichever the node asks for
     sa.Column("uses", sa.Integer, nullable=False),
     sa.Column("created", sa.Double, nullable=False),
     sa.Column("expires", sa.Double, nullable=False),
     sa.Column("creator", sa.Text, nullable=False),
     sa.Column("revoked", sa.Double, nullable=True),
+    sa.Column("role", sa.String(16), nullable=False, server_default="node"),
 )
 
 nodes = sa.Table(
@@ -150,6 +151,12 @@ class SqlRecords:
         held = sa.update(nodes).where(nodes.c.name == name, nodes.c.left.is_(None)).values(name=name)
         return self._connection.execute(held).rowcount == 1
 
+    def hold_identity(self, role: str, name: str) -> bool:
+        """See EnrolmentRecords."""
+        c = certificates.c
+        held = sa.update(certificates).where(c.role == role, c.name == name).values(name=name)
+        return self._connection.execute(held).rowcount > 0
+
     def end_node(self, name: str, now: float) -> None:
         """See EnrolmentRecords."""
         self._connection.execute(sa.update(nodes).where(nodes.c.name == name).values(left=now))
@@ -162,6 +169,11 @@ class SqlRecords:
         """See EnrolmentRecords."""
         found = sa.select(certificates).where(certificates.c.key_digest == key_digest)
         row = self._connection.execute(found).mappings().one_or_none()
+        return None if row is None else CertificateRecord(**row)
+
+    def certificate(self, serial: str) -> CertificateRecord | None:
+        """See EnrolmentRecords."""
+        row = self._connection.execute(sa.select(certificates).where(certificates.c.serial == serial)).mappings().one_or_none()
         return None if row is None else CertificateRecord(**row)
 
     def serials(self, role: str, name: str, now: float) -> list[str]:
@@ -182,6 +194,12 @@ class SqlRecords:
     def denied(self, *what: str) -> str | None:
         """See EnrolmentRecords."""
         return self._connection.execute(sa.select(denied.c.reason).where(denied.c.what.in_(what)).limit(1)).scalar()
+
+    def was_seen(self, name: str, serial: str) -> bool:
+        """See EnrolmentRecords."""
+        c = enrolment_log.c
+        found = sa.select(c.id).where(c.event == "seen", c.name == name, c.serial == serial).limit(1)
+        return self._connection.execute(found).first() is not None
 
     def log(self, event: Event) -> None:
         """See EnrolmentRecords."""

@@ -138,7 +138,7 @@ def name_of(state: Path) -> str:
 
 def check_roots(connection: sa.Connection, authority: Authority) -> None:
     """Raise CoordinatorError unless this coordinator signs for the federation whose database it is; a new one is entered."""
-    own = {spki.digest(pem) for pem in spki.certificates(authority.roots_pem)}
+    own = {spki.digest(pem) for pem in spki.certificates(authority.signing_roots_pem)}
     known = {row.pin: row.federation for row in connection.execute(sa.select(roots))}
     if known and (not own & known.keys() or authority.federation not in known.values()):
         raise CoordinatorError(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
+import ssl
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -22,21 +23,25 @@ from freehold.coordinator.app import App
 from freehold.coordinator.authority import NODE_LIFE_S, Authority
 from freehold.coordinator.blobs import blobs_at
 from freehold.coordinator.child import ServerCode
-from freehold.coordinator.enrolment import Enrolment
+from freehold.coordinator.enrolment import PERSON_LIFE_S, Enrolment
 from freehold.coordinator.enrolment_tables import denied, readings, transactions
 from freehold.coordinator.lease import LIFE_S, Lease
 from freehold.coordinator.metrics import Metrics, serve_plain
+from freehold.coordinator.ownca import OwnCertificates, check_server, open_authority
 from freehold.coordinator.presence import Presence
 from freehold.coordinator.replicas import Replicas, check_blobs, check_roots, name_of
 from freehold.coordinator.signing import trusting
 from freehold.coordinator.store import Store, connect
 from freehold.coordinator.studies import Studies
-from freehold.errors import CoordinatorError
+from freehold.errors import CertificateUnfit, CoordinatorError
 from freehold.events import Event, Listener, silent
 from freehold.wire import spki
 from freehold.wire.ingest import Ingest, Pace
 from freehold.wire.process import Spawn, spawn
 from freehold.wire.server import Identity, Peers, save_connection_memory, serve, server_context
+
+LOOK_AGAIN_S = 5.0
+"""Between two looks at the files of a certificate that others renew."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,10 +57,11 @@ class Settings:
     blobs: str = ""  # URL of a bucket for what is too large for a row; "" = a folder in the state folder
     ca_dir: Path | None = None  # where the root's key is; None = in the state folder
     metrics_port: int = 0  # of Prometheus metrics, on loopback; 0: none
+    own: OwnCertificates = field(default_factory=OwnCertificates)  # of the organisation's CA
     study_keys: tuple[Path, ...] = ()  # public keys that sign plans; () = any plan that the admin socket brings
 
     def hosts(self) -> tuple[str, ...]:
-        """The names in its certificate."""
+        """The names in its certificate, where it makes that itself."""
         if self.names:
             return self.names
         own = [socket.gethostname(), "localhost", "127.0.0.1"]
@@ -80,20 +86,19 @@ class Service:
     idle_s: float = 30.0  # a connection without a whole request for so long is cut
     poll_s: float = 300.0  # the longest that an answer is held back, whatever a node asks for
     node_life_s: float = NODE_LIFE_S  # of the certificates that nodes get
+    person_life_s: float = PERSON_LIFE_S  # of those that operators and researchers get
     lease_s: float = LIFE_S  # how long another coordinator over the same database waits for this one, if it dies
     _denied: set[str] = field(default_factory=set)
+    _pair: tuple[Path, Path] = field(init=False)  # its own certificate and key
+    _known: tuple[str, ...] = field(init=False, default=())  # the names in it that it was given
+    _files: tuple[tuple[int, int, int], ...] = field(init=False, default=())
 
     async def start(self) -> None:
         """Take up every study where it was, then listen."""
         state, admit = self.settings.state, trusting(self.settings.study_keys)
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
         save_connection_memory()
-        authority = Authority.open(
-            state / "authority",
-            federation=self.settings.federation,
-            now=self.clock(),
-            ca_dir=self.settings.ca_dir or state / "ca",
-        )
+        authority = self._authority()
         engine = connect(self.settings.database or f"sqlite:///{state / 'coordinator.sqlite'}")
         self.store = Store(engine, blobs_at(self.settings.blobs, state / "blobs"), name_of(state))
         await self.store.write(lambda c: check_roots(c, authority), "coordinator.roots")
@@ -106,6 +111,7 @@ class Service:
             reading=readings(engine),
             clock=self.clock,
             lifetime_s=self.node_life_s,
+            person_life_s=self.person_life_s,
         )
         self.code = ServerCode(spawn=self.spawn)
         self.presence = Presence(self.store, self.clock)
@@ -134,17 +140,18 @@ class Service:
         )
         await self.studies.recover()
         self.replicas = Replicas(self.store, self.lease, self.studies, self.presence, self._deny_again, tell=self._tell)
-        pair = state / "server.pem"
-        due = self._issue_own()
-        self._context = server_context(pair, pair, authority.roots_pem)
+        due = self._renew_own()
+        self._context = server_context(*self._pair, authority.anchors_pem)
         app = App(
             enrolment=self.enrolment,
+            administration=self.administration,
             studies=self.studies,
             store=self.store,
             presence=self.presence,
             ingest=self.ingest,
             peers=self.peers,
             replaced=self._replaced,
+            strangers=self.settings.own.client_ca is not None,
             poll_s=self.poll_s,
             tell=self._tell,
         ).build()
@@ -162,20 +169,51 @@ class Service:
         await self._serve_metrics()
         self._tell(Event("coordinator.started", {"url": self.url, "federation": self.settings.federation}))
 
-    def _issue_own(self) -> float:
-        """A new key and certificate for the coordinator itself; when the next one is due."""
-        pair = self.settings.state / "server.pem"
-        return self.enrolment.authority.issue_server(pair, hosts=self.settings.hosts(), now=self.clock())
+    def _authority(self) -> Authority:
+        return open_authority(
+            self.settings.own,
+            self.settings.state / "authority",
+            federation=self.settings.federation,
+            now=self.clock(),
+            ca_dir=self.settings.ca_dir or self.settings.state / "ca",
+            names=self.settings.names,
+        )
+
+    def _renew_own(self) -> float:
+        """A new key and certificate for the coordinator itself, or those of its CA; when to look for the next ones."""
+        own, settings = self.settings.own, self.settings
+        if own.server_cert is None or own.server_key is None:
+            pair = settings.state / "server.pem"
+            self._pair, self._known = (pair, pair), settings.hosts() if settings.names else ()
+            return self.enrolment.authority.issue_server(pair, hosts=settings.hosts(), now=self.clock())
+        # Before they are read: what changes meanwhile is looked at again. One that does not fit is, too, but once.
+        self._files = _version(own.server_cert, own.server_key)
+        found = check_server(own, names=settings.names, now=self.clock())
+        self._pair, self._known = (own.server_cert, own.server_key), settings.names or found.names
+        return self.clock() + LOOK_AGAIN_S
 
     async def _keep_fresh(self, due: float) -> None:
-        """Renew the coordinator's own certificate at two thirds of its life; new connections get the new one."""
-        pair = self.settings.state / "server.pem"
+        """Renew the coordinator's own certificate at two thirds of its life; new connections get the new one.
+
+        Where its CA renews it, take what lies in the files once it has changed and is whole; until then the old one stays.
+        """
         while True:
             await self.sleep(min(max(due - self.clock(), 1.0), 3600.0))
-            if self.clock() >= due:
-                due = await asyncio.to_thread(self._issue_own)
-                self._context.load_cert_chain(pair, pair)
+            if self.clock() < due:
+                continue
+            if self.settings.own.server_cert is not None and _version(*self._pair) == self._files:
+                due = self.clock() + LOOK_AGAIN_S
+                continue
+            try:
+                due = await asyncio.to_thread(self._renew_own)
+                self._context.load_cert_chain(*self._pair)
                 self._tell(Event("certificate.renewed", {"until": self._expiries()["server"]}))
+            except (CertificateUnfit, ssl.SSLError, OSError) as error:
+                if self.settings.own.server_cert is None:
+                    raise
+                code = error.code if isinstance(error, CertificateUnfit) else CertificateUnfit.code
+                self._tell(Event("certificate.not_renewed", {"code": code}))
+                due = self.clock() + LOOK_AGAIN_S
 
     async def _serve_metrics(self) -> None:
         self._metrics = None
@@ -191,8 +229,8 @@ class Service:
                 ) from error
 
     def _expiries(self) -> dict[str, float]:
-        issuer, state = self.enrolment.authority.issuer, self.settings.state
-        found = {"server": spki.dates(spki.certificates((state / "server.pem").read_text(encoding="ascii"))[0])[1]}
+        issuer = self.enrolment.authority.issuer
+        found = {"server": spki.dates(spki.certificates(self._pair[0].read_text(encoding="utf-8"))[0])[1]}
         if issuer is not None:
             found["issuer"] = issuer.certificate.not_valid_after_utc.timestamp()
         return found
@@ -200,7 +238,7 @@ class Service:
     @property
     def url(self) -> str:
         """Where nodes find it."""
-        return f"https://{self.settings.hosts()[0] if self.settings.names else _shown(self.settings.host)}:{self._serving.port}"
+        return f"https://{self._known[0] if self._known else _shown(self.settings.host)}:{self._serving.port}"
 
     async def stop(self) -> None:
         """Answer what waits, then end; every study stays where it is."""
@@ -231,10 +269,10 @@ class Service:
         self._read_denied()
         self.peers.drop_denied()
 
-    def _replaced(self, node: str, last: asyncio.Transport | None) -> None:
+    def _replaced(self, role: str, name: str, last: asyncio.Transport | None) -> None:
         """A name has left, or is another machine's from now on: connections of the certificates that it had before are cut."""
         self._read_denied()
-        self.peers.drop_named(self.settings.federation, "node", node, keep=last)
+        self.peers.drop_named(self.settings.federation, role, name, keep=last)
 
     async def _deny(self, what: str, on: bool) -> None:
         self._read_denied()
@@ -252,6 +290,18 @@ class Service:
             self.administration.listen(event)
             self.metrics.listen(event)
         self.listener(event)
+
+
+def _version(*paths: Path) -> tuple[tuple[int, int, int], ...]:
+    """What changes when a file is replaced or written; nothing for one that is not there for a moment."""
+    found = []
+    for path in paths:
+        try:
+            told = path.stat()
+        except OSError:
+            continue
+        found.append((told.st_ino, told.st_mtime_ns, told.st_size))
+    return tuple(found)
 
 
 def _shown(host: str) -> str:

@@ -61,8 +61,11 @@ class Studies:
 
     # Studies.
 
-    async def start(self, text: str, signature: str | None = None) -> str:
-        """Begin a study from a plan's text; its digest. Beginning it twice changes nothing. Raises StudyRefused and PlanError."""
+    async def start(self, text: str, signature: str | None = None, *, by: str = "operator") -> str:
+        """Begin a study from a plan's text; its digest. Beginning it twice changes nothing. Raises StudyRefused and PlanError.
+
+        `by` is remembered: a role and a name.
+        """
         plan = parse(text)
         identity = digest(plan)
         self._admitted(identity, signature)
@@ -81,6 +84,7 @@ class Studies:
                 signature=signature,
                 now=self._clock(),
                 runs_=numbered,
+                by=by,
             )
 
         if await self._store.write(insert, "coordinator.study"):

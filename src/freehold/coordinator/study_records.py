@@ -22,12 +22,13 @@ def insert_study(
     signature: str | None,
     now: float,
     runs_: Sequence[tuple[str, int]],
+    by: str = "operator",
 ) -> bool:
     """A study and its runs (id, number), all waiting; False if it is there already."""
     if connection.execute(sa.select(studies.c.digest).where(studies.c.digest == digest)).first() is not None:
         return False
     connection.execute(
-        sa.insert(studies).values(digest=digest, name=name, plan=plan, signature=signature, state="running", started=now)
+        sa.insert(studies).values(digest=digest, name=name, plan=plan, signature=signature, state="running", started=now, by=by)
     )
     rows = [{"id": i, "study": digest, "number": n, "state": "waiting", "round": 0} for i, n in runs_]
     connection.execute(sa.insert(runs), rows)
@@ -43,6 +44,11 @@ def study_of(connection: sa.Connection, digest: str) -> tuple[Row, Sequence[Row]
     """A study, and its runs."""
     study = connection.execute(sa.select(studies).where(studies.c.digest == digest)).one()
     return study, connection.execute(sa.select(runs).where(runs.c.study == digest)).all()
+
+
+def starter_of(connection: sa.Connection, digest: str) -> str:
+    """Who started a study: a role and a name, or "operator" for the coordinator's own machine."""
+    return str(connection.execute(sa.select(studies.c.by).where(studies.c.digest == digest)).scalar_one())
 
 
 def is_running(connection: sa.Connection, digest: str) -> bool:

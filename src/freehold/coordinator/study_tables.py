@@ -27,6 +27,7 @@ studies = sa.Table(
     sa.Column("started", sa.Double, nullable=False),
     sa.Column("ended", sa.Double, nullable=True),
     sa.Column("reason", sa.String(2000), nullable=True),  # of stopped and failed
+    sa.Column("by", sa.String(100), nullable=False, server_default="operator"),  # who started it: role/name; operator: the socket
 )
 
 runs = sa.Table(

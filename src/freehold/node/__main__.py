@@ -26,6 +26,7 @@ from freehold.wire.messages import NAME_PATTERN
 
 if TYPE_CHECKING:
     from freehold.node.alone import Own
+    from freehold.node.outside import Files
 
 FILE = "node.toml"
 KEYS: Mapping[str, type] = {
@@ -34,6 +35,9 @@ KEYS: Mapping[str, type] = {
     "coordinator": str,
     "join_file": str,
     "federation": str,
+    "cert": str,
+    "key": str,
+    "ca": str,
     "data": dict,
     "hours": str,
     "metered": str,
@@ -55,6 +59,9 @@ class Options:
     data: Mapping[str, Path]
     log: str
     rules: Rules
+    cert: Path | None = None
+    key: Path | None = None
+    ca: Path | None = None
 
 
 def parser() -> argparse.ArgumentParser:
@@ -64,7 +71,10 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--port", type=int, help="Of the node's own page, on loopback; 0 is any free one. No page if not given.")
     made.add_argument("--coordinator", default="", metavar="URL", help="Where to join; not needed afterwards.")
     made.add_argument("--join-file", default="", metavar="FILE", help="The join token; - is standard input.")
-    made.add_argument("--federation", help="Needed only where the coordinator's root does not name it.")
+    made.add_argument("--federation", help="Its name; the node joins no other one.")
+    made.add_argument("--cert", type=Path, metavar="FILE", help="A certificate of your own CA, in place of a token.")
+    made.add_argument("--key", type=Path, metavar="FILE", help="Its key.")
+    made.add_argument("--ca", type=Path, metavar="FILE", help="Roots of the coordinator's certificate.")
     made.add_argument("--data", action="append", default=[], metavar="NAME=FILE", help="A table, by the name that plans call it.")
     made.add_argument("--state", type=Path, metavar="FOLDER", help="~/.local/state/freehold/node-NAME if not given.")
     made.add_argument("--log", choices=("json", "plain"), default="", help="Form of the log on standard error.")
@@ -97,6 +107,7 @@ def options_of(arguments: Sequence[str], environ: Mapping[str, str]) -> Options:
         data=data,
         log=given.log or _text(said, "log"),
         rules=rules_of(_text(said, "hours"), _text(said, "metered")),
+        **{kind: _file(getattr(given, kind), said, kind, state) for kind in ("cert", "key", "ca")},
     )
 
 
@@ -125,16 +136,17 @@ def run(options: Options) -> None:
 def _settings(options: Options, stack: ExitStack) -> tuple[Own | None, Settings]:
     """The node's settings; where there is no coordinator to go to, one of its own, that is ended with the stack."""
     own, token, data, url = None, None, options.data, options.coordinator
+    files = _outside(options)
     beside = options.state / "coordinator"
     try:
         found = credentials.load(options.state)
     except NotJoined:
         found = None
     joined = found is not None and found.not_after > time.time()
-    if options.join_file and not joined:
+    if options.join_file and not joined and files is None:
         token = read_token(options.join_file)
     # Not where a certificate has merely expired: that node belongs to somebody else's coordinator.
-    if not url and not options.join_file and (beside.exists() or found is None):
+    if not url and not options.join_file and files is None and (beside.exists() or found is None):
         from freehold.node import alone
 
         own = alone.start(beside)
@@ -149,8 +161,34 @@ def _settings(options: Options, stack: ExitStack) -> tuple[Own | None, Settings]
         token=token,
         federation=options.federation,
         rules=options.rules,
+        outside=files,
     )
     return own, settings
+
+
+def _outside(options: Options) -> Files | None:
+    """Where a certificate of the organisation's own CA lies, as it is said now or was said before."""
+    given = (options.cert, options.key, options.ca)
+    cert, key, ca = given
+    if cert is None and key is None and ca is None:
+        return None
+    if cert is None or key is None or ca is None:
+        raise UsageError("--cert, --key and --ca belong together.", hint="Give all three, or none.")
+    if options.join_file:
+        raise UsageError("A node joins with a token or with a certificate.", hint="Give --join-file or --cert, not both.")
+    url = options.coordinator or _url(options.state)
+    if not url:
+        raise UsageError("Where is the coordinator?", hint="Give --coordinator URL.")
+    from freehold.node.outside import Files
+
+    return Files(cert=cert, key=key, ca=ca, url=url)
+
+
+def _url(state: Path) -> str:
+    try:
+        return credentials.load(state).membership.url
+    except FreeholdError:
+        return ""
 
 
 def _page(options: Options, service: Service, stack: ExitStack) -> str:
@@ -214,6 +252,12 @@ def _say(text: str) -> None:
 
 def _text(said: Mapping[str, Setting], key: str) -> str:
     return str(said.get(key, ""))
+
+
+def _file(given: Path | None, said: Mapping[str, Setting], key: str, state: Path) -> Path | None:
+    if given is not None:
+        return given.absolute()
+    return state / str(said[key]) if key in said else None
 
 
 def _member(state: Path) -> str:

@@ -4,6 +4,7 @@
     <state>/identity/roots.pem          whom to trust as coordinator
     <state>/identity/federation.json    which federation, under which name, at which address
     <state>/identity/joining-*.key      a key whose certificate has been asked for; renewing.key likewise
+    <state>/identity/outside.json       in place of these: where files lie that somebody else renews, see `node.outside`
 
 A node has joined when current.pem is there: it is written last, under its final name only once it is whole.
 """
@@ -33,6 +34,8 @@ class Membership:
     federation: str
     node: str
     url: str
+    role: str = "node"
+    """operator or researcher: then `node` is a person's name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +49,13 @@ class Credentials:
     """For `SSLContext.load_verify_locations`."""
     not_before: float
     not_after: float
+    outside_key: Path | None = None
+    """The key, where it does not lie in `pair`, since somebody else gave and renews both."""
+
+    @property
+    def files(self) -> tuple[Path, Path]:
+        """Certificate and key."""
+        return self.pair, self.outside_key or self.pair
 
 
 def folder_of(state: Path) -> Path:
@@ -58,6 +68,10 @@ def folder_of(state: Path) -> Path:
 def load(state: Path) -> Credentials:
     """The identity of the node whose state is in this folder; raises NotJoined when it has none. It may have expired."""
     folder = state / "identity"
+    if (folder / "outside.json").exists():
+        from freehold.node import outside
+
+        return outside.load(state)
     try:
         chain = spki.certificates((folder / "current.pem").read_text(encoding="ascii"))
         not_before, not_after = spki.dates(chain[0])
@@ -98,10 +112,10 @@ def install(state: Path, key: Path, answer: Certificate, membership: Membership)
     Raises NodeError, and changes nothing, when the two don't belong together or the certificate is another node's.
     """
     folder = folder_of(state)
-    if (answer.federation, answer.node) != (membership.federation, membership.node):
+    if (answer.federation, answer.role, answer.node) != (membership.federation, membership.role, membership.node):
         raise NodeError(
-            f"The coordinator answered with a certificate for {answer.node!r} in {answer.federation!r}.",
-            hint=f"Asked for was {membership.node!r} in {membership.federation!r}; is the coordinator set up twice?",
+            f"The coordinator answered with a certificate for {answer.role} {answer.node!r} in {answer.federation!r}.",
+            hint=f"Asked for was {membership.role} {membership.node!r} in {membership.federation!r}; is it set up twice?",
         )
     pair = folder / "next.pem"
     durable.write(pair, (key.read_text(encoding="ascii") + answer.chain).encode(), point="node.identity.next")

@@ -68,12 +68,12 @@ def join(
 ) -> Credentials:
     """Make this node a member, and return its identity, on the disk.
 
-    May be called again after any failure: an answer that was lost is given again. `federation` is needed only when the root
-    doesn't name it. Raises PinMismatch before anything was sent to the wrong coordinator.
+    May be called again after any failure: an answer that was lost is given again. `federation` is held against what the
+    coordinator says. Raises PinMismatch before anything was sent to the wrong coordinator.
     """
     _check_other_membership(state, federation, node)
-    roots = _pinned(network.fetch_roots(url, token.pin), token.pin)
-    found = federation or _federation_of(roots)
+    roots = pinned(network.fetch_roots(url, token.pin), token.pin)
+    found = federation or federation_of(roots)
     _check_other_membership(state, found, node)
     # Named by the token, so that with the same token the same key is used: then the coordinator knows a repeated request.
     key = credentials.folder_of(state) / f"joining-{token.id}.key"
@@ -81,7 +81,7 @@ def join(
     request = credentials.request("csr" if key.exists() else "new-key", key, node)
     message = EnrollRequest(federation=found, node=node, token_id=token.id, secret=token.secret, csr=request)
     answer = network.ask(url, ENROLL, message, roots=roots, pair=None)
-    return credentials.install(state, key, answer, Membership(federation=found, node=node, url=url))
+    return credentials.install(state, key, answer, Membership(federation=found or answer.federation, node=node, url=url))
 
 
 def renew(state: Path, network: CoordinatorClient) -> Credentials:
@@ -95,7 +95,7 @@ def renew(state: Path, network: CoordinatorClient) -> Credentials:
     return credentials.install(state, key, answer, member)
 
 
-def _pinned(roots: str, pin: str) -> str:
+def pinned(roots: str, pin: str) -> str:
     """Those of the bundle that the pin names. Whoever sent it may have put a root of their own beside the right one."""
     found = [root for root in spki.certificates(roots) if spki.digest(root) == pin]
     if not found:
@@ -106,8 +106,8 @@ def _pinned(roots: str, pin: str) -> str:
     return "".join(found)
 
 
-def _federation_of(roots: str) -> str:
-    """The federation that a root has among its names, as Freehold's own roots do."""
+def federation_of(roots: str) -> str | None:
+    """The federation that a root has among its names, as Freehold's own roots do; None for another's."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     try:
         context.load_verify_locations(cadata=roots)
@@ -118,7 +118,7 @@ def _federation_of(roots: str) -> str:
             match entry:
                 case ("URI", str(uri)) if uri.startswith("spiffe://"):
                     return uri.removeprefix("spiffe://").partition("/")[0]
-    raise UsageError("The coordinator's root doesn't name its federation.", hint="Give the federation's name.")
+    return None
 
 
 def _check_other_membership(state: Path, federation: str | None, node: str) -> None:

@@ -56,7 +56,7 @@ def leave(state: Path, *, erase: bool, spawn: Spawn = spawn) -> Receipt:
     found = credentials.load(state)
     member = found.membership
     with only_one(state):
-        connection = Connection(member.url, trusting(found.roots.read_text(encoding="ascii"), (found.pair, found.pair)))
+        connection = Connection(member.url, trusting(found.roots.read_text(encoding="ascii"), found.files))
         try:
             connection.post(LEAVE.path, Leave(), WorkReply)
         finally:

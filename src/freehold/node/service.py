@@ -9,15 +9,16 @@ from __future__ import annotations
 import os
 import random
 import signal
+import ssl
 import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from freehold.errors import FreeholdError, NotJoined, UsageError
+from freehold.errors import CertificateUnfit, FreeholdError, NotJoined, UsageError
 from freehold.events import Event, Listener, silent
-from freehold.node import credentials
+from freehold.node import credentials, outside
 from freehold.node.agent import Agent
 from freehold.node.credentials import Credentials, renew_at
 from freehold.node.join import Network, join, renew
@@ -27,6 +28,8 @@ from freehold.wire.jointoken import JoinToken
 from freehold.wire.process import Spawn, spawn
 
 RENEWAL_RETRY_S = 300.0
+LOOK_AGAIN_S = 5.0
+"""Between two looks at the files of a certificate that others renew."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +46,8 @@ class Settings:
     federation: str | None = None
     rules: Rules = field(default_factory=Rules)
     """When the node works and when it rests."""
+    outside: outside.Files | None = None
+    """A certificate from a CA of the organisation's own, in place of a token."""
 
     def __post_init__(self) -> None:
         for name, path in self.datasets.items():
@@ -68,13 +73,15 @@ class Service:
         self._stopping = threading.Event()
 
     def identity(self) -> Credentials:
-        """This node's identity, joining for it if there is none; raises NotJoined without a token."""
+        """This node's identity, joining for it if there is none; raises NotJoined without a token, CertificateUnfit."""
+        if self.settings.outside is not None:
+            return self._from_outside(self.settings.outside)
         try:
             found = credentials.load(self.settings.state)
         except NotJoined:
             found = None
-        if found is not None and time.time() < found.not_after:
-            return found
+        if found is not None and (time.time() < found.not_after or found.outside_key is not None):
+            return found  # where others renew it, they may still do so
         if self.settings.token is None or not self.settings.coordinator:
             raise NotJoined(
                 f"Node {self.settings.name} has no valid identity in {self.settings.state}.",
@@ -96,11 +103,28 @@ class Service:
         self._tell(Event("node.joined", {"node": self.settings.name, "federation": found.membership.federation}))
         return found
 
+    def _from_outside(self, files: outside.Files) -> Credentials:
+        found = outside.read(files)
+        member = found.membership
+        if (member.node, member.federation) != (self.settings.name, self.settings.federation or member.federation):
+            raise CertificateUnfit(
+                f"The certificate in {files.cert} is that of node {member.node!r} in federation {member.federation!r}.",
+                hint=f"Start it with --name {member.node}, or have one issued for {self.settings.name}.",
+            )
+        outside.keep(self.settings.state, files)
+        return found
+
     def run(self) -> None:
         """Join, then work until Stopped is raised (see `stop_when_told`). Raises what joining raises."""
         found = self.identity()
         url = self.settings.coordinator or found.membership.url
-        connection = Connection(url, trusting(found.roots.read_text(encoding="ascii"), (found.pair, found.pair)))
+        trust = trusting(found.roots.read_text(encoding="ascii"), found.files)
+        if found.outside_key is not None:  # roots are renewed, too
+
+            def trust() -> ssl.SSLContext:
+                return trusting(found.roots.read_text(encoding="ascii"), found.files)()
+
+        connection = Connection(url, trust)
         self.agent = Agent(
             connection,
             node=found.membership.node,
@@ -113,7 +137,8 @@ class Service:
             rules=self.settings.rules,
             clock=self._clock,
         )
-        renewing = threading.Thread(target=self._keep_fresh, args=(found, connection), name="renewal", daemon=True)
+        work = self._keep_fresh if found.outside_key is None else self._look_again
+        renewing = threading.Thread(target=work, args=(found, connection), name="renewal", daemon=True)
         renewing.start()
         try:
             self.agent.run()
@@ -133,6 +158,21 @@ class Service:
             except FreeholdError as error:
                 self._tell(Event("certificate.not_renewed", {"code": error.code}))
                 due = time.time() + RENEWAL_RETRY_S * (0.5 + random.random())
+
+    def _look_again(self, found: Credentials, connection: Connection) -> None:
+        """Take what lies in the files once it has changed and is whole; until then the connection stays as it is."""
+        known = outside.version(found)
+        while not self._stopping.wait(LOOK_AGAIN_S):
+            now = outside.version(found)
+            if now == known:
+                continue
+            known = now
+            try:
+                fresh = credentials.load(self.settings.state)
+                connection.refresh()
+                self._tell(Event("certificate.renewed", {"until": fresh.not_after}))
+            except FreeholdError as error:
+                self._tell(Event("certificate.not_renewed", {"code": error.code}))
 
 
 class Stopped(BaseException):

@@ -1,14 +1,17 @@
-"""What an operator and the coordinator say to each other: messages, and a client over the coordinator's Unix socket."""
+"""What operators, researchers and the coordinator say to each other: messages, and clients.
+
+On the machine itself over the coordinator's Unix socket, from elsewhere over its port with a certificate.
+"""
 
 from __future__ import annotations
 
 import http.client
 import socket
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from freehold.errors import FreeholdError, Unreachable, WireError, by_code
-from freehold.wire.messages import Message, Problem, decode, encode
+from freehold.wire.messages import Message, Problem, Role, decode, encode
 
 M = TypeVar("M", bound=Message)
 
@@ -16,7 +19,9 @@ M = TypeVar("M", bound=Message)
 class TokenRequest(Message, frozen=True, kw_only=True):
     """POST /v1/tokens."""
 
+    role: Role = "node"
     node: str | None = None
+    """The name that it is bound to, of a node or a person; None: any node's."""
     ttl_s: float = 86400.0
     uses: int = 1
 
@@ -33,6 +38,7 @@ class TokenInfo(Message, frozen=True, kw_only=True):
     """A token without its secret; times are Unix time."""
 
     id: str
+    role: Role = "node"
     node: str | None
     uses: int
     created: float
@@ -91,6 +97,8 @@ class StudyInfo(Message, frozen=True, kw_only=True):
     ended: float | None
     reason: str | None
     runs: list[RunInfo]
+    by: str = "operator"
+    """Who started it: researcher/carol; "operator" is the coordinator's own machine."""
 
 
 class Studies(Message, frozen=True, kw_only=True):
@@ -154,6 +162,16 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.settimeout(self.timeout)
         self.sock.connect(str(self._path))
+
+
+class Administrator(Protocol):
+    """Asks a coordinator. The paths are those of its socket."""
+
+    def get(self, route: str, kind: type[M]) -> M:
+        """Ask; raises Unreachable, or what the coordinator refused with."""
+
+    def post(self, route: str, message: Message, kind: type[M]) -> M:
+        """Tell; raises as `get`."""
 
 
 class Admin:

@@ -100,8 +100,15 @@ class Connection:
     """
 
     def __init__(
-        self, url: str, trust: Callable[[], ssl.SSLContext], *, timeouts: Timeouts | None = None, find: Resolve = resolve
+        self,
+        url: str,
+        trust: Callable[[], ssl.SSLContext],
+        *,
+        timeouts: Timeouts | None = None,
+        find: Resolve = resolve,
+        any_error: bool = False,
     ) -> None:
+        """`any_error`: raise whichever error the coordinator names, as people want it who may do more than a node may."""
         parts = urllib.parse.urlsplit(url)
         if parts.scheme != "https" or not parts.hostname or parts.path.strip("/") or parts.query:
             raise UsageError(f"{url!r} is not a coordinator's address.", hint="It looks like https://host:port.")
@@ -109,7 +116,7 @@ class Connection:
         self._host, self._port = parts.hostname, parts.port or 443
         self._trust = trust
         self._timeouts = timeouts or Timeouts()
-        self._find = find
+        self._find, self._any_error = find, any_error
         self._http: Http | None = None
         self._stale = False
 
@@ -228,7 +235,7 @@ class Connection:
             self.close()
             raise self._failure(error) from error
         if response.status != 200:
-            refusal = _refusal(response.status, body)
+            refusal = _refusal(response.status, body, any_error=self._any_error)
             if isinstance(refusal, CertificateRefused):
                 self.close()  # there may be a newer one
             raise refusal
@@ -267,8 +274,8 @@ class Connection:
         )
 
 
-def _refusal(status: int, body: bytes) -> FreeholdError:
-    """The error that the coordinator names; of any other kind than those that it may cause, a plain one."""
+def _refusal(status: int, body: bytes, *, any_error: bool = False) -> FreeholdError:
+    """The error that the coordinator names; of any other kind than those that it may cause a node, a plain one."""
     try:
         found = decode(body, Problem)
     except WireError:
@@ -276,7 +283,7 @@ def _refusal(status: int, body: bytes) -> FreeholdError:
             return Unreachable(f"The coordinator's gateway answers with status {status}.", hint=_TRY_AGAIN)
         return WireError(f"The coordinator answers with status {status}.", hint="Check that it runs the same release.")
     kind = by_code(found.code)
-    if kind is None or not (400 <= kind.code < 600 or kind.code == 114):
+    if kind is None or not (any_error or 400 <= kind.code < 600 or kind.code == 114):
         kind = CoordinatorError
     return kind(_plain(found.message), hint=_plain(found.hint))
 

@@ -31,6 +31,10 @@ Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
 Pem = Annotated[str, msgspec.Meta(max_length=65536)]
 Words = Annotated[str, msgspec.Meta(max_length=2000)]
+Role = Literal["node", "operator", "researcher"]
+"""What a certificate's holder may do: take part, administer, or run studies."""
+TokenId = Annotated[str, msgspec.Meta(pattern=rf"^[0-9a-f]{{8}}{END}")]
+Secret = Annotated[str, msgspec.Meta(min_length=32, max_length=32)]
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -47,20 +51,33 @@ class Problem(Message, frozen=True, kw_only=True):
     hint: str = ""
 
 
-# Enrolment. Neither asks for a certificate.
+# Enrolment. Only renewal asks for a certificate.
 
 
 class EnrollRequest(Message, frozen=True, kw_only=True):
     """POST /v1/enroll. `csr` is a PKCS#10 request in PEM; the node's private key never leaves it."""
 
-    federation: Name
+    federation: Name | None = None
+    """None where the root does not name it, as that of an organisation's own CA."""
     node: Name
-    token_id: Annotated[str, msgspec.Meta(pattern=rf"^[0-9a-f]{{8}}{END}")]
-    secret: Annotated[str, msgspec.Meta(min_length=32, max_length=32)]
+    token_id: TokenId
+    secret: Secret
     csr: Pem
 
     def __repr__(self) -> str:  # without the secret: tracebacks and logs show it
         return f"EnrollRequest(federation={self.federation!r}, node={self.node!r}, token_id={self.token_id!r})"
+
+
+class LoginRequest(Message, frozen=True, kw_only=True):
+    """POST /v1/login: an operator or a researcher. Which of the two, and under which name, the token says."""
+
+    federation: Name | None = None
+    token_id: TokenId
+    secret: Secret
+    csr: Pem
+
+    def __repr__(self) -> str:  # without the secret
+        return f"LoginRequest(federation={self.federation!r}, token_id={self.token_id!r})"
 
 
 class RenewRequest(Message, frozen=True, kw_only=True):
@@ -70,10 +87,12 @@ class RenewRequest(Message, frozen=True, kw_only=True):
 
 
 class Certificate(Message, frozen=True, kw_only=True):
-    """The answer to both: the node's certificate with its intermediates, and the roots to trust, in PEM."""
+    """The answer to these: the certificate with its intermediates, and the roots to trust, in PEM."""
 
     federation: Name
     node: Name
+    """The name, also where it is a person's."""
+    role: Role = "node"
     chain: Pem
     roots: Pem
     not_after: float

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 import msgspec
 
+from freehold.wire.adminroutes import ADMIN_ROUTES
 from freehold.wire.messages import VERSION, Message, Problem
 from freehold.wire.routes import ROUTES, Field, Route
 
@@ -14,7 +15,10 @@ Json = dict[str, object]
 _SCHEMAS = "#/components/schemas/{name}"
 
 
-def document(routes: Iterable[Route] = ROUTES) -> Json:
+ALL_ROUTES = (*ROUTES, *ADMIN_ROUTES)
+
+
+def document(routes: Iterable[Route] = ALL_ROUTES) -> Json:
     """The document, ready for `msgspec.json.encode`."""
     table = tuple(routes)
     kinds = {kind for route in table for kind in (route.request, route.reply) if isinstance(kind, type)} | {Problem}
@@ -26,7 +30,11 @@ def document(routes: Iterable[Route] = ROUTES) -> Json:
         paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, schemas)
     return {
         "openapi": "3.1.0",
-        "info": {"title": "Freehold", "version": str(VERSION), "summary": "Between a coordinator and its nodes."},
+        "info": {
+            "title": "Freehold",
+            "version": str(VERSION),
+            "summary": "Between a coordinator, its nodes and its people.",
+        },
         "paths": paths,
         "components": {"schemas": components, "securitySchemes": {"certificate": {"type": "mutualTLS"}}},
     }
@@ -34,10 +42,10 @@ def document(routes: Iterable[Route] = ROUTES) -> Json:
 
 def _operation(route: Route, schemas: dict[type[Message], Json]) -> Json:
     operation: Json = {
-        "operationId": f"{route.method.lower()}{''.join(part.title() for part in route.path.split('/')[2:] if part[0] != '{')}",
+        "operationId": f"{route.method.lower()}{''.join(map(_titled, route.path.split('/')[2:]))}",
         "summary": route.summary,
         "parameters": [_parameter(route, field) for field in route.fields],
-        "security": [{"certificate": []}] if route.certificate else [],
+        "security": [{"certificate": []}] if route.roles else [],
         "responses": {
             "200": {"description": "Done.", "content": _content(route.reply, schemas)},
             "default": {"description": "Refused, with the reason.", "content": _content(Problem, schemas)},
@@ -46,6 +54,10 @@ def _operation(route: Route, schemas: dict[type[Message], Json]) -> Json:
     if route.request is not None:
         operation["requestBody"] = {"required": True, "content": _content(route.request, schemas)}
     return operation
+
+
+def _titled(part: str) -> str:
+    return f"By{part[1:-1].title()}" if part.startswith("{") else part.title()
 
 
 def _parameter(route: Route, field: Field) -> Json:

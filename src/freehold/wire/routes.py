@@ -15,9 +15,11 @@ from freehold.wire.messages import (
     Declined,
     EnrollRequest,
     Leave,
+    LoginRequest,
     Measures,
     Message,
     RenewRequest,
+    Role,
     RoundIndex,
     RunId,
     Sha256,
@@ -73,8 +75,8 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     reply: type[Message] | Binary
     fields: tuple[Field, ...] = ()
     """What stands in the braces of `path`, and the headers."""
-    certificate: bool = True
-    """Whether a node's certificate must be presented."""
+    roles: tuple[Role, ...] = ("node",)
+    """Whose certificate must be presented; none: nobody's."""
     repeatable: bool = True
     """Whether it may be sent again when the answer was lost: the coordinator counts it once."""
 
@@ -83,16 +85,23 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
         return self.path.format(**parts)
 
 
-CA: Final = Route(
-    method="GET", path="/v1/ca", summary="The federation's roots.", reply="application/x-pem-file", certificate=False
-)
+CA: Final = Route(method="GET", path="/v1/ca", summary="The federation's roots.", reply="application/x-pem-file", roles=())
 ENROLL: Final = Route(
     method="POST",
     path="/v1/enroll",
     summary="Join with a token: a first certificate.",
     request=EnrollRequest,
     reply=Certificate,
-    certificate=False,
+    roles=(),
+    repeatable=False,
+)
+LOGIN: Final = Route(
+    method="POST",
+    path="/v1/login",
+    summary="The same for a person: an operator or a researcher.",
+    request=LoginRequest,
+    reply=Certificate,
+    roles=(),
     repeatable=False,
 )
 RENEW: Final = Route(
@@ -101,6 +110,7 @@ RENEW: Final = Route(
     summary="A new certificate for the identity presented, with a new key.",
     request=RenewRequest,
     reply=Certificate,
+    roles=("node", "operator", "researcher"),
     repeatable=False,
 )
 WORK: Final = Route(method="POST", path="/v1/work", summary="Wait for a piece of work.", request=WorkRequest, reply=WorkReply)
@@ -133,8 +143,6 @@ MEASURES: Final = Route(
 )
 DECLINED: Final = Route(method="POST", path="/v1/declined", summary="Decline a piece of work.", request=Declined, reply=WorkReply)
 LEAVE: Final = Route(method="POST", path="/v1/leave", summary="Leave for good.", request=Leave, reply=WorkReply)
-OPENAPI: Final = Route(
-    method="GET", path="/v1/openapi.json", summary="This document.", reply="application/json", certificate=False
-)
+OPENAPI: Final = Route(method="GET", path="/v1/openapi.json", summary="This document.", reply="application/json", roles=())
 
-ROUTES: Final = (CA, ENROLL, RENEW, WORK, BLOB, CONTRIBUTE, MEASURES, DECLINED, LEAVE, OPENAPI)
+ROUTES: Final = (CA, ENROLL, LOGIN, RENEW, WORK, BLOB, CONTRIBUTE, MEASURES, DECLINED, LEAVE, OPENAPI)

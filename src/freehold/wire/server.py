@@ -28,6 +28,7 @@ from freehold.errors import (
     FreeholdError,
     Late,
     NoCertificate,
+    NotAllowed,
     PlanError,
     ProtocolVersion,
     SpecMismatch,
@@ -54,6 +55,7 @@ _STATUS: Final[tuple[tuple[type[FreeholdError], int], ...]] = (
     (TokenRefused, 403),
     (CertificateRefused, 403),
     (Denied, 403),
+    (NotAllowed, 403),
     (StudyRefused, 403),
     (CsrRefused, 400),
     (UnknownRun, 404),
@@ -73,7 +75,7 @@ _STATUS: Final[tuple[tuple[type[FreeholdError], int], ...]] = (
 
 
 def server_context(certificate: Path, key: Path, client_roots: str) -> ssl.SSLContext:
-    """TLS 1.3 that asks for a client certificate of these roots (PEM), and lets in who has none, to enroll.
+    """TLS 1.3 that asks for a client certificate below these CAs (PEM), and lets in who has none, to enroll.
 
     `load_cert_chain` on it counts for new connections. No session tickets: a resumed session would outlive its certificate.
     """
@@ -81,6 +83,7 @@ def server_context(certificate: Path, key: Path, client_roots: str) -> ssl.SSLCo
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.load_cert_chain(certificate, key)
     context.load_verify_locations(cadata=client_roots)
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # an issuer may be trusted without the CA above it
     context.verify_mode = ssl.CERT_OPTIONAL
     context.num_tickets = 0
     return context
@@ -167,7 +170,10 @@ def _identity(certificate: dict[str, object]) -> Identity:
     assert isinstance(names, tuple)
     found = [_SPIFFE.fullmatch(value) for kind, value in names if kind == "URI"]
     if len(found) != 1 or found[0] is None:
-        raise CertificateRefused("The certificate does not name one member of a federation.", hint="Join again with a new token.")
+        raise CertificateRefused(
+            "The certificate does not name one member of a federation.",
+            hint="Join again with a new token; from a CA of your own it needs one URI, spiffe://FEDERATION/node/NAME.",
+        )
     return Identity(
         **found[0].groupdict(),
         serial=str(certificate["serialNumber"]),

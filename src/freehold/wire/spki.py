@@ -1,4 +1,4 @@
-"""What a process without cryptography reads of a certificate: its key's digest, which a join token pins, and its dates."""
+"""What a process without cryptography reads of a certificate: its key's digest, which a join token pins, dates and URIs."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from typing import Final
 from freehold.errors import WireError
 
 _SEQUENCE, _INTEGER, _VERSION = 0x30, 0x02, 0xA0
+_EXTENSIONS, _BOOLEAN, _OCTETS, _URI = 0xA3, 0x01, 0x04, 0x86
+_NAMES: Final = bytes.fromhex("0603551d11")  # the object identifier of subjectAltName
 _TIMES: Final = {0x17: "%y%m%d%H%M%SZ", 0x18: "%Y%m%d%H%M%SZ"}
 _CERTIFICATE: Final = re.compile(r"-----BEGIN CERTIFICATE-----\n[A-Za-z0-9+/=\n]+-----END CERTIFICATE-----\n?")
 
@@ -50,6 +52,35 @@ def dates(pem: str) -> tuple[float, float]:
     except (ValueError, KeyError):
         raise _malformed() from None
     return not_before, not_after
+
+
+def uris(pem: str) -> list[str]:
+    """The URIs among the names of one certificate; raises WireError unless it is one."""
+    try:
+        der = ssl.PEM_cert_to_DER_cert(pem)
+        at, end = _field(der, (_INTEGER, *[_SEQUENCE] * 5))
+        while at < end and der[at] != _EXTENSIONS:
+            _, at = _element(der, at, end, der[at])
+        found: list[str] = []
+        if at == end:
+            return found
+        at, end = _element(der, *_element(der, at, end, _EXTENSIONS), _SEQUENCE)
+        while at < end:
+            inner, at = _element(der, at, end, _SEQUENCE)
+            if der[inner : inner + len(_NAMES)] != _NAMES:
+                continue
+            inner += len(_NAMES)
+            if der[inner] == _BOOLEAN:  # whether it is critical
+                _, inner = _element(der, inner, at, _BOOLEAN)
+            inner, last = _element(der, *_element(der, inner, at, _OCTETS), _SEQUENCE)
+            while inner < last:
+                tag = der[inner]
+                start, inner = _element(der, inner, last, tag)
+                if tag == _URI:
+                    found.append(der[start:inner].decode("ascii"))
+        return found
+    except (ValueError, IndexError):
+        raise _malformed() from None
 
 
 def _field(der: bytes, before: tuple[int, ...]) -> tuple[int, int]:

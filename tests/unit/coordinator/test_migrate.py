@@ -7,19 +7,20 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
-from freehold.coordinator import enrolment_tables, study_tables
+from freehold.coordinator import enrolment_tables, replica_tables, study_tables
 from freehold.coordinator.migrate import LATEST, upgrade, version
 from freehold.coordinator.schema import metadata
 from freehold.coordinator.store import connect
 from freehold.errors import StoreError
 from tests.postgres import postgres
 
-assert enrolment_tables and study_tables
+assert enrolment_tables and replica_tables and study_tables
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -40,6 +41,26 @@ def test_an_empty_database_gets_the_tables_that_the_code_knows(engine: sa.Engine
     with engine.connect() as connection:
         assert not compare_metadata(MigrationContext.configure(connection), metadata)
     upgrade(engine)  # nothing to do
+
+
+def test_what_the_first_release_wrote_is_there_after_the_migration(engine: sa.Engine) -> None:
+    """Studies were started on the machine itself, and tokens were for nodes."""
+    config = Config()
+    config.set_main_option("script_location", "freehold.coordinator:migrations")
+    with engine.connect() as connection, connection.begin():
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
+        study = "insert into studies (digest, name, plan, state, started) values ('sha256:1', 'old', '2', 'finished', 1.0)"
+        connection.execute(sa.text(study))
+        columns = "id, secret_digest, federation, uses, created, expires, creator"
+        connection.execute(sa.text(f"insert into tokens ({columns}) values ('00000001', 'd', 'hearts', 1, 1.0, 2.0, 'operator')"))
+    upgrade(engine)
+    with engine.connect() as connection:
+        assert connection.execute(sa.select(study_tables.studies.c.name, study_tables.studies.c.by)).all() == [
+            ("old", "operator")
+        ]
+        tokens = enrolment_tables.tokens
+        assert connection.execute(sa.select(tokens.c.id, tokens.c.role)).all() == [("00000001", "node")]
 
 
 def test_a_database_of_a_later_release_is_refused(engine: sa.Engine) -> None:
