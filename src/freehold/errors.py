@@ -399,6 +399,13 @@ class TensorsMalformed(WireError):
     exit_code = 1
 
 
+class EncodingRefused(WireError):
+    """A contribution is not compressed as its plan says, or cannot be unpacked within bounds."""
+
+    code = 506
+    exit_code = 1
+
+
 class SimulationError(FreeholdError):
     """A simulation cannot go on."""
 

@@ -215,7 +215,7 @@ class Studies:
         before = open_run.received.get(node)
         if before is None:
             assert open_run.tally is not None
-            if isinstance(body, bytes):
+            if not open_run.is_heavy(body):
                 entries = check(body, open_run, open_run.tally.sum, weight)
             else:
                 entries = await asyncio.to_thread(check, body, open_run, open_run.tally.sum, weight)
@@ -253,11 +253,12 @@ class Studies:
         total = run.tally.sum
         run.received[node], run.weights[node] = put.sha256, weight
         async with run.folding:
-            if put.body is not None:
-                fold(put.body, total, weight, entries)
-            elif put.place is not None:
+            body = put.body if put.place is None else self._store.folder / put.place
+            if body is not None and not run.is_heavy(body):
+                fold(body, total, weight, entries)
+            elif body is not None:
                 try:
-                    await asyncio.to_thread(fold, self._store.folder / put.place, total, weight, entries)
+                    await asyncio.to_thread(fold, body, total, weight, entries)
                 except OSError as error:
                     # The sum is now of nobody knows what, and what it should be made of cannot be read.
                     await self._rounds.fail(run, _unreadable(error))

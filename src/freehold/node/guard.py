@@ -36,7 +36,8 @@ from freehold.node.jobs import Failed, FromTrainer, MeasuredModel, MeasureJob, O
 from freehold.node.vault import Vault
 from freehold.plan import Plan, Run, digest, parse, runs_of
 from freehold.wire import codec
-from freehold.wire.local import Mapped, channel_from, close, is_sealed, read, sealed
+from freehold.wire.local import Mapped, Memory, channel_from, close, is_sealed, read, sealed
+from freehold.wire.packing import packed
 from freehold.wire.process import Child, Spawn, spawn
 
 TRAINER = "freehold.node.trainer"
@@ -91,14 +92,18 @@ class Guard:
                 raise _nonsense(study)
             with Mapped(got[0]) as view:
                 codec.check(view, run.contribution)
+                if run.contribution.compression == "zstd":
+                    got.insert(0, _packed(view))
+            with Mapped(got[0]) as view:
                 sha256, length = hashlib.sha256(view).hexdigest(), len(view)
-            self._vault.put_pending(run.id, errand.round, sha256, got[1])
+            self._vault.put_pending(run.id, errand.round, sha256, got[-1])
         except BaseException:
             close(got[:1])
             raise
         finally:
             close(got[1:])
-        return Outgoing(weight=reply.weight, sha256=sha256, length=length), got[:1]
+        compression = run.contribution.compression
+        return Outgoing(weight=reply.weight, compression=compression, sha256=sha256, length=length), got[:1]
 
     def _measure(self, study: _Study, run: Run, errand: MeasureErrand, shared: int) -> tuple[FromGuard, list[int]]:
         personal = self._vault.committed(run.id)
@@ -192,6 +197,18 @@ class Guard:
         """End all trainers."""
         for study in self._studies.values():
             study.trainer.end()
+
+
+def _packed(view: memoryview) -> int:
+    """Sealed memory with a contribution, compressed."""
+    memory = Memory("packed")
+    try:
+        for piece in packed(view):
+            memory.write(piece)
+    except BaseException:
+        close([memory.fd])
+        raise
+    return memory.seal()
 
 
 def _nonsense(study: _Study) -> TrainerFailed:

@@ -9,7 +9,7 @@ import msgspec
 from freehold.algorithms import build_algorithm
 from freehold.core import Task, algorithm_entry, algorithm_names
 from freehold.errors import NotPrivate, TaskError
-from freehold.plan import AlgorithmRef, Companion, Contribution, Plan, Scalar, TaskRef, Training
+from freehold.plan import AlgorithmRef, Companion, Plan, Scalar, TaskRef, Training
 from freehold.study.settings import Trial
 from freehold.tasks import TaskDefinition
 from freehold.tasks.flamby import PUBLISHED
@@ -101,7 +101,7 @@ def trials_for(
 def trials_of(plan: Plan) -> tuple[Trial, ...]:
     """The rows of a plan: its companions, then its algorithm."""
     # The contribution spec is the algorithm's; what companions send is not part of it.
-    beside = msgspec.structs.replace(plan, contribution=Contribution(scale=plan.contribution.scale), companions=())
+    beside = msgspec.structs.replace(plan, contribution=msgspec.structs.replace(plan.contribution, tensors=()), companions=())
     others = [AlgorithmRef(name=c.name, hyperparameters=c.hyperparameters, wrappers=c.wrappers) for c in plan.companions]
     plans = [msgspec.structs.replace(beside, algorithm=c) for c in others if c.name != plan.algorithm.name]
     plans.append(msgspec.structs.replace(plan, companions=()))
@@ -133,7 +133,7 @@ def fitting(trials: Sequence[Trial], task: Task) -> tuple[tuple[Trial, ...], tup
     kept, notes = [], []
     for trial in trials:
         try:
-            build_algorithm(task, trial.plan.algorithm)
+            build_algorithm(task, trial.plan.algorithm, trial.plan.contribution.dtype)
         except (TaskError, NotPrivate) as error:
             notes.append(f"{trial.name} is left out: {error.message}")
         else:
