@@ -26,12 +26,13 @@ def tell(event: Event) -> None:
 
 
 async def coordinator(state: str, port: str, settings: str) -> None:
-    from freehold.coordinator import store
+    from freehold.coordinator import run, store
     from freehold.coordinator.service import Service, Settings
     from freehold.wire.ingest import Pace
 
     given = json.loads(settings)
     store.INLINE_BYTES = given.pop("inline_bytes", store.INLINE_BYTES)
+    run.HEAVY_BYTES = given.pop("heavy_bytes", run.HEAVY_BYTES)
     ahead_s = given.pop("clock_ahead_s", 0.0)
     pace = Pace(**given.pop("pace", {}))
     around = {key: given.pop(key) for key in ("idle_s", "poll_s", "node_life_s") if key in given}
