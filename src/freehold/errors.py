@@ -44,7 +44,8 @@
     │   ├── PeerGone          502  a local process has ended
     │   ├── BodyRefused       503  bytes that do not have the announced length or digest
     │   ├── TooLarge          504  a body above its limit
-    │   └── TensorsMalformed  505  bytes that are not safetensors, or not those that were announced
+    │   ├── TensorsMalformed  505  bytes that are not safetensors, or not those that were announced
+    │   └── EncodingRefused   506  a contribution not compressed as its plan says, or not to be unpacked
     └── SimulationError       600  a simulation that cannot go on
         ├── NotBatchable      601  a module that the vector engine cannot run for many clients at once
         ├── Diverged          602  a loss or a contribution that is no longer finite
