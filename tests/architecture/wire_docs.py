@@ -18,8 +18,8 @@ Version {VERSION} of what coordinator and nodes say to each other. HTTP/1.1 over
 answers. But for enrolment each request comes with the node's certificate, whose dates and place on the deny list are checked
 each time. Control messages are JSON, typed and strict: another version, an unknown field or a wrong type is refused. Tensors
 are safetensors, named by their SHA-256; a contribution is one zstd frame with its length where the plan says
-`contribution.compression = "zstd"`, and nowhere else. A refusal is a `Problem` with an [error number](errors.md). `GET /v1/openapi.json`
-gives the same as OpenAPI 3.1.
+`contribution.compression = "zstd"`, and nowhere else. A refusal is a `Problem` with an [error number](errors.md).
+`GET /v1/openapi.json` gives the same as OpenAPI 3.1.
 
 This page is made from the code (`make regold`).
 
