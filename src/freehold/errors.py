@@ -48,6 +48,7 @@
     │   ├── BodyRefused       503  bytes that do not have the announced length or digest
     │   ├── TooLarge          504  a body above its limit
     │   ├── TensorsMalformed  505  bytes that are not safetensors, or not those that were announced
+    │   ├── EncodingRefused   506  a contribution not compressed as its plan says, or not to be unpacked
     │   └── WeightRefused     507  a contribution that would count with more than the plan allows
     └── SimulationError       600  a simulation that cannot go on
         ├── NotBatchable      601  a module that the vector engine cannot run for many clients at once
@@ -420,6 +421,13 @@ class TensorsMalformed(WireError):
     """Bytes are not safetensors, or not the tensors that were announced."""
 
     code = 505
+    exit_code = 1
+
+
+class EncodingRefused(WireError):
+    """A contribution is not compressed as its plan says, or cannot be unpacked within bounds."""
+
+    code = 506
     exit_code = 1
 
 

@@ -18,7 +18,8 @@ Version {VERSION} of what coordinator, nodes and people say to each other. HTTP/
 coordinator answers, and so do operators and researchers from elsewhere, under `/v1/admin`. But for enrolment each request comes
 with a certificate; its role (last column), its dates and its place on the deny list are checked each time. Control messages are
 JSON, typed and strict: another version, an unknown field or a wrong type is refused. Tensors are safetensors, named by their
-SHA-256. A refusal is a `Problem` with an [error number](errors.md). `GET /v1/openapi.json` gives the same as OpenAPI 3.1.
+SHA-256; a contribution is one zstd frame with its length where the plan says `contribution.compression = "zstd"`, and nowhere
+else. A refusal is a `Problem` with an [error number](errors.md). `GET /v1/openapi.json` gives the same as OpenAPI 3.1.
 
 The routes under `/v1/admin` are there on the coordinator's Unix socket, too, as `/v1/...` and without a certificate: who can open
 the socket is an operator. A researcher stops only studies that they started.

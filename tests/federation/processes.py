@@ -29,7 +29,7 @@ def tell(event: Event) -> None:
 
 
 async def coordinator(state: str, port: str, settings: str) -> None:
-    from freehold.coordinator import migrate, store
+    from freehold.coordinator import migrate, run, store
     from freehold.coordinator.ownca import OwnCertificates
     from freehold.coordinator.service import Service, Settings
     from freehold.wire import ingest
@@ -39,6 +39,7 @@ async def coordinator(state: str, port: str, settings: str) -> None:
     ingest.SMALL_BYTES = given.pop("small_bytes", ingest.SMALL_BYTES)  # type: ignore[misc]
     if "migrations" in given:
         migrate._FOLDER, migrate.LATEST = Path(given.pop("migrations")), "later"
+    run.HEAVY_BYTES = given.pop("heavy_bytes", run.HEAVY_BYTES)
     ahead_s = given.pop("clock_ahead_s", 0.0)
     pace = ingest.Pace(**given.pop("pace", {}))
     around = {key: given.pop(key) for key in ("idle_s", "poll_s", "node_life_s", "person_life_s", "lease_s") if key in given}

@@ -59,7 +59,7 @@ def simulated(plan: Plan, run: Run) -> tuple[dict[str, Tensor], dict[str, dict[s
     population = heart()
     population = replace(population, client=np.array([named[c] for c in population.client]))
     prepared = prepare_for(DEFINITION, plan, population, seed=run.seed)
-    algorithm = build_algorithm(build_task(DEFINITION, prepared, plan, run.seed), run.algorithm)
+    algorithm = build_algorithm(build_task(DEFINITION, prepared, plan, run.seed), run.algorithm, plan.contribution.dtype)
     work, adaptation = planned_work(plan)
     feed = Feed(x=prepared.x, y=prepared.y, rows=prepared.rows, seed=run.seed)
     said = plan.training

@@ -201,9 +201,9 @@ def test_chunks_without_a_length(stage: Stage) -> None:
 
 def test_a_bomb_is_not_unpacked(stage: Stage) -> None:
     bomb = gzip.compress(bytes(50 << 20))
-    check(stage, lambda: stage.mallory.contribute(stage.run, 0, bomb, Content_Encoding="gzip"), 503, 400)
+    check(stage, lambda: stage.mallory.contribute(stage.run, 0, bomb, Content_Encoding="gzip"), 506, 400)
     body = {"Content-Type": "application/json", "Content-Encoding": "gzip", "Content-Length": str(len(bomb))}
-    check(stage, lambda: stage.mallory.send("POST", WORK.path, body, bomb), 503, 400)
+    check(stage, lambda: stage.mallory.send("POST", WORK.path, body, bomb), 506, 400)
 
 
 @pytest.mark.parametrize("length", ["200", "65600"])  # kept in memory, and in a file

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import pytest
 
-from freehold.algorithms import WRAPPERS, select, wrapped
+from freehold.algorithms import WRAPPERS, select, sent_as, wrapped
 from freehold.core import (
     Algorithm,
     Batch,
@@ -26,7 +26,7 @@ from freehold.engines import LoopEngine, Work
 from freehold.errors import NotPrivate
 from tests.problems import CLIENTS, PROBLEMS, feed_for
 
-NAMES = (*algorithm_names(), "select", *WRAPPERS)
+NAMES = (*algorithm_names(), "select", *WRAPPERS, "bfloat16")
 """What `build` knows."""
 
 over_all = pytest.mark.parametrize("name", NAMES)
@@ -44,6 +44,8 @@ def build(name: str, task: Task) -> Algorithm:
         return wrapped(
             build("fedadam" if name == "clip" else "scaffold", task), name, **({"max_norm": 0.1} if name == "clip" else {})
         )
+    if name == "bfloat16":
+        return sent_as(build("scaffold", task), "bfloat16")
     return algorithm_entry(name).build(task)
 
 

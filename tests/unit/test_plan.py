@@ -30,6 +30,7 @@ from freehold.plan import (
     dumps,
     load_plan,
     parse,
+    runs_of,
 )
 from freehold.study import make_plan, simulate
 from freehold.tasks import task_digest
@@ -260,7 +261,11 @@ plans = st.builds(
     ),
     privacy=privacies,
     contribution=st.builds(
-        Contribution, scale=st.integers(1, 52), tensors=st.lists(tensors, max_size=3, unique_by=lambda t: t.name).map(tuple)
+        Contribution,
+        scale=st.integers(1, 52),
+        dtype=st.sampled_from([None, "float32", "bfloat16"]),
+        compression=st.sampled_from(["none", "zstd"]),
+        tensors=st.lists(tensors, max_size=3, unique_by=lambda t: t.name).map(tuple),
     ),
     companions=st.lists(companions, max_size=2).map(tuple),
     repeats=st.integers(1, 1000),
@@ -312,6 +317,22 @@ def test_the_digest_is_frozen() -> None:
 
 
 GOLDEN = "sha256:95e0e746225beba3a4065c12abc857110615a6a5ad9fa78b36e33ccabe3e7908"
+
+
+@pytest.mark.parametrize("how", ['dtype = "float32"', 'dtype = "bfloat16"', 'compression = "zstd"'])
+def test_the_digest_sees_how_contributions_travel(how: str) -> None:
+    """And only if it differs from what was always done: plans of before keep their digest."""
+    assert digest(parse(f"{SMALL}[contribution]\n{how}\n")) != GOLDEN
+    assert digest(parse(f'{SMALL}[contribution]\ncompression = "none"\n')) == GOLDEN
+    companions = parse(f'companions = [{{ name = "fedavg" }}]\n{SMALL}[contribution]\n{how}\n')
+    assert {(run.contribution.dtype, run.contribution.compression) for run in runs_of(companions)} == {
+        (companions.contribution.dtype, companions.contribution.compression)
+    }
+
+
+@pytest.mark.parametrize(("key", "value"), [("dtype", "float16"), ("dtype", "none"), ("dtype", "int8"), ("compression", "gzip")])
+def test_other_ways_to_travel_are_refused(key: str, value: str) -> None:
+    assert f"contribution.{key}" in refusal(f'{SMALL}[contribution]\n{key} = "{value}"\n').message
 
 
 @pytest.mark.parametrize(("old", "new"), [("0.05", "0.050001"), ("rounds = 20", "rounds = 21"), ("epochs = 1", "steps = 1")])

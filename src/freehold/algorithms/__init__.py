@@ -2,7 +2,19 @@
 
 from freehold.algorithms.build import build_algorithm
 from freehold.algorithms.costs import Costs, costs
+from freehold.algorithms.rounding import sent_as
 from freehold.algorithms.select import prefer, select
 from freehold.algorithms.wrappers import WRAPPERS, with_clip, with_server_momentum, wrapped
 
-__all__ = ["WRAPPERS", "Costs", "build_algorithm", "costs", "prefer", "select", "with_clip", "with_server_momentum", "wrapped"]
+__all__ = [
+    "WRAPPERS",
+    "Costs",
+    "build_algorithm",
+    "costs",
+    "prefer",
+    "select",
+    "sent_as",
+    "with_clip",
+    "with_server_momentum",
+    "wrapped",
+]

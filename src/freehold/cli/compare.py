@@ -41,7 +41,12 @@ def compare(
     results: ResultOptions,
     algorithms: Annotated[
         list[str] | None,
-        typer.Option("--algorithms", metavar="A,B", help="Which; all installed ones if not given.", rich_help_panel=STUDY),
+        typer.Option(
+            "--algorithms",
+            metavar="A,B",
+            help="Which; all if not given. A+bfloat16 rounds contributions.",
+            rich_help_panel=STUDY,
+        ),
     ] = None,
     protocol: Annotated[
         str | None,

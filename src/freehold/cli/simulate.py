@@ -42,7 +42,13 @@ def simulate(
     options: RunOptions,
     results: ResultOptions,
     algorithm: Annotated[
-        str | None, typer.Option("--algorithm", metavar="NAME", help="Which; ditto if not given.", rich_help_panel=STUDY)
+        str | None,
+        typer.Option(
+            "--algorithm",
+            metavar="NAME",
+            help="Which; ditto if not given. NAME+bfloat16 rounds contributions.",
+            rich_help_panel=STUDY,
+        ),
     ] = None,
     data: Annotated[
         str | None, typer.Option("--data", metavar="FILE", help="The data of a plan whose task has none.", rich_help_panel=DATA)

@@ -38,7 +38,9 @@ def _start() -> None:
 def new(
     task: Annotated[str, typer.Argument(metavar="TASK", help="heart, or another installed task.")],
     output: Annotated[Path, typer.Option("--output", metavar="PLAN.toml", help="Where the plan goes.")],
-    algorithm: Annotated[str, typer.Option("--algorithm", metavar="NAME", help="Which.")] = "ditto",
+    algorithm: Annotated[
+        str, typer.Option("--algorithm", metavar="NAME", help="Which. NAME+bfloat16 rounds contributions.")
+    ] = "ditto",
     companions: Annotated[
         list[str] | None, typer.Option("--companions", metavar="A,B", help="To compare with; FedAvg and its kin if not given.")
     ] = None,
@@ -48,6 +50,7 @@ def new(
     rounds: Annotated[int | None, typer.Option("--rounds", min=1, metavar="N", help="The task's own if not given.")] = None,
     repeats: Annotated[int, typer.Option("--repeats", min=1, metavar="N", help="With other splits; 5 tell gain from luck.")] = 5,
     least_nodes: Annotated[int, typer.Option("--least-nodes", min=1, metavar="N", help="How many nodes it waits for.")] = 1,
+    compress: Annotated[bool, typer.Option("--compress", help="Contributions travel compressed with zstd.")] = False,
 ) -> None:
     """Write a plan with the task's own settings, and in it all that may leave a node."""
     from freehold.cli.output import check_writable, write
@@ -57,7 +60,16 @@ def new(
 
     check_writable(output)
     chosen = COMPANIONS if companions is None else listed(companions)
-    plan = federated_plan(task, algorithm, companions=chosen, name=name, rounds=rounds, repeats=repeats, least_nodes=least_nodes)
+    plan = federated_plan(
+        task,
+        algorithm,
+        companions=chosen,
+        name=name,
+        rounds=rounds,
+        repeats=repeats,
+        least_nodes=least_nodes,
+        compression="zstd" if compress else "none",
+    )
     write(output, dumps(specified(plan)))
     sys.stdout.write(f"Written: {output}\nNext: freehold study run {output} --wait\n")
 

@@ -37,9 +37,6 @@ from freehold.wire.server import Identity, Peers, cut, refusals, reply
 
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-_ROOM_BYTES = 1 << 16
-"""What the header of a contribution may take beside its tensors."""
-
 
 class App:
     """Answers the routes of `wire.routes`."""
@@ -185,8 +182,10 @@ class App:
         offered = _header(request, routes.DATASETS_HEADER, routes.DATASETS_PATTERN, "")
         datasets = list(filter(None, offered.split(","))) if routes.DATASETS_HEADER in request.headers else None
         pending = _pending(_header(request, routes.PENDING_HEADER, routes.PENDING_PATTERN, ""))
-        limit = self._studies.expects(node.name, run, round_).sum_bytes + _ROOM_BYTES
-        body = await self._ingest.receive_body(request, sha256=sha256, limit_bytes=limit)
+        asked = self._studies.expects(node.name, run, round_)
+        body = await self._ingest.receive_body(
+            request, sha256=sha256, limit_bytes=asked.limit_bytes, compression=asked.run.contribution.compression
+        )
         try:
             await self._studies.contribute(node.name, run, round_, weight=weight, sha256=sha256, body=body)
         finally:

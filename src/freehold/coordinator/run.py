@@ -14,10 +14,13 @@ from freehold.plan import Contribution, Plan, Run
 from freehold.wire.codec import Entry
 from freehold.wire.local import Mapped
 from freehold.wire.messages import Blob
-from freehold.wire.tally import FixedPointSum, layout_of
+from freehold.wire.tally import FixedPointSum, layout_of, most_bytes
 
 State = Literal["waiting", "training", "measuring", "finished", "stopped"]
 
+
+HEAVY_BYTES = 1 << 20
+"""Unpacked on the event loop, more than this would keep the others waiting."""
 
 Entries = Mapping[str, Entry]
 """Where the tensors of a contribution lie."""
@@ -75,9 +78,15 @@ class OpenRun:
         return f"{self.id}.{round}.{what}"
 
     @property
-    def sum_bytes(self) -> int:
-        """More than the tensors of a contribution take: eight bytes for each number."""
-        return layout_of(self.run.contribution).length
+    def limit_bytes(self) -> int:
+        """What a contribution may take as it travels: where zstd finds nothing to save, it adds a little."""
+        most = most_bytes(self.run.contribution)
+        return most if self.run.contribution.compression == "none" else most + (most >> 7)
+
+    def is_heavy(self, body: bytes | int) -> bool:
+        """Whether to look into a contribution takes a thread: it is no small row, or a few bytes that may unpack to many."""
+        spec = self.run.contribution
+        return not isinstance(body, bytes) or (spec.compression != "none" and most_bytes(spec) > HEAVY_BYTES)
 
     @property
     def quorum(self) -> int:

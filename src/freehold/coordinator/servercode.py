@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -21,7 +22,7 @@ from freehold.core import Algorithm, Round, Tree, flatten, is_finite, unflatten
 from freehold.data import mock_population
 from freehold.engines import METRICS, Feed, contribution_tensors, planned_work
 from freehold.errors import Diverged, FreeholdError, PeerGone
-from freehold.plan import Contribution, Plan, parse, runs_of
+from freehold.plan import Contribution, Plan, TensorSpec, parse, runs_of
 from freehold.tasks import build_task, prepare_for, schema_of, task_definition
 from freehold.wire.local import Mapped, channel_from, close, read, sealed
 from freehold.wire.tally import FixedPointSum
@@ -35,6 +36,8 @@ class Built(NamedTuple):
     algorithm: Algorithm
     feed: Feed
     contribution: Contribution
+    own: Mapping[str, torch.dtype]
+    """The dtypes of the contribution's tensors in the algorithm, where they are not those that travel."""
 
 
 @lru_cache(maxsize=8)
@@ -51,9 +54,12 @@ def _built(text: bytes, number: int) -> Built:
     prepared = prepare_for(
         definition, plan, mock_population(schema, ("mock",), examples=max(64, 4 * plan.min_examples)), seed=run.seed
     )
-    algorithm = build_algorithm(build_task(definition, prepared, plan, run.seed), run.algorithm)
+    algorithm = build_algorithm(build_task(definition, prepared, plan, run.seed), run.algorithm, plan.contribution.dtype)
     feed = Feed(x=prepared.x, y=prepared.y, rows=prepared.rows, seed=run.seed)
-    return Built(algorithm, feed, run.contribution)
+    as_made: tuple[TensorSpec, ...] = ()
+    if algorithm.sent_as is not None:
+        as_made = contribution_tensors(replace(algorithm, sent_as=None), feed, planned_work(plan)[0])
+    return Built(algorithm, feed, run.contribution, {t.name: getattr(torch, t.dtype) for t in as_made})
 
 
 def answer(job: ToChild, fds: Sequence[int]) -> tuple[FromChild, list[int]]:
@@ -68,7 +74,7 @@ def answer(job: ToChild, fds: Sequence[int]) -> tuple[FromChild, list[int]]:
     server = algorithm.init()
     if isinstance(job, Close):
         server = unflatten(load_file(f"/proc/self/fd/{fds[1]}"), server)
-        mean = _mean(built.contribution, fds[2], plan)
+        mean = _mean(built, fds[2])
         server = algorithm.server_update(Round(job.round, job.heard, job.population), server, mean)
         if not is_finite(server):
             raise Diverged(
@@ -82,8 +88,9 @@ def answer(job: ToChild, fds: Sequence[int]) -> tuple[FromChild, list[int]]:
     return States(), packed
 
 
-def _mean(spec: Contribution, fd: int, plan: Plan) -> Tree:
+def _mean(built: Built, fd: int) -> Tree:
     """The weighted mean contribution. In float64 up to the last step: the sum is exact, so it is rounded once."""
+    spec = built.contribution
     flat: dict[str, Tensor] = {}
     with Mapped(fd) as view:
         tally = FixedPointSum(spec, view, most_clients=1)
@@ -94,7 +101,7 @@ def _mean(spec: Contribution, fd: int, plan: Plan) -> Tree:
             whole = "int" in tensor.dtype
             total = torch.from_numpy(tally.tensor(tensor.name).astype("float64")).reshape(tensor.shape)
             mean = total / (weight / 2**spec.scale) if whole else total / weight
-            flat[tensor.name] = mean.to(torch.float32 if whole else getattr(torch, tensor.dtype))
+            flat[tensor.name] = mean.to(torch.float32 if whole else built.own.get(tensor.name, getattr(torch, tensor.dtype)))
     return unflatten(flat)
 
 

@@ -286,7 +286,7 @@ class Studies:
         before = open_run.received.get(node)
         if before is None:
             assert open_run.tally is not None
-            if isinstance(shown, bytes):
+            if not open_run.is_heavy(shown):
                 entries = check(shown, open_run, open_run.tally.sum, weight)
             else:
                 entries = await asyncio.to_thread(check, shown, open_run, open_run.tally.sum, weight)
@@ -333,7 +333,7 @@ class Studies:
         total = run.tally.sum
         run.received[node], run.weights[node] = put.sha256, weight
         async with run.folding:
-            if isinstance(shown, bytes):
+            if not run.is_heavy(shown):
                 fold(shown, total, weight, entries)
             else:
                 try:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Literal, NamedTuple, TypeAlias
 
+import torch
 from torch import Tensor
 
 from freehold.core.steps import Batch, Steps
@@ -96,6 +97,9 @@ class Algorithm:
     statistics: frozenset[str] = frozenset()
     """Names at the top of the contribution that are no steps of parameters: control variates, sums, and what goes with their
     counts. A server optimizer leaves them as they are; scaling them by themselves would break what they mean."""
+    sent_as: torch.dtype | None = None
+    """What steps of parameters travel as; None: as they are. Whoever sets it has the contribution rounded to it already, in its
+    own dtype. Integers, statistics and metrics keep theirs."""
     associative: bool = True
     """False: the server needs each contribution by itself, so secure aggregation refuses it."""
 

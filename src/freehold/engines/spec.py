@@ -17,9 +17,14 @@ METRICS = "metrics/"
 _DTYPES: tuple[DType, ...] = get_args(DType)
 
 
-def departing(result: ClientResult) -> dict[str, Tensor]:
-    """All that leaves a node of a client update, by name."""
-    return {**flatten(result.contribution), **{f"{METRICS}{name}": value for name, value in result.metrics.items()}}
+def departing(algorithm: Algorithm, result: ClientResult) -> dict[str, Tensor]:
+    """All that leaves a node of a client update, by name, in the dtypes that travel."""
+    narrow = algorithm.sent_as
+    sent: dict[str, Tensor] = {}
+    for name, tensor in flatten(result.contribution).items():
+        fixed = narrow is None or not tensor.is_floating_point() or name.split("/", 1)[0] in algorithm.statistics
+        sent[name] = tensor if fixed else tensor.to(narrow)
+    return {**sent, **{f"{METRICS}{name}": value for name, value in result.metrics.items()}}
 
 
 def contribution_tensors(algorithm: Algorithm, feed: Feed, work: Work) -> tuple[TensorSpec, ...]:
@@ -28,7 +33,8 @@ def contribution_tensors(algorithm: Algorithm, feed: Feed, work: Work) -> tuple[
     shared = algorithm.broadcast(algorithm.init())
     result = algorithm.client_update(Round(0, 1, 1), shared, algorithm.enroll(shared), feed.steps(client, 0, work))
     return tuple(
-        TensorSpec(name=name, shape=tuple(tensor.shape), dtype=_dtype(name, tensor)) for name, tensor in departing(result).items()
+        TensorSpec(name=name, shape=tuple(tensor.shape), dtype=_dtype(name, tensor))
+        for name, tensor in departing(algorithm, result).items()
     )
 
 

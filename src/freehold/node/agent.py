@@ -42,6 +42,7 @@ from freehold.wire.routes import (
     CONTRIBUTE,
     DATASETS_HEADER,
     DECLINED,
+    ENCODING_HEADER,
     MEASURES,
     PENDING_HEADER,
     WAIT_HEADER,
@@ -273,6 +274,8 @@ class Agent:
             DATASETS_HEADER: ",".join(datasets),
             PENDING_HEADER: ",".join(f"{p.run}:{p.round}" for p in self._pending[-MOST_PENDING:]),
         }
+        if found.compression != "none":
+            headers[ENCODING_HEADER] = found.compression
         path = CONTRIBUTE.at(run=work.run, round=work.round)
         pieces = Pieces(fd)
         failpoint("agent.sending")

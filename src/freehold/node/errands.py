@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 from freehold.wire.messages import Measured, Pending, Settled
@@ -61,9 +63,10 @@ class PendingRounds(Errand, frozen=True, kw_only=True, tag="pending"):
 
 
 class Outgoing(Errand, frozen=True, kw_only=True, tag="outgoing"):
-    """What the guard lets out. Descriptor: the contribution, sealed."""
+    """What the guard lets out. Descriptor: the contribution as it travels, sealed; digest and length are those of these bytes."""
 
     weight: float
+    compression: Literal["none", "zstd"] = "none"
     sha256: str
     length: int
 

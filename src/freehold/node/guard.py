@@ -38,7 +38,8 @@ from freehold.node.jobs import Failed, FromTrainer, MeasuredModel, MeasureJob, O
 from freehold.node.vault import Vault
 from freehold.plan import Plan, Run, digest, parse, runs_of
 from freehold.wire import codec
-from freehold.wire.local import Mapped, channel_from, close, is_sealed, read, sealed
+from freehold.wire.local import Mapped, Memory, channel_from, close, is_sealed, read, sealed
+from freehold.wire.packing import packed
 from freehold.wire.process import Child, Spawn, spawn
 
 TRAINER = "freehold.node.trainer"
@@ -121,14 +122,18 @@ class Guard:
             study.plan.training.check_weight(reply.weight)
             with Mapped(got[0]) as view:
                 codec.check(view, run.contribution)
+                if run.contribution.compression == "zstd":
+                    got.insert(0, _packed(view))
+            with Mapped(got[0]) as view:
                 sha256, length = hashlib.sha256(view).hexdigest(), len(view)
-            self._vault.put_pending(run.id, errand.round, sha256, got[1])
+            self._vault.put_pending(run.id, errand.round, sha256, got[-1])
         except BaseException:
             close(got[:1])
             raise
         finally:
             close(got[1:])
-        return Outgoing(weight=reply.weight, sha256=sha256, length=length), got[:1]
+        compression = run.contribution.compression
+        return Outgoing(weight=reply.weight, compression=compression, sha256=sha256, length=length), got[:1]
 
     def _measure(self, study: _Study, run: Run, errand: MeasureErrand, shared: int) -> tuple[FromGuard, list[int]]:
         personal = self._vault.committed(run.id)
@@ -246,6 +251,18 @@ def _answer(
         with contextlib.suppress(PeerGone):  # it died: asked anew, as at any other time
             return trainer.await_answer(timeout_s=limit_s)
     return trainer.ask(job, fds, timeout_s=limit_s, patient=True)
+
+
+def _packed(view: memoryview) -> int:
+    """Sealed memory with a contribution, compressed."""
+    memory = Memory("packed")
+    try:
+        for piece in packed(view):
+            memory.write(piece)
+    except BaseException:
+        close([memory.fd])
+        raise
+    return memory.seal()
 
 
 def _nonsense(study: _Study) -> TrainerFailed:

@@ -141,7 +141,7 @@ class Program:
             task = build_task(self.definition, prepared, self.plan, seed)
             work, adaptation = planned_work(self.plan)
             self._engines[key] = LoopEngine(
-                build_algorithm(task, reference),
+                build_algorithm(task, reference, self.plan.contribution.dtype),
                 Feed(x=prepared.x, y=prepared.y, rows=prepared.rows, seed=seed),
                 work,
                 adaptation=adaptation,

@@ -43,9 +43,10 @@ class Trainer:
             raise ValueError("a job before the study was opened")
         shared, personal = self._states(job.number, fds)
         if isinstance(job, TrainJob):
+            algorithm = self._program.algorithm(job.number)
             result, weight = self._program.train(job.number, Round(job.round, job.cohort, job.population), shared, personal)
             return Trained(weight=weight), [
-                _packed(departing(result), "departing"),
+                _packed(departing(algorithm, result), "departing"),
                 _packed(flatten(result.personal), "personal"),
             ]
         found, alone, served = self._program.measure(job.number, shared, personal)

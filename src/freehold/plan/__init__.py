@@ -6,7 +6,7 @@ names the dotted path and what to do. `digest` is the plan's identity: the same 
 
 from freehold.plan.checks import FORMAT
 from freehold.plan.runs import Run, runs_of
-from freehold.plan.spec import Contribution, DType, TensorSpec, check_contribution
+from freehold.plan.spec import Compression, Contribution, DType, SentAs, TensorSpec, check_contribution
 from freehold.plan.tables import AlgorithmRef, Companion, Plan, Privacy, RoundPolicy, Scalar, TaskRef, Training, Work, WrapperRef
 from freehold.plan.text import digest, dumps, load_plan, parse
 
@@ -14,6 +14,7 @@ __all__ = [
     "FORMAT",
     "AlgorithmRef",
     "Companion",
+    "Compression",
     "Contribution",
     "DType",
     "Plan",
@@ -21,6 +22,7 @@ __all__ = [
     "RoundPolicy",
     "Run",
     "Scalar",
+    "SentAs",
     "TaskRef",
     "TensorSpec",
     "Training",

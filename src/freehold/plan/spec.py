@@ -13,6 +13,12 @@ from freehold.plan.checks import check_least, check_range, shown
 DType = Literal["float64", "float32", "float16", "bfloat16", "int64", "int32"]
 """What tensors may travel as."""
 
+SentAs = Literal["float32", "bfloat16"]
+"""What a plan may have steps of parameters rounded to before they travel."""
+
+Compression = Literal["none", "zstd"]
+"""How the bytes of a contribution travel."""
+
 
 class TensorSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One tensor that may leave a node: its name in the flattened contribution, shape and dtype."""
@@ -31,9 +37,15 @@ class TensorSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class Contribution(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """All that a node may send in a round: fixed point with `scale` bits after the point, and only these tensors."""
+    """All that a node may send in a round: fixed point with `scale` bits after the point, and only these tensors.
+
+    `dtype`: what steps of parameters are rounded to on the node before they count; absent: as the algorithm makes them.
+    `tensors` lists the dtypes that really travel.
+    """
 
     scale: int = 24
+    dtype: SentAs | None = None
+    compression: Compression = "none"
     tensors: tuple[TensorSpec, ...] = ()
 
     def __post_init__(self) -> None:

@@ -14,13 +14,14 @@ import polars as pl
 from freehold.data import Population, Problem, Schema, from_csv, from_files, from_frame, from_parquet, load_schema, partition
 from freehold.data.frames import PandasFrame
 from freehold.errors import UsageError, near_miss
-from freehold.plan import Plan, Scalar, Training, load_plan
+from freehold.plan import Contribution, Plan, Scalar, Training, load_plan
 from freehold.report import Comparison
 from freehold.study.compare import run_comparison
 from freehold.study.said import beside_published, call, choice, oddities, title_of
 from freehold.study.settings import Settings, Trial
 from freehold.study.source import FlambySplit, RepeatedSplits
 from freehold.study.spec import with_spec
+from freehold.study.traveling import costs_of_rounding, said, variant
 from freehold.study.trials import Settings as Hyperparameters
 from freehold.study.trials import flamby_trials, plan_for, repeated, trials_for, trials_of
 from freehold.study.watch import watch
@@ -108,10 +109,10 @@ def compare(
     `result.save("report.html")` writes it.
 
     `data` is a task's name ("heart", "digits"), a file or folder, a DataFrame or a Population. `algorithms`: one name or
-    several, training alone always among them; all installed ones by default. `seeds`: how many splits, or which; 5 by
-    default. `protocol`: "flamby" for the published table of heart. `clients` and `partition` ("dirichlet:0.1") make clients
-    of data that has none. `hyperparameters`: {"ditto": {"lam": 2}}; "*" is for all. `reading`: see Reading. Raises a
-    FreeholdError that says what to do.
+    several, training alone always among them; all installed ones by default; "fedavg+bfloat16" is FedAvg with contributions
+    rounded to bfloat16. `seeds`: how many splits, or which; 5 by default. `protocol`: "flamby" for the published table of
+    heart. `clients` and `partition` ("dirichlet:0.1") make clients of data that has none. `hyperparameters`: {"ditto":
+    {"lam": 2}}; "*" is for all. `reading`: see Reading. Raises a FreeholdError that says what to do.
     """
     _refuse_unknown(reading, compare)
     command = command or call(
@@ -194,7 +195,8 @@ def simulate(
     asked = tuple(range(first, first + count)) if isinstance(count, int) and count > 0 else _seeds(count, ())
     command = command or _simulate_call(source, data, {"seeds": seeds, **reading})
     settings = settings or Settings(listener=watch())
-    return _run(definition, population, trials_of(plan), asked, settings, command, strict=True, lead=plan.algorithm.name)
+    found = _run(definition, population, trials_of(plan), asked, settings, command, strict=True, lead=plan.algorithm.name)
+    return replace(found, notes=(*found.notes, *said(Contribution(dtype=plan.contribution.dtype))))
 
 
 def make_plan(
@@ -224,7 +226,7 @@ def make_plan(
     options = _options(clients, partition)
     population = _partitioned(population, definition, options)
     training = msgspec.structs.replace(_training(definition.training, rounds, epochs, batch_size), seed=seed)
-    companions = [name for name in ("local", "fedavg") if name != algorithm]
+    companions = [name for name in ("local", "fedavg") if name != variant(algorithm)[0]]
     plan = plan_for(
         definition, algorithm, hyperparameters=hyperparameters, training=training, options=options, companions=companions
     )
@@ -262,7 +264,7 @@ def _run(
         strict=strict,
     )
     warnings = tuple(dict.fromkeys((*odd, *found.warnings)))
-    return replace(found, warnings=warnings, notes=(*found.notes, *choice(found)), asked=lead)
+    return replace(found, warnings=warnings, notes=(*found.notes, *choice(found), *costs_of_rounding(found)), asked=lead)
 
 
 def _source(definition: TaskDefinition, population: Population) -> RepeatedSplits:

@@ -11,9 +11,9 @@ import msgspec
 import torch
 
 from freehold.algorithms import build_algorithm
-from freehold.core import Algorithm, ClientResult, Tree, flatten, leaves, train, unflatten
+from freehold.core import Algorithm, ClientResult, Tree, flatten, train, unflatten
 from freehold.data import Prepared
-from freehold.engines import Feed, LoopEngine, VectorEngine, departing, planned_work
+from freehold.engines import METRICS, Feed, LoopEngine, VectorEngine, departing, planned_work
 from freehold.plan import Plan, check_contribution
 from freehold.study.checkpoint import Checkpoint, Running, damaged
 from freehold.study.measure import Measured, measure
@@ -97,7 +97,7 @@ def run_cell(
     begun = time.monotonic()
     plan = cell.trial.plan
     task = build_task(definition, prepared, plan, cell.seed)
-    algorithm = build_algorithm(task, plan.algorithm)
+    algorithm = build_algorithm(task, plan.algorithm, plan.contribution.dtype)
     feed = Feed(x=prepared.x, y=prepared.y, rows=prepared.rows, seed=cell.seed)
     # Who trains alone does so whether it takes part or not.
     apart = () if algorithm.name == "local" else newcomers
@@ -130,12 +130,12 @@ def run_cell(
     )
     for report in training:
         done = report.round.index + 1
-        sent = departing(ClientResult(report.mean, {}, report.metrics))
+        sent = departing(algorithm, ClientResult(report.mean, {}, report.metrics))
         if plan.contribution.tensors:
             check_contribution(
                 plan.contribution, {k: (tuple(t.shape), str(t.dtype).removeprefix("torch.")) for k, t in sent.items()}
             )
-        history.sent_bytes += sum(t.numel() * t.element_size() for t in leaves(report.mean))
+        history.sent_bytes += sum(t.numel() * t.element_size() for name, t in sent.items() if not name.startswith(METRICS))
         if done in measured_at:
             last = _measure_all(algorithm, runner, report.server, prepared, pooled=cell.trial.pooled)
             history.points.append(

@@ -10,9 +10,10 @@ from typing import Literal
 import msgspec
 
 from freehold.errors import UsageError, WireError
-from freehold.plan import Plan, RoundPolicy, parse, runs_of
+from freehold.plan import Compression, Plan, RoundPolicy, parse, runs_of
 from freehold.report import ClientFacts, Comparison, Row, SeedResult
 from freehold.study.compare import SELECT, versions
+from freehold.study.traveling import said, variant
 from freehold.study.trials import USUAL, plan_for, title_of
 from freehold.tasks import TaskDefinition, task_definition
 from freehold.wire.admin import Results
@@ -37,12 +38,18 @@ def federated_plan(
     rounds: int | None = None,
     repeats: int = 1,
     least_nodes: int = 1,
+    compression: Compression = "none",
 ) -> Plan:
     """A plan of a task with the task's own settings; what may leave a node is still to be listed in it."""
-    plan = plan_for(task_definition(task), algorithm, companions=[c for c in companions if c != algorithm])
+    plan = plan_for(task_definition(task), algorithm, companions=[c for c in companions if c != variant(algorithm)[0]])
     training = plan.training if rounds is None else msgspec.structs.replace(plan.training, rounds=rounds)
     return msgspec.structs.replace(
-        plan, name=name or plan.name, training=training, repeats=repeats, round=RoundPolicy(least_nodes=least_nodes)
+        plan,
+        name=name or plan.name,
+        training=training,
+        repeats=repeats,
+        round=RoundPolicy(least_nodes=least_nodes),
+        contribution=msgspec.structs.replace(plan.contribution, compression=compression),
     )
 
 
@@ -92,7 +99,11 @@ def comparison_of(results: Results, *, command: str, notes: Sequence[str] = ()) 
         splits="repeated",
         command=command,
         versions=versions(),
-        notes=(*notes, "Sizes of training sets follow from the task's split rule: nodes tell sums over the other examples only."),
+        notes=(
+            *notes,
+            *said(plan.contribution),
+            "Sizes of training sets follow from the task's split rule: nodes tell sums over the other examples only.",
+        ),
         noun=definition.noun,
         asked=plan.algorithm.name,
     )

@@ -11,6 +11,7 @@ from freehold.core import Task, algorithm_entry, algorithm_names
 from freehold.errors import NotPrivate, TaskError
 from freehold.plan import AlgorithmRef, Companion, Contribution, Plan, Scalar, TaskRef, Training
 from freehold.study.settings import Trial
+from freehold.study.traveling import variant
 from freehold.tasks import TaskDefinition
 from freehold.tasks.flamby import PUBLISHED
 from freehold.tasks.flamby import TITLES as PUBLISHED_TITLES
@@ -51,8 +52,9 @@ Settings = Mapping[str, Mapping[str, Scalar]]
 
 
 def title_of(algorithm: str) -> str:
-    """What a report calls an algorithm."""
-    return TITLES.get(algorithm, algorithm)
+    """What a report calls an algorithm, or one whose contributions are rounded."""
+    name, plus, dtype = algorithm.partition("+")
+    return TITLES.get(name, name) + (f", {dtype}" if plus else "")
 
 
 def plan_for(
@@ -64,13 +66,18 @@ def plan_for(
     options: Mapping[str, Scalar] | None = None,
     companions: Sequence[str] = (),
 ) -> Plan:
-    """The plan of an algorithm on a task: the task's settings, changed by `hyperparameters` (algorithm -> name -> value)."""
+    """The plan of an algorithm on a task: the task's settings, changed by `hyperparameters` (algorithm -> name -> value).
+
+    "fedavg+bfloat16" is FedAvg in a plan that has contributions rounded to bfloat16.
+    """
+    algorithm, dtype = variant(algorithm)
     return Plan(
-        name=f"{definition.name}-{algorithm}",
+        name=f"{definition.name}-{algorithm}{f'-{dtype}' if dtype else ''}",
         task=TaskRef(name=definition.name, version=definition.version, options=dict(options or {})),
         algorithm=_reference(definition, algorithm, hyperparameters or {}),
         training=training or definition.training,
         adaptation=definition.adaptation,
+        contribution=Contribution(dtype=dtype),
         companions=tuple(_companion(_reference(definition, name, hyperparameters or {})) for name in companions),
         min_examples=definition.min_examples,
         clients=definition.clients,
@@ -87,7 +94,8 @@ def trials_for(
 ) -> tuple[Trial, ...]:
     """A row per algorithm, the usual ones first; all installed ones by default."""
     names = algorithms if algorithms is not None else algorithm_names()
-    ordered = [*(n for n in USUAL if n in names), *(n for n in names if n not in USUAL)]
+    places = {name: place for place, name in enumerate(USUAL)}
+    ordered = sorted(names, key=lambda name: places.get(variant(name)[0], len(places)))
     return tuple(
         Trial(
             name=n,
@@ -101,7 +109,7 @@ def trials_for(
 def trials_of(plan: Plan) -> tuple[Trial, ...]:
     """The rows of a plan: its companions, then its algorithm."""
     # The contribution spec is the algorithm's; what companions send is not part of it.
-    beside = msgspec.structs.replace(plan, contribution=Contribution(scale=plan.contribution.scale), companions=())
+    beside = msgspec.structs.replace(plan, contribution=msgspec.structs.replace(plan.contribution, tensors=()), companions=())
     others = [AlgorithmRef(name=c.name, hyperparameters=c.hyperparameters, wrappers=c.wrappers) for c in plan.companions]
     plans = [msgspec.structs.replace(beside, algorithm=c) for c in others if c.name != plan.algorithm.name]
     plans.append(msgspec.structs.replace(plan, companions=()))
@@ -133,7 +141,7 @@ def fitting(trials: Sequence[Trial], task: Task) -> tuple[tuple[Trial, ...], tup
     kept, notes = [], []
     for trial in trials:
         try:
-            build_algorithm(task, trial.plan.algorithm)
+            build_algorithm(task, trial.plan.algorithm, trial.plan.contribution.dtype)
         except (TaskError, NotPrivate) as error:
             notes.append(f"{trial.name} is left out: {error.message}")
         else:

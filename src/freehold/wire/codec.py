@@ -14,11 +14,11 @@ from collections.abc import Iterator, Mapping
 from typing import Final, NamedTuple, NoReturn, TypeAlias
 
 import numpy as np
-import zstandard
 from numpy.typing import NDArray
 
-from freehold.errors import BodyRefused, TensorsMalformed
+from freehold.errors import TensorsMalformed
 from freehold.plan import Contribution, check_contribution
+from freehold.wire.packing import Unpacked
 
 HEADER_LIMIT_BYTES: Final = 1 << 20
 CHUNK: Final = 1 << 14
@@ -26,7 +26,6 @@ _DROP_BYTES = 1 << 20
 """Elements looked at in one go: what is computed from them stays in the cache."""
 
 _NAME_LIMIT, _RANK_LIMIT = 512, 16
-_WINDOW_LIMIT_BYTES = 1 << 23
 
 _TAGS: Final = {
     "int64": "I64",
@@ -53,6 +52,8 @@ class Bfloat16(NamedTuple):
 
 Tensor: TypeAlias = NDArray[np.generic] | Bfloat16
 Buffer: TypeAlias = bytes | memoryview
+Source: TypeAlias = Buffer | Unpacked
+"""Tensors as bytes; what is being unpacked can be gone through once."""
 
 
 class Entry(NamedTuple):
@@ -112,13 +113,13 @@ def _stored(dtype: str) -> np.dtype[np.generic]:
     return np.dtype("uint16" if dtype == "bfloat16" else dtype).newbyteorder("<")
 
 
-def layout(view: Buffer, *, header_limit_bytes: int = HEADER_LIMIT_BYTES) -> Mapping[str, Entry]:
+def layout(view: Source, *, header_limit_bytes: int = HEADER_LIMIT_BYTES) -> Mapping[str, Entry]:
     """Where each tensor lies, in the order of the bytes; raises TensorsMalformed for anything but whole, sound safetensors."""
-    size = int.from_bytes(view[:8], "little")
+    size = int.from_bytes(_head(view, 8), "little")
     if len(view) < 8 or not 2 <= size <= min(header_limit_bytes, len(view) - 8):
         _refuse("the header's length is wrong")
     try:
-        header = json.loads(str(view[8 : 8 + size], "utf-8"), object_pairs_hook=_unique, parse_constant=_refuse)
+        header = json.loads(str(_head(view, 8 + size)[8:], "utf-8"), object_pairs_hook=_unique, parse_constant=_refuse)
     except (ValueError, RecursionError):
         _refuse("the header is not JSON")
     if not isinstance(header, dict):
@@ -135,6 +136,10 @@ def layout(view: Buffer, *, header_limit_bytes: int = HEADER_LIMIT_BYTES) -> Map
     if at != len(view):
         _refuse("tensors do not fill the bytes")
     return dict(entries)
+
+
+def _head(view: Source, length: int) -> Buffer:
+    return view.head(length) if isinstance(view, Unpacked) else view[:length]
 
 
 def _entry(name: str, fields: object, base: int) -> tuple[str, Entry]:
@@ -197,16 +202,30 @@ def widened(bits: NDArray[np.generic]) -> NDArray[np.generic]:
     return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
-def chunks(view: Buffer, entry: Entry) -> Iterator[tuple[slice, NDArray[np.generic]]]:
+def chunks(view: Source, entry: Entry) -> Iterator[tuple[slice, NDArray[np.generic]]]:
     """One tensor in pieces of `CHUNK` elements, each with where it lies; bfloat16 as float32.
 
-    Of a file that is mapped, what was read is dropped from memory again, so that large ones take little.
+    Of a file that is mapped, what was read is dropped from memory again, so that large ones take little. Of what is being
+    unpacked, tensors must be asked for in the order of `layout`, once.
     """
+    for place, part in _unpacking(view, entry) if isinstance(view, Unpacked) else _looking(view, entry):
+        yield place, widened(part) if entry.dtype == "bfloat16" else part
+
+
+def _unpacking(view: Unpacked, entry: Entry) -> Iterator[tuple[slice, NDArray[np.generic]]]:
+    dtype = _stored(entry.dtype)
+    size = (entry.end - entry.begin) // dtype.itemsize
+    for begin in range(0, size, CHUNK):
+        place = slice(begin, min(begin + CHUNK, size))
+        yield place, np.frombuffer(view.take(entry.begin + begin * dtype.itemsize, (place.stop - begin) * dtype.itemsize), dtype)
+
+
+def _looking(view: Buffer, entry: Entry) -> Iterator[tuple[slice, NDArray[np.generic]]]:
     array = flat(view, entry)
     dropped = entry.begin
     for begin in range(0, array.size, CHUNK):
         part = array[begin : begin + CHUNK]
-        yield slice(begin, begin + part.size), widened(part) if entry.dtype == "bfloat16" else part
+        yield slice(begin, begin + part.size), part
         read = entry.begin + (begin + part.size) * array.itemsize
         if read - dropped >= _DROP_BYTES:
             dropped = _drop(view, dropped, read)
@@ -222,39 +241,18 @@ def _drop(view: Buffer, begin: int, end: int) -> int:
     return end
 
 
-def fitting(view: Buffer, spec: Contribution) -> Mapping[str, Entry]:
+def fitting(view: Source, spec: Contribution) -> Mapping[str, Entry]:
     """The layout of a contribution; raises TensorsMalformed, or SpecMismatch unless it is exactly what `spec` lists."""
     entries = layout(view)
     check_contribution(spec, {name: (entry.shape, entry.dtype) for name, entry in entries.items()})
     return entries
 
 
-def check(view: Buffer, spec: Contribution) -> None:
+def check(view: Source, spec: Contribution) -> None:
     """Raise SpecMismatch or TensorsMalformed unless `view` holds exactly what `spec` lists, and each number is finite."""
     for entry in fitting(view, spec).values():
         if "float" in entry.dtype and not all(np.isfinite(part).all() for _, part in chunks(view, entry)):
             _refuse("a number is not finite")
-
-
-def compress(view: Buffer, *, level: int = 3) -> bytes:
-    """The bytes as one zstd frame that says their length."""
-    return zstandard.ZstdCompressor(level=level).compress(view)
-
-
-def expand(view: Buffer, expected_length: int) -> bytes:
-    """What `compress` was given; raises BodyRefused, before it takes more memory than `expected_length`, for anything else."""
-    try:
-        if zstandard.get_frame_parameters(view).content_size == expected_length:
-            # zstd stops at the announced size, whatever the frame holds.
-            body = zstandard.ZstdDecompressor(max_window_size=_WINDOW_LIMIT_BYTES).decompress(view, allow_extra_data=False)
-            if len(body) == expected_length:
-                return body
-    except zstandard.ZstdError:
-        pass
-    raise BodyRefused(
-        f"A compressed body does not hold the {expected_length} bytes that were announced.",
-        hint="The sender has to compress it anew.",
-    )
 
 
 if sys.byteorder != "little":  # pragma: no cover

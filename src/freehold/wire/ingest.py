@@ -15,8 +15,10 @@ from typing import Final, TypeVar
 import msgspec
 from aiohttp import ClientError, StreamReader, web
 
-from freehold.errors import BodyRefused, StoreError, TooLarge
+from freehold.errors import BodyRefused, EncodingRefused, StoreError, TooLarge
+from freehold.plan import Compression
 from freehold.wire.messages import Message, decode
+from freehold.wire.routes import ENCODING_HEADER
 
 SMALL_BYTES: Final = 1 << 16
 """Bodies up to this size do not touch the disk."""
@@ -64,13 +66,17 @@ class Ingest:
         """End the threads."""
         self._pool.shutdown()
 
-    async def receive_body(self, request: web.Request, *, sha256: str, limit_bytes: int) -> bytes | Path:
-        """A request's body: a small one as bytes, another as a file in the folder, which the caller names, or removes.
+    async def receive_body(
+        self, request: web.Request, *, sha256: str, limit_bytes: int, compression: Compression = "none"
+    ) -> bytes | Path:
+        """A request's body: a small one as bytes, another as a file in the folder, which the caller names, or removes. It is kept
+        as it travels; digest and length are those of these bytes.
 
-        Raises TooLarge above `limit_bytes`, before anything is read; BodyRefused without a length, for another digest, and for
-        what arrives too slowly or not to its end; StoreError when the disk fails. Then there is no file.
+        Raises TooLarge above `limit_bytes`, and EncodingRefused for another compression, before anything is read; BodyRefused
+        without a length, for another digest, and for what arrives too slowly or not to its end; StoreError when the disk fails.
+        Then there is no file.
         """
-        length = _length(request, limit_bytes)
+        length = _length(request, limit_bytes, compression)
         if length <= SMALL_BYTES:
             body = await _whole(request, length, self.pace)
             _verify(hashlib.sha256(body).hexdigest(), sha256)
@@ -177,11 +183,16 @@ class _Spool:
         self.path.unlink(missing_ok=True)
 
 
-def _length(request: web.Request, limit_bytes: int) -> int:
+def _length(request: web.Request, limit_bytes: int, compression: Compression = "none") -> int:
     """The announced length; aiohttp ends the body there."""
+    if request.headers.getall(ENCODING_HEADER, []) != ([] if compression == "none" else [compression]):
+        raise EncodingRefused(
+            "A body came compressed that should not be." if compression == "none" else f"A body must come as {compression}.",
+            hint="The plan's contribution.compression says how a contribution travels; messages are never compressed.",
+        )
     length = request.content_length
-    if length is None or "Content-Encoding" in request.headers:
-        raise BodyRefused("A body came packed, or without its length.", hint="Send Content-Length and no Content-Encoding.")
+    if length is None:
+        raise BodyRefused("A body came without its length.", hint="Send Content-Length.")
     if length > limit_bytes:
         raise TooLarge(f"A body of {length} bytes came where {limit_bytes} are allowed.", hint="The plan bounds what is sent.")
     return length

@@ -33,6 +33,7 @@ WEIGHT_HEADER: Final = "Freehold-Weight"
 WAIT_HEADER: Final = "Freehold-Wait"
 DATASETS_HEADER: Final = "Freehold-Datasets"
 PENDING_HEADER: Final = "Freehold-Pending"
+ENCODING_HEADER: Final = "Content-Encoding"
 
 Binary: TypeAlias = Literal["application/octet-stream", "application/x-pem-file", "application/json"]
 """A body that is none of our messages, by its media type."""
@@ -54,6 +55,12 @@ PendingList = Annotated[
         pattern=PENDING_PATTERN,
         description="Rounds of which the node does not know whether they counted, run:round, between commas.",
     ),
+]
+
+
+Encoding = Annotated[
+    Literal["zstd"],
+    msgspec.Meta(description="Where the plan says so; digest and length are those of the bytes sent."),
 ]
 
 
@@ -136,6 +143,7 @@ CONTRIBUTE: Final = Route(
         Field(WAIT_HEADER, Wait, required=False),
         Field(DATASETS_HEADER, Datasets, required=False),
         Field(PENDING_HEADER, PendingList, required=False),
+        Field(ENCODING_HEADER, Encoding, required=False),
     ),
 )
 MEASURES: Final = Route(

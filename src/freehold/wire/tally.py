@@ -13,10 +13,14 @@ from numpy.typing import NDArray
 from freehold.errors import CheckpointError, TensorsMalformed
 from freehold.plan import Contribution
 from freehold.wire import codec
-from freehold.wire.codec import Buffer, Entry
+from freehold.wire.codec import Buffer, Entry, Source
+from freehold.wire.packing import Unpacked
 
 _ROOM: Final = 2**62
 """What the sum of all contributions may reach; int64 has as much again, for noise."""
+
+_HEADER_BYTES: Final = 1 << 16
+"""What the header of a contribution may take beside its tensors."""
 
 _HEARD, _WEIGHT, _FIRST = 0, 1, 2
 
@@ -37,10 +41,15 @@ def layout_of(spec: Contribution) -> SumLayout:
     return SumLayout(8 * at, words)
 
 
+def most_bytes(spec: Contribution) -> int:
+    """More than a contribution of this spec takes before it is compressed: eight bytes for each number, and its header."""
+    return layout_of(spec).length + _HEADER_BYTES
+
+
 class FixedPointSum:
     """The weighted sum of up to `most_clients` contributions, in memory that the caller owns and may share: zeros at first.
 
-    Over memory that cannot be written, it can be read only.
+    Over memory that cannot be written, it can be read only. Contributions come as they travel: compressed, if the spec says so.
 
     A float x with weight w counts as `rint(w * x * 2**scale)`, the product in float64, the rest exactly; an integer as w * x,
     for which w must be whole. Calls must not overlap.
@@ -72,17 +81,18 @@ class FixedPointSum:
     def check(self, view: Buffer, weight: float) -> Mapping[str, Entry]:
         """What is in a contribution that may be added, if nobody can change it meanwhile.
 
-        Raises TensorsMalformed or SpecMismatch for anything but finite tensors as the spec lists them whose products stay below
-        2**62 / most_clients.
+        Raises EncodingRefused, TensorsMalformed or SpecMismatch for anything but finite tensors as the spec lists them whose
+        products stay below 2**62 / most_clients.
         """
-        entries = codec.fitting(view, self._spec)
+        source = self._source(view)
+        entries = codec.fitting(source, self._spec)
         factor = weight * 2.0**self._spec.scale
         if not (weight >= 0 and self._fits(factor)):
             raise TensorsMalformed(
                 f"A contribution has the weight {weight}.", hint="It must be finite, not negative and bounded by the plan."
             )
         for entry in entries.values():
-            self._check(view, entry, weight, factor)
+            self._check(source, entry, weight, factor)
         return entries
 
     def add(self, view: Buffer, weight: float) -> None:
@@ -97,16 +107,20 @@ class FixedPointSum:
         if self.heard >= self._most_clients:
             raise ValueError(f"one contribution more than {self._most_clients}")
         factor = weight * 2.0**self._spec.scale
+        source = self._source(view)
         for name, entry in entries.items():
-            self._fold(view, entry, self._words[self._layout.words[name]], weight, factor)
+            self._fold(source, entry, self._words[self._layout.words[name]], weight, factor)
         self._words[_WEIGHT] += round(factor)
         self._words[_HEARD] += 1
+
+    def _source(self, view: Buffer) -> Source:
+        return view if self._spec.compression == "none" else Unpacked(view, limit_bytes=most_bytes(self._spec))
 
     def _fits(self, product: float) -> bool:
         # False for NaN and infinities; comparing a float with an int is exact in Python.
         return abs(product) <= self._bound
 
-    def _check(self, view: Buffer, entry: Entry, weight: float, factor: float) -> None:
+    def _check(self, view: Source, entry: Entry, weight: float, factor: float) -> None:
         whole = "int" in entry.dtype
         if whole and not weight.is_integer():
             raise TensorsMalformed(
@@ -123,7 +137,7 @@ class FixedPointSum:
                     )
 
     @staticmethod
-    def _fold(view: Buffer, entry: Entry, total: NDArray[np.int64], weight: float, factor: float) -> None:
+    def _fold(view: Source, entry: Entry, total: NDArray[np.int64], weight: float, factor: float) -> None:
         products = np.empty(min(codec.CHUNK, total.size), np.float64)
         rounded = np.empty(products.size, np.int64)
         for place, part in codec.chunks(view, entry):

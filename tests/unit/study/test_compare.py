@@ -49,6 +49,51 @@ def plain(comparison: Comparison) -> list[object]:
     return [(row.name, [(r.figures, r.curve) for r in row.results]) for row in comparison.rows]
 
 
+def test_a_rounded_row_stands_beside_the_other_with_its_cost() -> None:
+    algorithms = ["fedavg+bfloat16", "fedavg", "scaffold", "scaffold+bfloat16"]
+    found = freehold.compare(table(), client="site", target="y", algorithms=algorithms, seeds=2, rounds=4, lr=0.3)
+    rows = {row.name: row for row in found.rows}
+    assert [row.name for row in found.rows][:3] == ["local", "fedavg+bfloat16", "fedavg"]
+    assert rows["fedavg+bfloat16"].title == "FedAvg, bfloat16"
+    assert rows["fedavg+bfloat16"].hyperparameters == rows["fedavg"].hyperparameters == {"lr": 0.3}
+    assert 2 * rows["fedavg+bfloat16"].sent_bytes == rows["fedavg"].sent_bytes
+    assert 4 * rows["scaffold+bfloat16"].sent_bytes == 3 * rows["scaffold"].sent_bytes, "control variates are not rounded"
+    losses = [[r.figures["north"]["log_loss"] for r in rows[name].results] for name in ("fedavg", "fedavg+bfloat16")]
+    assert losses[0] != losses[1]
+    assert np.allclose(losses[0], losses[1], atol=0.01)
+    told = [note for note in found.notes if "of the bytes" in note]
+    assert len(told) == 2
+    assert told[0].startswith("FedAvg, bfloat16 against FedAvg: 50 % of the bytes; mean accuracy ")
+    assert "SCAFFOLD, bfloat16 against SCAFFOLD: 75 % of the bytes" in told[1]
+    assert "log-loss" in told[0] and "by seed" in told[0]
+
+
+def test_a_plan_that_rounds_is_simulated_as_it_says() -> None:
+    plan = make_plan(table(), "ditto+bfloat16", client="site", target="y", rounds=2)
+    assert plan.contribution.dtype == "bfloat16"
+    assert {tensor.dtype for tensor in plan.contribution.tensors} == {"bfloat16"}
+    assert [companion.name for companion in plan.companions] == ["local", "fedavg"]
+    found = freehold.simulate(plan, table(), client="site", target="y", seeds=1)
+    beside = freehold.compare(
+        table(), client="site", target="y", algorithms=["ditto+bfloat16", "fedavg+bfloat16"], seeds=1, rounds=2
+    )
+    assert plain(found)[:3] == [(name.removesuffix("+bfloat16"), results) for name, results in plain(beside)[:3]]  # type: ignore[misc]
+    assert "Contributions were rounded to bfloat16, as the plan says." in found.notes
+
+
+def test_a_plan_that_lists_another_dtype_than_travels_is_refused() -> None:
+    plan = make_plan(table(), "fedavg", client="site", target="y", rounds=2)
+    wrong = msgspec.structs.replace(plan, contribution=msgspec.structs.replace(plan.contribution, dtype="bfloat16"))
+    with pytest.raises(SpecMismatch, match="bfloat16"):
+        freehold.simulate(wrong, table(), client="site", target="y", seeds=1)
+
+
+@pytest.mark.parametrize("name", ["fedavg+float16", "fedavg+", "fedavg+bfloat16+bfloat16", "fedavg+int8"])
+def test_contributions_are_not_sent_as_anything(name: str) -> None:
+    with pytest.raises(UsageError, match="cannot be sent as"):
+        freehold.compare(table(), client="site", target="y", algorithms=[name], seeds=1, rounds=1)
+
+
 def test_a_classification_has_its_rows_its_clients_and_what_each_would_serve() -> None:
     found = to_json(compared())
     rows = found["rows"]

@@ -8,9 +8,10 @@ import math
 import pytest
 
 from freehold.errors import UsageError
-from freehold.plan import Plan, dumps, runs_of
+from freehold.plan import Contribution, Plan, dumps, runs_of
 from freehold.report import summarize
 from freehold.study.federated import comparison_of, federated_plan
+from freehold.study.traveling import said
 from freehold.wire.admin import Results, RoundInfo
 from freehold.wire.messages import Declined, Measured, Measures, encode
 
@@ -88,3 +89,25 @@ def test_the_plan_that_is_made_waits_for_its_nodes() -> None:
     made = federated_plan("heart", "ditto", companions=["ditto", "fedavg"], name="mine", least_nodes=3)
     assert (made.name, made.round.least_nodes, [c.name for c in made.companions]) == ("mine", 3, ["fedavg"])
     assert json.dumps(made.training.rounds) == "20"
+
+
+def test_the_plan_that_is_made_says_how_contributions_travel() -> None:
+    made = federated_plan("heart", "ditto+bfloat16", companions=["ditto", "fedavg"], compression="zstd")
+    assert (made.name, made.algorithm.name, [c.name for c in made.companions]) == ("heart-ditto-bfloat16", "ditto", ["fedavg"])
+    assert (made.contribution.dtype, made.contribution.compression) == ("bfloat16", "zstd")
+
+
+@pytest.mark.parametrize(
+    ("contribution", "sentences"),
+    [
+        (Contribution(), ()),
+        (Contribution(dtype="bfloat16"), ("Contributions were rounded to bfloat16, as the plan says.",)),
+        (Contribution(compression="zstd"), ("Contributions were compressed with zstd, as the plan says.",)),
+        (
+            Contribution(dtype="float32", compression="zstd"),
+            ("Contributions were rounded to float32 and compressed with zstd, as the plan says.",),
+        ),
+    ],
+)
+def test_a_report_says_how_contributions_traveled(contribution: Contribution, sentences: tuple[str, ...]) -> None:
+    assert said(contribution) == sentences

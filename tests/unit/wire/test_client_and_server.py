@@ -17,6 +17,7 @@ from freehold.errors import (
     CertificateRefused,
     CoordinatorError,
     Denied,
+    EncodingRefused,
     NoCertificate,
     NotJoined,
     PinMismatch,
@@ -356,11 +357,18 @@ def raw(party: Party, port: int, head: str, body: bytes = b"") -> Any:
     return tls
 
 
-@pytest.mark.parametrize("head", ["Transfer-Encoding: chunked", "Content-Length: 5\r\nContent-Encoding: gzip"])
-def test_a_body_without_its_length_or_packed_is_refused(party: Party, coordinator: Coordinator, head: str) -> None:
+@pytest.mark.parametrize(
+    ("head", "code"),
+    [
+        ("Transfer-Encoding: chunked", BodyRefused.code),
+        ("Content-Length: 5\r\nContent-Encoding: gzip", EncodingRefused.code),
+        ("Content-Length: 5\r\nContent-Encoding: zstd", EncodingRefused.code),
+    ],
+)
+def test_a_body_without_its_length_or_packed_is_refused(party: Party, coordinator: Coordinator, head: str, code: int) -> None:
     with raw(party, coordinator.port, head, b"5\r\nhello\r\n0\r\n\r\n" if "chunked" in head else b"hello") as tls:
         assert tls.recv(100).startswith(b"HTTP/1.1 400")
-    assert coordinator.events.get(timeout=5).fields["code"] == BodyRefused.code
+    assert coordinator.events.get(timeout=5).fields["code"] == code
 
 
 @pytest.mark.parametrize("pace", [Pace(chunk_s=0.05), Pace(grace_s=0.05, least_bytes_per_s=1e9)])
