@@ -7,6 +7,7 @@ import mmap
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -65,6 +66,8 @@ class OpenRun:
     """No contribution is taken any more."""
     doubtful: bool = False
     """The store has said that it could not write the step that is being done, and may have written it all the same."""
+    _members: frozenset[str] = frozenset()
+    _members_of: tuple[str, ...] = ()
 
     @property
     def id(self) -> str:
@@ -75,7 +78,7 @@ class OpenRun:
         """The name of a file of this run, if it is one: `what` is the state, or whose contribution and which."""
         return f"{self.id}.{round}.{what}"
 
-    @property
+    @cached_property
     def sum_bytes(self) -> int:
         """More than the tensors of a contribution take: eight bytes for each number."""
         return layout_of(self.run.contribution).length
@@ -102,12 +105,19 @@ class OpenRun:
 
     def awaits(self, node: str) -> bool:
         """Whether this node is asked and not yet heard."""
-        return self.state in ("training", "measuring") and not self.closing and node in self.cohort and node not in self.received
+        return self.state in ("training", "measuring") and not self.closing and self.asks(node) and node not in self.received
+
+    def asks(self, node: str) -> bool:
+        """Whether this node is in the cohort."""
+        if self._members_of is not self.cohort:
+            # Thousands of nodes ask this of a cohort of a thousand.
+            self._members_of, self._members = self.cohort, frozenset(self.cohort)
+        return node in self._members
 
     @property
     def complete(self) -> bool:
         """Everybody that was asked is heard."""
-        return all(node in self.received for node in self.cohort)
+        return len(self.received) >= len(self.cohort) and all(node in self.received for node in self.cohort)
 
     def drop_tally(self) -> None:
         """Free the memory of a closed round."""

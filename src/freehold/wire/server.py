@@ -47,6 +47,7 @@ _GOODBYE_S: Final = 2.0
 """How long TLS waits for the other side's end of a connection that is closed; a peer that has vanished never says it."""
 
 _BUFFER_BYTES: Final = 1 << 16
+_PARSED: Final = "identity"
 _SPIFFE: Final = re.compile(r"spiffe://(?P<federation>[a-z0-9-]{1,63})/(?P<role>[a-z]{1,32})/(?P<name>[a-z0-9-]{1,63})")
 
 _STATUS: Final[tuple[tuple[type[FreeholdError], int], ...]] = (
@@ -103,7 +104,7 @@ class Peers:
     def __init__(self, *, clock: Callable[[], float] = time.time, denied: Callable[[Identity], bool] = lambda _: False) -> None:
         self._clock = clock
         self._denied = denied
-        self._live: dict[tuple[str, str, str], weakref.WeakSet[asyncio.Transport]] = {}
+        self._live: dict[tuple[str, str, str], tuple[weakref.ref[asyncio.Transport], ...]] = {}
 
     def identity(self, request: web.Request) -> Identity | None:
         """Who sends this request, or None without a certificate; to be asked on each request, since connections live long.
@@ -113,7 +114,13 @@ class Peers:
         certificate = request.get_extra_info("peercert")
         if not certificate:
             return None
-        found = _identity(certificate)
+        found: Identity | None = certificate.get(_PARSED)
+        if found is None:
+            found = _identity(certificate)
+            # The connection keeps this dictionary: what is not needed again, 4 kB of it, goes.
+            certificate.clear()
+            certificate[_PARSED] = found
+            self._enter(found, request.transport)
         if not found.not_before <= self._clock() <= found.not_after:
             raise CertificateRefused(
                 f"The certificate of {found.name} is out of its dates.",
@@ -121,9 +128,12 @@ class Peers:
             )
         if self._denied(found):
             raise Denied(f"{found.name} is on the deny list.", hint="The coordinator's operator can take it off.")
-        if request.transport is not None:
-            self._live.setdefault(_key(found), weakref.WeakSet()).add(request.transport)
         return found
+
+    def _enter(self, identity: Identity, transport: asyncio.Transport | None) -> None:
+        if transport is not None:
+            live = [ref for ref in self._live.get(_key(identity), ()) if ref() is not None]
+            self._live[_key(identity)] = (*live, weakref.ref(transport))
 
     def required(self, request: web.Request) -> Identity:
         """As `identity`, but raises NoCertificate without one."""
@@ -138,10 +148,13 @@ class Peers:
 
     def drop_named(self, federation: str, role: str, name: str, *, keep: asyncio.Transport | None = None) -> int:
         """The same by name, all but one."""
-        live = [transport for transport in self._live.pop((federation, role, name), ()) if transport is not keep]
-        for transport in live:
+        live = [(ref, ref()) for ref in self._live.pop((federation, role, name), ())]
+        if kept := tuple(ref for ref, transport in live if transport is not None and transport is keep):
+            self._live[federation, role, name] = kept
+        cut = [transport for _, transport in live if transport is not None and transport is not keep]
+        for transport in cut:
             _cut(transport)
-        return len(live)
+        return len(cut)
 
 
 def _cut(transport: asyncio.Transport) -> None:
