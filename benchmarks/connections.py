@@ -34,7 +34,11 @@ class Loader:
     def __init__(self, first: int, count: int, state: Path, port: int, poll_s: float, datasets: Sequence[str]) -> None:
         arguments = [str(first), str(count), str(state), str(port), str(poll_s), ",".join(datasets)]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.load", *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
+            [sys.executable, "-m", "benchmarks.load", *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
         )
         self.pid = self._process.pid
 
@@ -77,6 +81,11 @@ def allow_files(count: int) -> None:
         ) from None
 
 
+def pause(seconds: float) -> None:
+    """Leave the machine alone."""
+    threading.Event().wait(seconds)
+
+
 def total(loaders: Sequence[Loader]) -> dict[str, Any]:
     """The counters of all."""
     counted: Counter[str] = Counter()
@@ -91,22 +100,25 @@ def total(loaders: Sequence[Loader]) -> dict[str, Any]:
 
 def until(loaders: Sequence[Loader], wanted: int, limit_s: float = 600.0) -> dict[str, Any]:
     """The counters once that many connections wait for an answer."""
-    deadline, pause = time.monotonic() + limit_s, threading.Event()
+    deadline = time.monotonic() + limit_s
     while True:
         found = total(loaders)
         if found["open"] >= wanted:
             return found
         if time.monotonic() > deadline:
             raise SystemExit(f"connections: {found['open']} of {wanted} nodes are connected after {limit_s:.0f} s: {found}")
-        pause.wait(0.2)
+        pause(0.2)
 
 
-def measure(nodes: int, *, awake: int | None = None, rounds: int = 5, poll_s: float = 25.0, bulk: int | None = None) -> dict[str, object]:
-    """One coordinator with `nodes` connected nodes: `awake` of them in each of `rounds`, then 1 MB each for `bulk` of them.
+def measure(
+    nodes: int, *, awake: int | None = None, rounds: int = 5, poll_s: float = 25.0, bulk: int | None = None, settle_s: float = 8.0
+) -> dict[str, object]:
+    """One coordinator with `nodes` connected nodes: 1 MB to and from `bulk` of them, then `rounds` that wake `awake` of them.
 
-    None: a tenth, at least 10. After each of the two studies, every node must have answered.
+    None: a twentieth and a tenth, at least 10. After each of the two studies, every node must have answered. `settle_s`: how long
+    memory is left alone before it is read; the coordinator hands free memory back some seconds after a round.
     """
-    from tests.federation.harness import Federation, Process
+    from tests.federation.harness import Federation
 
     awake = min(nodes, max(10, nodes // 10)) if awake is None else awake
     bulk = min(nodes, max(10, nodes // 20)) if bulk is None else bulk
@@ -129,15 +141,15 @@ def measure(nodes: int, *, awake: int | None = None, rounds: int = 5, poll_s: fl
             loader.tell("connect")
         until(loaders, nodes)
         joined_s, joined_cpu = time.monotonic() - began, cpu_s(pid) - before_cpu
-        threading.Event().wait(2.0)
-        idle_kb, idle_cpu, began = rss_kb(pid), cpu_s(pid), time.monotonic()
-        threading.Event().wait(5.0)
-        idle_share = (cpu_s(pid) - idle_cpu) / (time.monotonic() - began)
-        woken = study(federation, loaders, "bench-10kb", nodes=nodes, cohort=awake, rounds=rounds)
-        after_kb = rss_kb(pid)
+        idle_cpu, began = cpu_s(pid), time.monotonic()
+        pause(settle_s)
+        idle_kb, idle_share = rss_kb(pid), (cpu_s(pid) - idle_cpu) / (time.monotonic() - began)
         heavy = study(federation, loaders, "bench-1mb", nodes=nodes, cohort=bulk, rounds=1)
-        threading.Event().wait(2.0)
+        pause(settle_s)
         bulk_kb = rss_kb(pid)
+        woken = study(federation, loaders, "bench-10kb", nodes=nodes, cohort=awake, rounds=rounds)
+        pause(settle_s)
+        after_kb = rss_kb(pid)
         last = until(loaders, nodes)
         return {
             "nodes": nodes,
@@ -147,10 +159,9 @@ def measure(nodes: int, *, awake: int | None = None, rounds: int = 5, poll_s: fl
             "connect_cpu_ms_each": round(1000 * joined_cpu / nodes, 2),
             "idle_kb_each": round((idle_kb - before_kb) / nodes, 1),
             "idle_cpu_share": round(idle_share, 4),
-            "after_rounds_kb_each": round((after_kb - before_kb) / nodes, 1),
             "after_bulk_kb_each": round((bulk_kb - before_kb) / nodes, 1),
-            "bulk_kb_of_those": round((bulk_kb - after_kb) / bulk, 1),
-            "coordinator_mb": round(bulk_kb / 1024, 1),
+            "after_all_answered_kb_each": round((after_kb - before_kb) / nodes, 1),
+            "coordinator_mb": round(after_kb / 1024, 1),
             "coordinator_peak_mb": round(rss_kb(pid, "VmHWM") / 1024, 1),
             "round": woken,
             "bulk": heavy,
@@ -184,7 +195,7 @@ def study(federation: Any, loaders: Sequence[Loader], task: str, *, nodes: int, 
     answered = len(next(iter(results.measures.values())))
     heard = [len(r.heard) for r in results.rounds if r.round < rounds]
     if answered != nodes or heard != [cohort] * rounds:
-        raise SystemExit(f"connections: {heard} of {cohort} were heard in the rounds, and {answered} of {nodes} answered at the end.")
+        raise SystemExit(f"connections: of {cohort} in a round, {heard} were heard; of {nodes}, {answered} answered at the end.")
     seconds = [r.seconds for r in sorted(results.rounds, key=lambda r: r.round) if r.round < rounds]
     return {
         "task": task,

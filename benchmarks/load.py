@@ -1,7 +1,7 @@
 """Many nodes in one process: real certificates, real TLS, the protocol of the agent, and no training. For benchmarks alone.
 
-`python -m benchmarks.load FIRST COUNT STATE PORT POLL_S DATASETS`: nodes numbered from FIRST, each with
-a key of its own and a certificate that the federation's authority in STATE signs here, without the enrolment that a node would go through.
+`python -m benchmarks.load FIRST COUNT STATE PORT POLL_S DATASETS`: nodes numbered from FIRST, each with a key of its own and a
+certificate that the federation's authority in STATE signs here, without the enrolment that a node would go through.
 
 It connects when told `connect` on standard input, and answers `report` with its counters; each is one JSON line.
 A node polls, fetches, contributes and measures as `freehold.node.agent` does. Contributions have the names, shapes and dtypes of
@@ -227,9 +227,14 @@ class Load:
             self._plans[work.plan.sha256] = work.plan.body
         if not isinstance(work, Train):
             self.count["measured"] += 1
-            splits = {"validation": Measured(examples=10, sums={"correct": 5.0}), "test": Measured(examples=10, sums={"correct": 5.0})}
+            sums = Measured(examples=10, sums={"correct": 5.0})
             message = Measures(
-                run=work.run, round=work.round, splits=splits, wait_s=self._poll_s, datasets=self._datasets, pending=node.pending
+                run=work.run,
+                round=work.round,
+                splits={"validation": sums, "test": sums},
+                wait_s=self._poll_s,
+                datasets=self._datasets,
+                pending=node.pending,
             )
             return self._post(MEASURES.path, encode(message))
         if work.shared.body is None:

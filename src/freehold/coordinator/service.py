@@ -14,6 +14,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 import sqlalchemy as sa
 
@@ -33,7 +34,10 @@ from freehold.events import Event, Listener, silent
 from freehold.wire import spki
 from freehold.wire.ingest import Ingest, Pace
 from freehold.wire.process import Spawn, spawn
-from freehold.wire.server import Identity, Peers, save_connection_memory, serve, server_context
+from freehold.wire.server import Identity, Peers, give_back_memory, save_connection_memory, serve, server_context
+
+_TRIM_S: Final = 5.0
+"""From a round's end until the memory that it took is handed back, so that rounds of milliseconds do not pay for it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +81,7 @@ class Service:
     poll_s: float = 300.0  # the longest that an answer is held back, whatever a node asks for
     node_life_s: float = NODE_LIFE_S  # of the certificates that nodes get
     _denied: set[str] = field(default_factory=set)
+    _trim: asyncio.TimerHandle | None = None
 
     async def start(self) -> None:
         """Take up every study where it was, then listen."""
@@ -193,6 +198,8 @@ class Service:
     async def stop(self) -> None:
         """Answer what waits, then end; every study stays where it is."""
         self._renewal.cancel()
+        if self._trim is not None:
+            self._trim.cancel()
         self.studies.wake_all()
         await self._serving.close()
         await self._admin.cleanup()
@@ -233,7 +240,13 @@ class Service:
         if hasattr(self, "administration"):
             self.administration.listen(event)
             self.metrics.listen(event)
+            if event.name == "round.closed" and self._trim is None:
+                self._trim = asyncio.get_running_loop().call_later(_TRIM_S, self._give_back)
         self.listener(event)
+
+    def _give_back(self) -> None:
+        self._trim = None
+        asyncio.get_running_loop().run_in_executor(None, give_back_memory)
 
 
 def _shown(host: str) -> str:
