@@ -115,13 +115,16 @@ def measure(
 ) -> dict[str, object]:
     """One coordinator with `nodes` connected nodes: 1 MB to and from `bulk` of them, then `rounds` that wake `awake` of them.
 
-    None: a twentieth and a tenth, at least 10. After each of the two studies, every node must have answered. `settle_s`: how long
+    None: a hundredth and a tenth, at least 10. After each of the two studies, every node must have answered. `settle_s`: how long
     memory is left alone before it is read; the coordinator hands free memory back some seconds after a round.
     """
+    from tests.federation import harness
     from tests.federation.harness import Federation
 
+    harness.PATIENCE_S = 900.0
+
     awake = min(nodes, max(10, nodes // 10)) if awake is None else awake
-    bulk = min(nodes, max(10, nodes // 20)) if bulk is None else bulk
+    bulk = min(nodes, max(10, nodes // 100)) if bulk is None else bulk
     allow_files(nodes + SPARE_FILES)
     with tempfile.TemporaryDirectory(dir=os.environ.get("FREEHOLD_BENCH_DIR")) as name, plugged(Path(name)), ExitStack() as stack:
         federation = Federation(Path(name), [], fork=None)

@@ -15,7 +15,7 @@ from benchmarks.peers.environment import Missing, environment
 from benchmarks.peers.watch import Watch
 
 PACKAGES = ("flwr==1.42.*", "numpy")
-APP = Path(__file__).with_name("flower")
+APP = Path(__file__).with_name("flower_app")
 PATIENCE_S = 900.0
 
 
@@ -73,7 +73,9 @@ def run(folder: Path, *, size_bytes: int, tensors: int, clients: int, rounds: in
             deadline = time.monotonic() + PATIENCE_S
             while not _whole(out):
                 if time.monotonic() > deadline:
-                    raise Missing(f"flower did not finish within {PATIENCE_S:.0f} s: {_last((folder / 'server.log').read_text())}")
+                    raise Missing(
+                        f"flower did not finish within {PATIENCE_S:.0f} s: {_last((folder / 'server.log').read_text())}"
+                    )
                 time.sleep(0.2)
         began = json.loads(out.read_text(encoding="utf-8"))["began"]
     seconds = [after - before for before, after in zip(began, began[1:], strict=False)][1:]

@@ -12,7 +12,7 @@ from benchmarks.peers.environment import Missing, environment
 from benchmarks.peers.watch import Watch
 
 PACKAGES = ("nvflare==2.9.*", "numpy")
-HERE = Path(__file__).with_name("nvflare")
+HERE = Path(__file__).with_name("nvflare_job")
 PATIENCE_S = 900.0
 
 
