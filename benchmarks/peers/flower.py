@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import socket
@@ -78,7 +79,7 @@ def run(folder: Path, *, size_bytes: int, tensors: int, clients: int, rounds: in
                     )
                 time.sleep(0.2)
         began = json.loads(out.read_text(encoding="utf-8"))["began"]
-    seconds = [after - before for before, after in zip(began, began[1:], strict=False)][1:]
+    seconds = [after - before for before, after in itertools.pairwise(began)][1:]
     return {
         "round_s_median": round(statistics.median(seconds), 4),
         "rounds": len(seconds),

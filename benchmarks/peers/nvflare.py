@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import statistics
 import subprocess
@@ -65,7 +66,7 @@ def run(folder: Path, *, size_bytes: int, tensors: int, clients: int, rounds: in
             job = str(folder / "job" / "trivial")
             do(python, script, "submit", str(kits / "admin@nvidia.com"), job, str(clients), limit_s=PATIENCE_S)
     came = [[float(line) for line in path.read_text().split()] for path in times.iterdir()]
-    seconds = [after - before for each in came for before, after in zip(each[1:], each[2:], strict=False)]
+    seconds = [after - before for each in came for before, after in itertools.pairwise(each[1:])]
     if not seconds:
         raise Missing("nvflare does not run here: no client was given a model three times")
     return {
