@@ -64,6 +64,9 @@ class Loader:
     def end(self) -> None:
         """For good."""
         self._process.kill()
+        for end in (self._process.stdin, self._process.stdout):
+            if end is not None:
+                end.close()
         self._process.wait()
 
 
