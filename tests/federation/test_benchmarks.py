@@ -13,6 +13,7 @@ from benchmarks import connections
 from benchmarks.table import tables
 
 
+@pytest.mark.slow  # ten seconds or more where others work too
 def test_connected_nodes_are_woken_and_all_answer_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setenv("PYTHONPATH", os.environ.get("PYTHONPATH", ""))
