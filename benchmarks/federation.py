@@ -1,6 +1,6 @@
 """A real federation on loopback: time of a round, memory and CPU of each process. Everything durable.
 
-`python -m benchmarks.federation [10kb|50mb|1gb] [NODES] [ROUNDS]`
+`python -m benchmarks.federation [10kb|1mb|50mb|1gb] [NODES] [ROUNDS]`
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 import statistics
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -50,8 +50,9 @@ def plugged(folder: Path) -> Iterator[None]:
     yield
 
 
-def run(size: str = "10kb", nodes: int = 4, rounds: int = 60) -> dict[str, object]:
-    """One study; figures of its rounds and processes."""
+def measure(size: str = "10kb", nodes: int = 4, rounds: int = 60, *, watch: bool = False) -> dict[str, object]:
+    """One study; figures of its rounds and processes. With `watch`, also what each side takes with all its processes."""
+    from benchmarks.peers.watch import Watch
     from freehold.plan import AlgorithmRef, Plan, RoundPolicy, TaskRef, Training
     from tests.federation.harness import HOSPITALS, Federation, with_spec
 
@@ -69,10 +70,15 @@ def run(size: str = "10kb", nodes: int = 4, rounds: int = 60) -> dict[str, objec
             )
         )
         federation.start()
+        trees: dict[str, int] = {}
+        watched = Watch(lambda: trees)
         try:
             coordinator = federation.coordinator.popen.pid
             agents = [process.popen.pid for process in federation.nodes.values()]
             idle = {"coordinator_mb": rss_kb(coordinator) / 1024, "agent_mb": max(map(rss_kb, agents)) / 1024}
+            if watch:
+                trees = {"server": coordinator, **{f"node-{i}": agent for i, agent in enumerate(agents)}}
+                watched.__enter__()
             digest = federation.run(plan)
             at = min(2, rounds - 1)
             federation.coordinator.wait_for("round.closed", round=at)
@@ -83,6 +89,8 @@ def run(size: str = "10kb", nodes: int = 4, rounds: int = 60) -> dict[str, objec
             others = {rss_kb(pid, "VmHWM") / 1024 for agent in agents for pid in children(agent)}
             results = federation.admin.get(f"/v1/studies/{digest}", type(federation).results)
         finally:
+            if watch:
+                watched.__exit__(None, None, None)
             federation.stop()
         seconds = [r.seconds for r in results.rounds if r.heard and r.round >= 2]
         return {
@@ -97,9 +105,16 @@ def run(size: str = "10kb", nodes: int = 4, rounds: int = 60) -> dict[str, objec
             "coordinator_peak_over_loaded_mb": (peak_kb - loaded_kb) / 1024,
             "agent_peak_mb": agent_peak_kb / 1024,
             "guard_peak_mb": sorted(others)[-1] if others else None,
+            **({"server_tree_peak_mb": watched.most("server"), "node_tree_peak_mb": watched.most("node")} if watch else {}),
         }
+
+
+def run(sizes: Mapping[str, tuple[int, int]] | None = None) -> dict[str, object]:
+    """Size -> figures, with (nodes, rounds) for each; 10 kB and 50 MB with four nodes, 1 GB with one."""
+    chosen = sizes or {"10kb": (4, 60), "50mb": (4, 6), "1gb": (1, 3)}
+    return {size: measure(size, nodes, rounds) for size, (nodes, rounds) in chosen.items()}
 
 
 if __name__ == "__main__":
     size, nodes, rounds = (*sys.argv[1:], *("10kb", "4", "60")[len(sys.argv) - 1 :])
-    print(json.dumps(run(size, int(nodes), int(rounds)), indent=2))
+    print(json.dumps(measure(size, int(nodes), int(rounds)), indent=2))

@@ -11,7 +11,7 @@ from freehold.core import Algorithm, ClientResult, Round, Steps, Task, Tree, tre
 from freehold.data import Prepared
 from freehold.tasks import TaskDefinition, classifier, task_definition
 
-SIZES = {"bench-10kb": 10_000, "bench-50mb": 50_000_000, "bench-1gb": 1_000_000_000}
+SIZES = {"bench-10kb": 10_000, "bench-1mb": 1_000_000, "bench-50mb": 50_000_000, "bench-1gb": 1_000_000_000}
 TENSORS = 10
 
 
@@ -38,6 +38,11 @@ def small() -> TaskDefinition:
     return _sized("bench-10kb")
 
 
+def medium() -> TaskDefinition:
+    """1 MB."""
+    return _sized("bench-1mb")
+
+
 def middle() -> TaskDefinition:
     """50 MB."""
     return _sized("bench-50mb")
@@ -55,6 +60,7 @@ def install(folder: Path) -> Path:
     (information / "METADATA").write_text("Metadata-Version: 2.1\nName: freehold-bench\nVersion: 1.0\n")
     (information / "entry_points.txt").write_text(
         "[freehold.algorithms]\ntrivial = benchmarks.trivial:trivial\n\n[freehold.tasks]\n"
-        "bench-10kb = benchmarks.trivial:small\nbench-50mb = benchmarks.trivial:middle\nbench-1gb = benchmarks.trivial:large\n"
+        "bench-10kb = benchmarks.trivial:small\nbench-1mb = benchmarks.trivial:medium\n"
+        "bench-50mb = benchmarks.trivial:middle\nbench-1gb = benchmarks.trivial:large\n"
     )
     return folder

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import weakref
 from collections.abc import Awaitable, Callable
 
 import msgspec
@@ -37,6 +38,9 @@ from freehold.wire.server import Identity, Peers, cut, refusals, reply
 
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
+_BULK_BYTES = 1 << 18
+"""TLS keeps as much memory for a connection as its largest transfer took: after one above this, the node connects anew."""
+
 
 class App:
     """Answers the routes of `wire.routes`."""
@@ -64,6 +68,7 @@ class App:
         self._presence, self._ingest, self._peers, self._tell = presence, ingest, peers, tell
         self._replaced, self._poll_s, self._strangers = replaced, poll_s, strangers
         self._document = openapi.document()
+        self._swollen: weakref.WeakSet[asyncio.Transport] = weakref.WeakSet()
 
     def build(self) -> web.Application:
         """The application to serve."""
@@ -125,10 +130,11 @@ class App:
         message = await read_message(request, WorkRequest, pace=self._ingest.pace)
         if self._strangers:
             await asyncio.to_thread(self._enrolment.notice, node, address=request.remote or "-")
-        return reply(await self._next(node, message.datasets, message.pending, message.wait_s, working=message.working))
+        return await self._next(request, node, message.datasets, message.pending, message.wait_s, working=message.working)
 
     async def _next(
         self,
+        request: web.Request,
         node: Identity,
         datasets: list[str] | None,
         pending: list[Pending],
@@ -136,11 +142,15 @@ class App:
         *,
         working: Pending | None = None,
         received: bool = False,
-    ) -> WorkReply:
+    ) -> web.Response:
         if await self._presence.heard(node.name, datasets):
             await self._studies.advance()
-        settled, work = await self._studies.work(node.name, pending, min(wait_s, self._poll_s), working)
-        return WorkReply(settled=settled, work=work, received=received)
+        swollen = request.transport in self._swollen
+        settled, work = await self._studies.work(node.name, pending, 0.0 if swollen else min(wait_s, self._poll_s), working)
+        answer = reply(WorkReply(settled=settled, work=work, received=received))
+        if swollen:
+            answer.force_close()
+        return answer
 
     async def _blob(self, request: web.Request) -> web.StreamResponse:
         node = self._node(request)
@@ -150,6 +160,8 @@ class App:
         fd = await self._store.opened(sha256)
         try:
             pieces = Pieces(fd)
+            if pieces.length > _BULK_BYTES and request.transport is not None:
+                self._swollen.add(request.transport)
             response = web.StreamResponse(headers={"Content-Type": "application/octet-stream"})
             response.content_length = pieces.length
             await response.prepare(request)
@@ -191,7 +203,9 @@ class App:
         finally:
             if not isinstance(body, bytes):
                 await asyncio.to_thread(body.unlink, missing_ok=True)
-        return reply(await self._next(node, datasets, pending, wait_s, received=True))
+        if (request.content_length or 0) > _BULK_BYTES and request.transport is not None:
+            self._swollen.add(request.transport)
+        return await self._next(request, node, datasets, pending, wait_s, received=True)
 
     async def _measures(self, request: web.Request) -> web.StreamResponse:
         return await self._told(request, Measures)
@@ -203,7 +217,7 @@ class App:
         node = self._node(request)
         message = await read_message(request, kind, pace=self._ingest.pace)
         await self._studies.measured(node.name, message)
-        return reply(await self._next(node, message.datasets, message.pending, message.wait_s, received=True))
+        return await self._next(request, node, message.datasets, message.pending, message.wait_s, received=True)
 
     async def _openapi(self, request: web.Request) -> web.StreamResponse:
         return web.Response(body=msgspec.json.encode(self._document), content_type="application/json")

@@ -67,6 +67,8 @@ class OpenRun:
     """No contribution is taken any more."""
     doubtful: bool = False
     """The store has said that it could not write the step that is being done, and may have written it all the same."""
+    _members: frozenset[str] = frozenset()
+    _members_of: tuple[str, ...] = ()
 
     @property
     def id(self) -> str:
@@ -110,16 +112,23 @@ class OpenRun:
 
     def awaits(self, node: str) -> bool:
         """Whether this node is asked and not yet heard."""
-        return self.state in ("training", "measuring") and not self.closing and node in self.cohort and node not in self.received
+        return self.state in ("training", "measuring") and not self.closing and self.asks(node) and node not in self.received
+
+    def asks(self, node: str) -> bool:
+        """Whether this node is in the cohort."""
+        if self._members_of is not self.cohort:
+            # Thousands of nodes ask this of a cohort of a thousand.
+            self._members_of, self._members = self.cohort, frozenset(self.cohort)
+        return node in self._members
 
     def shows(self, node: str, sha256: str) -> bool:
         """Whether these bytes belong to work that this node was asked for."""
-        return node in self.cohort and sha256 in (self.plan_blob.sha256, self.shared.sha256 if self.shared else "")
+        return self.asks(node) and sha256 in (self.plan_blob.sha256, self.shared.sha256 if self.shared else "")
 
     @property
     def complete(self) -> bool:
         """Everybody that was asked is heard."""
-        return all(node in self.received for node in self.cohort)
+        return len(self.received) >= len(self.cohort) and all(node in self.received for node in self.cohort)
 
     def drop_tally(self) -> None:
         """Free the memory of a closed round."""

@@ -15,6 +15,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 import sqlalchemy as sa
 
@@ -38,7 +39,10 @@ from freehold.events import Event, Listener, silent
 from freehold.wire import spki
 from freehold.wire.ingest import Ingest, Pace
 from freehold.wire.process import Spawn, spawn
-from freehold.wire.server import Identity, Peers, save_connection_memory, serve, server_context
+from freehold.wire.server import Identity, Peers, give_back_memory, save_connection_memory, serve, server_context
+
+_TRIM_S: Final = 5.0
+"""From a round's end until the memory that it took is handed back, so that rounds of milliseconds do not pay for it."""
 
 LOOK_AGAIN_S = 5.0
 """Between two looks at the files of a certificate that others renew."""
@@ -92,6 +96,7 @@ class Service:
     _pair: tuple[Path, Path] = field(init=False)  # its own certificate and key
     _known: tuple[str, ...] = field(init=False, default=())  # the names in it that it was given
     _files: tuple[tuple[int, int, int], ...] = field(init=False, default=())
+    _trim: asyncio.TimerHandle | None = None
 
     async def start(self) -> None:
         """Take up every study where it was, then listen."""
@@ -243,6 +248,8 @@ class Service:
     async def stop(self) -> None:
         """Answer what waits, then end; every study stays where it is."""
         self._renewal.cancel()
+        if self._trim is not None:
+            self._trim.cancel()
         self.studies.wake_all()
         await self._serving.close()
         await self._admin.cleanup()
@@ -289,7 +296,13 @@ class Service:
         if hasattr(self, "administration"):
             self.administration.listen(event)
             self.metrics.listen(event)
+            if event.name == "round.closed" and self._trim is None:
+                self._trim = asyncio.get_running_loop().call_later(_TRIM_S, self._give_back)
         self.listener(event)
+
+    def _give_back(self) -> None:
+        self._trim = None
+        asyncio.get_running_loop().run_in_executor(None, give_back_memory)
 
 
 def _version(*paths: Path) -> tuple[tuple[int, int, int], ...]:

@@ -7,7 +7,6 @@ whose contributions counted, the new states, and who is asked next.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import os
 import time
@@ -56,7 +55,7 @@ class Studies:
         self._rounds = Rounds(store, code, nodes, self.wake, self._lease, clock=clock, tell=tell)
         self._runs = self._rounds.runs
         self._served: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
-        self._waiting: dict[str, set[asyncio.Event]] = defaultdict(set)
+        self._waiting: dict[str, set[asyncio.Future[None]]] = defaultdict(set)
         self._closing = False
 
     # Studies.
@@ -192,20 +191,21 @@ class Studies:
 
         `working`: what the node is still busy with, which comes first.
         """
-        woken = asyncio.Event()
-        self._waiting[node].add(woken)
-        try:
-            deadline = asyncio.get_running_loop().time() + wait_s
-            while True:
-                woken.clear()
-                settled, work = self._settled(node, pending), self._next(node, working)
-                left = deadline - asyncio.get_running_loop().time()
-                if settled or work is not None or left <= 0 or self._closing:
-                    return settled, work
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(woken.wait(), left)
-        finally:
-            self._waiting[node].discard(woken)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + wait_s
+        while True:
+            settled, work = self._settled(node, pending), self._next(node, working)
+            if settled or work is not None or loop.time() >= deadline or self._closing:
+                return settled, work
+            # A future and a timer: an asyncio.Event and wait_for would take 2 kB more for each node that waits.
+            woken: asyncio.Future[None] = loop.create_future()
+            timer = loop.call_at(deadline, _answer, woken)
+            self._waiting[node].add(woken)
+            try:
+                await woken
+            finally:
+                timer.cancel()
+                self._waiting[node].discard(woken)
 
     def _settled(self, node: str, pending: Sequence[Pending]) -> list[Settled]:
         settled, unknown = [], []
@@ -249,7 +249,7 @@ class Studies:
     def expects(self, node: str, run: str, round: int) -> OpenRun:
         """The run to which this node may now contribute; raises UnknownRun or Late."""
         found = self._runs.get(run)
-        if found is None or node not in found.cohort:
+        if found is None or not found.asks(node):
             raise UnknownRun(f"This node was not asked for run {run}.", hint="The study may be over; ask for work again.")
         if self._store.shared and round > found.round:
             self._look_up(found)  # another coordinator went on, and the node heard of it first
@@ -351,7 +351,7 @@ class Studies:
     async def measured(self, node: str, message: Measures | Declined) -> None:
         """Take what a node measured, or that it declined to train or measure."""
         run = self._runs.get(message.run)
-        if run is None or node not in run.cohort:
+        if run is None or not run.asks(node):
             raise UnknownRun(f"This node was not asked for run {message.run}.", hint="The study may be over.")
         if isinstance(message, Measures) and run.state != "measuring":
             raise UnknownRun(f"Run {run.id} is not to be measured yet.", hint=f"It is in round {run.round}; ask for work again.")
@@ -387,8 +387,8 @@ class Studies:
     def wake(self, nodes: Sequence[str] | None) -> None:
         """Answer the polls of these nodes if there is something to say; None: of all."""
         for node in list(self._waiting) if nodes is None else nodes:
-            for event in self._waiting.get(node, ()):
-                event.set()
+            for woken in self._waiting.get(node, ()):
+                _answer(woken)
 
     @property
     def closing(self) -> bool:
@@ -408,6 +408,11 @@ class Studies:
     def open_runs(self) -> list[OpenRun]:
         """Runs that are not over, for status pages."""
         return list(self._runs.values())
+
+
+def _answer(woken: asyncio.Future[None]) -> None:
+    if not woken.done():
+        woken.set_result(None)
 
 
 def _unreadable(error: OSError) -> StoreError:

@@ -189,18 +189,31 @@ def received(connection: sa.Connection, run: str, round: int, nodes: Sequence[st
     return connection.execute(sa.select(contributions).where(*where).order_by(contributions.c.node)).all()
 
 
+_COUNTED = (
+    sa.select(rounds.c.closed, runs.c.state, contributions.c.sha256, contributions.c.counted)
+    .select_from(
+        rounds.join(runs, runs.c.id == rounds.c.run).outerjoin(
+            contributions,
+            sa.and_(
+                contributions.c.run == rounds.c.run,
+                contributions.c.round == rounds.c.round,
+                contributions.c.node == sa.bindparam("node"),
+            ),
+        )
+    )
+    .where(rounds.c.run == sa.bindparam("run"), rounds.c.round == sa.bindparam("round"))
+)
+
+
 def counted_of(connection: sa.Connection, node: str, pending: Iterable[tuple[str, int]]) -> dict[tuple[str, int], str | None]:
     """(run, round) -> the digest of this node's contribution if it counted, "" if it did not, None while the round is open."""
     found: dict[tuple[str, int], str | None] = {}
     for run, round_ in pending:
-        closed = connection.execute(sa.select(rounds.c.closed).where(rounds.c.run == run, rounds.c.round == round_)).first()
-        state = connection.execute(sa.select(runs.c.state).where(runs.c.id == run)).scalar()
-        if closed is not None and closed.closed is None and state not in ("stopped", None):
+        row = connection.execute(_COUNTED, {"run": run, "round": round_, "node": node}).first()
+        if row is not None and row.closed is None and row.state != "stopped":
             found[run, round_] = None
-            continue
-        where = (contributions.c.run == run, contributions.c.round == round_, contributions.c.node == node)
-        row = connection.execute(sa.select(contributions.c.sha256, contributions.c.counted).where(*where)).first()
-        found[run, round_] = row.sha256 if row is not None and row.counted else ""
+        else:
+            found[run, round_] = row.sha256 if row is not None and row.counted else ""
     return found
 
 

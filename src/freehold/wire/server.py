@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import asyncio.sslproto
 import contextlib
+import ctypes
 import re
 import ssl
 import sys
@@ -48,6 +49,7 @@ _GOODBYE_S: Final = 2.0
 """How long TLS waits for the other side's end of a connection that is closed; a peer that has vanished never says it."""
 
 _BUFFER_BYTES: Final = 1 << 16
+_PARSED: Final = "identity"
 _SPIFFE: Final = re.compile(r"spiffe://(?P<federation>[a-z0-9-]{1,63})/(?P<role>[a-z]{1,32})/(?P<name>[a-z0-9-]{1,63})")
 
 _STATUS: Final[tuple[tuple[type[FreeholdError], int], ...]] = (
@@ -106,7 +108,7 @@ class Peers:
     def __init__(self, *, clock: Callable[[], float] = time.time, denied: Callable[[Identity], bool] = lambda _: False) -> None:
         self._clock = clock
         self._denied = denied
-        self._live: dict[tuple[str, str, str], weakref.WeakKeyDictionary[asyncio.Transport, Identity]] = {}
+        self._live: dict[tuple[str, str, str], tuple[tuple[weakref.ref[asyncio.Transport], Identity], ...]] = {}
 
     def identity(self, request: web.Request) -> Identity | None:
         """Who sends this request, or None without a certificate; to be asked on each request, since connections live long.
@@ -116,7 +118,13 @@ class Peers:
         certificate = request.get_extra_info("peercert")
         if not certificate:
             return None
-        found = _identity(certificate)
+        found: Identity | None = certificate.get(_PARSED)
+        if found is None:
+            found = _identity(certificate)
+            # The connection keeps this dictionary: what is not needed again, 4 kB of it, goes.
+            certificate.clear()
+            certificate[_PARSED] = found
+            self._enter(found, request.transport)
         if not found.not_before <= self._clock() <= found.not_after:
             raise CertificateRefused(
                 f"The certificate of {found.name} is out of its dates.",
@@ -124,9 +132,12 @@ class Peers:
             )
         if self._denied(found):
             raise Denied(f"{found.name} is on the deny list.", hint="The coordinator's operator can take it off.")
-        if request.transport is not None:
-            self._live.setdefault(_key(found), weakref.WeakKeyDictionary())[request.transport] = found
         return found
+
+    def _enter(self, identity: Identity, transport: asyncio.Transport | None) -> None:
+        if transport is not None:
+            live = [entry for entry in self._live.get(_key(identity), ()) if entry[0]() is not None]
+            self._live[_key(identity)] = (*live, (weakref.ref(transport), identity))
 
     def required(self, request: web.Request) -> Identity:
         """As `identity`, but raises NoCertificate without one."""
@@ -142,15 +153,19 @@ class Peers:
     def drop_denied(self) -> None:
         """Cut the connections of all that are denied by now."""
         for live in self._live.values():
-            for transport in [transport for transport, identity in live.items() if self._denied(identity)]:
-                cut(transport)
+            for ref, identity in live:
+                if self._denied(identity) and (transport := ref()) is not None:
+                    cut(transport)
 
     def drop_named(self, federation: str, role: str, name: str, *, keep: asyncio.Transport | None = None) -> int:
         """The same by name, all but one."""
-        live = [transport for transport in self._live.pop((federation, role, name), ()) if transport is not keep]
-        for transport in live:
+        live = [(entry, entry[0]()) for entry in self._live.pop((federation, role, name), ())]
+        if kept := tuple(entry for entry, transport in live if transport is not None and transport is keep):
+            self._live[federation, role, name] = kept
+        gone = [transport for _, transport in live if transport is not None and transport is not keep]
+        for transport in gone:
             cut(transport)
-        return len(live)
+        return len(gone)
 
 
 def cut(transport: asyncio.Transport) -> None:
@@ -280,6 +295,12 @@ async def serve(
         await runner.cleanup()
         raise
     return Serving(runner, server)
+
+
+def give_back_memory() -> None:
+    """Hand memory that is free back to the kernel, which glibc does not do by itself in the middle of its heap; in a thread."""
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def save_connection_memory() -> Literal["shared", "small", "unknown"]:

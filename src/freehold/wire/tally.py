@@ -61,6 +61,7 @@ class FixedPointSum:
         self._most_clients = most_clients
         self._bound = _ROOM // most_clients
         self._words: NDArray[np.int64] = np.frombuffer(memory, np.int64, self._layout.length // 8)
+        self._known: tuple[bytes, int, Mapping[str, Entry]] | None = None
 
     @property
     def heard(self) -> int:
@@ -85,7 +86,7 @@ class FixedPointSum:
         products stay below 2**62 / most_clients.
         """
         source = self._source(view)
-        entries = codec.fitting(source, self._spec)
+        entries = self._entries(source)
         factor = weight * 2.0**self._spec.scale
         if not (weight >= 0 and self._fits(factor)):
             raise TensorsMalformed(
@@ -93,6 +94,18 @@ class FixedPointSum:
             )
         for entry in entries.values():
             self._check(source, entry, weight, factor)
+        return entries
+
+    def _entries(self, view: Source) -> Mapping[str, Entry]:
+        """Where the tensors lie. Honest contributions begin alike: a header and length that were sound before are so again."""
+        if isinstance(view, Unpacked):
+            return codec.fitting(view, self._spec)
+        if self._known is not None:
+            header, length, entries = self._known
+            if len(view) == length and view[: len(header)] == header:
+                return entries
+        entries = codec.fitting(view, self._spec)
+        self._known = bytes(view[: min((entry.begin for entry in entries.values()), default=0)]), len(view), entries
         return entries
 
     def add(self, view: Buffer, weight: float) -> None:

@@ -1,0 +1,1 @@
+"""The work of benchmarks/trivial.py for Flower."""
