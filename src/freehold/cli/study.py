@@ -14,6 +14,7 @@ from freehold.cli.console import errors
 from freehold.cli.invocation import command
 from freehold.cli.options import ResultOptions, grouped, listed
 from freehold.cli.places import AsJson, CoordinatorState, admin
+from freehold.cli.token import seconds
 from freehold.errors import StudyRefused, UsageError
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ study = typer.Typer(no_args_is_help=True, help="Write and sign plans; run studie
 
 COMPANIONS = ("fedavg", "fedavg-finetuned", "fedavg-intercept")
 POLL_S = 0.5
+MOST_CYCLES = 10  # that are shown
 
 PlanFile = Annotated[Path, typer.Argument(metavar="PLAN.toml", help="The plan.")]
 StudyName = Annotated[str, typer.Argument(metavar="STUDY", help="Its name, or its plan's digest or the beginning of it.")]
@@ -119,6 +121,10 @@ def run(
     plan: PlanFile,
     results: ResultOptions,
     wait: Annotated[bool, typer.Option("--wait", help="Until it ends, with progress, and show the report.")] = False,
+    every: Annotated[
+        str | None, typer.Option("--every", metavar="TIME", help="Go on training and measure again so often: 12h, 7d.")
+    ] = None,
+    times: Annotated[int | None, typer.Option("--times", min=1, metavar="N", help="With --every: so often in all.")] = None,
     state: CoordinatorState = None,
 ) -> None:
     """Start a study; starting it again changes nothing. Exit code 1 if it is refused, or ends otherwise than finished."""
@@ -127,10 +133,15 @@ def run(
 
     if not wait and (results.json or results.report):
         raise UsageError("There is no report before the study ends.", hint="Add --wait, or use `freehold study show` later.")
+    if times is not None and every is None:
+        raise UsageError("--times needs --every.", hint="For instance --every 24h --times 7.")
+    if wait and every is not None and times is None:
+        raise UsageError("A study with --every has no end to wait for.", hint="Add --times, or leave out --wait.")
     check_writable(results.json, results.report)
     coordinator, where = admin(state), _signature_of(plan)
     signature = where.read_text(encoding="utf-8").strip() if where.exists() else None
-    request = StudyRequest(plan=_text(plan), signature=signature)
+    every_s = None if every is None else seconds(every)
+    request = StudyRequest(plan=_text(plan), signature=signature, every_s=every_s, times=times)
     digest = coordinator.post("/v1/studies", request, StudyStarted).digest
     if not wait:
         sys.stdout.write(f"Study {digest} is under way.\nWatch it: freehold study show {digest[7:19]}\n")
@@ -155,7 +166,7 @@ def run(
 @study.command("list")
 def list_(state: CoordinatorState = None, as_json: AsJson = False) -> None:
     """List all studies."""
-    from freehold.cli.live import progress_of
+    from freehold.cli.live import cycle_of, progress_of, told_state
     from freehold.wire.admin import Studies
 
     found = admin(state).get("/v1/studies", Studies).studies
@@ -164,30 +175,39 @@ def list_(state: CoordinatorState = None, as_json: AsJson = False) -> None:
         return
     from freehold.cli.show import table
 
-    lines = [["study", "digest", "state", "rounds", "started"]]
+    lines = [["study", "digest", "state", "rounds", "started", "cycle", "next"]]
     for each in found:
         done, whole = progress_of(each)
         started = time.strftime("%Y-%m-%d %H:%M", time.localtime(each.started))
-        lines.append([each.name, each.digest[7:19], each.state, f"{done} of {whole}", started])
+        lines.append([each.name, each.digest[7:19], told_state(each), f"{done} of {whole}", started, *cycle_of(each)])
     table(lines, empty="No studies. `freehold study new` writes a plan, `freehold study run` starts it.")
 
 
 @study.command()
 @grouped
-def show(name: StudyName, results: ResultOptions, state: CoordinatorState = None) -> None:
+def show(
+    name: StudyName,
+    results: ResultOptions,
+    cycle: Annotated[
+        int | None, typer.Option("--cycle", min=1, metavar="N", help="Of a study with --every: the report of this cycle.")
+    ] = None,
+    state: CoordinatorState = None,
+) -> None:
     """Show where a study is: its runs, round times and bytes, and once it is measured, the report."""
-    from freehold.cli.live import print_runs
+    from freehold.cli.live import print_cycles, print_runs
     from freehold.cli.output import STDOUT, check_writable
     from freehold.wire.admin import Results
 
     check_writable(results.json, results.report)
     coordinator = admin(state)
-    found = coordinator.get(f"/v1/studies/{name}", Results)
+    found = coordinator.get(f"/v1/studies/{name}" + (f"?cycle={cycle - 1}" if cycle else ""), Results)
     info = _info_of(coordinator, found)
     if STDOUT not in (results.json, results.report):
         print_runs(info, found)
+        if info.schedule:
+            print_cycles(found, by_cycle(coordinator, found))
     if found.measures:
-        tell(coordinator, info.digest, results)
+        tell(coordinator, info.digest, results, cycle=found.cycle)
     elif results.json or results.report:
         raise UsageError("Nothing of this study is measured yet.", hint="Wait until its first runs are finished.")
 
@@ -212,13 +232,23 @@ def find(coordinator: Admin, digest: str) -> StudyInfo:
     return next(each for each in coordinator.get("/v1/studies", Studies).studies if each.digest == digest)
 
 
-def tell(coordinator: Admin, digest: str, options: ResultOptions) -> None:
-    """The report of what is measured, on the terminal and in files."""
+def by_cycle(coordinator: Admin, found: Results) -> dict[int, Results]:
+    """What the last cycles found, by their index."""
+    from freehold.plan import digest, parse
+    from freehold.wire.admin import Results
+
+    study = digest(parse(found.plan))
+    last = [each.index for each in found.cycles[-MOST_CYCLES:]]
+    return {i: found if i == found.cycle else coordinator.get(f"/v1/studies/{study}?cycle={i}", Results) for i in last}
+
+
+def tell(coordinator: Admin, digest: str, options: ResultOptions, *, cycle: int | None = None) -> None:
+    """The report of what is measured, on the terminal and in files; of the last cycle if none is given."""
     from freehold.cli.running import tell
     from freehold.study.federated import comparison_of
     from freehold.wire.admin import Results
 
-    found = coordinator.get(f"/v1/studies/{digest}", Results)
+    found = coordinator.get(f"/v1/studies/{digest}" + ("" if cycle is None else f"?cycle={cycle}"), Results)
     tell(comparison_of(found, command=command(), notes=(privacy_note(found),)), options)
 
 

@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 from freehold.coordinator import study_records as records
 from freehold.coordinator.child import ServerCode, ServerStates
 from freehold.coordinator.run import OpenRun, check, fold
-from freehold.coordinator.store import Store, explained
+from freehold.coordinator.schedules import Schedules
+from freehold.coordinator.store import Put, Store, explained
 from freehold.drawing import draw_cohort
 from freehold.errors import CoordinatorError, FreeholdError, ServerCodeFailed, StoreError
 from freehold.events import Event, Listener, silent
@@ -50,6 +51,7 @@ class Rounds:
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._child = asyncio.Lock()
         self._closing = False
+        self.schedules = Schedules(store, clock, tell, spawn=self._spawn, later=self._later, advance=self.advance)
         self._stopped = asyncio.Event()
 
     async def ask(self, question: Callable[[], T]) -> T:
@@ -63,6 +65,7 @@ class Rounds:
             return
         for study in dict.fromkeys(run.study for run in self.runs.values()):
             own = [run for run in self.runs.values() if run.study == study]
+            self.schedules.look(own)
             free = OPEN_RUNS - sum(run.state in ("training", "measuring") for run in own)
             for run in [r for r in own if r.state == "waiting"][: max(free, 0)]:
                 if len(self._population(run)) < run.plan.round.least_nodes or run.closing:
@@ -82,14 +85,18 @@ class Rounds:
         await self.extend(run, cohort, run.deadline)
 
     def _draw(self, run: OpenRun, round: int) -> tuple[list[str], int]:
-        """Whom to ask in a round, everybody after the last; and of how many."""
+        """Whom to ask in a round, everybody where it measures; and of how many."""
         population = self._population(run)
-        asked = run.plan.round.cohort if round < run.plan.training.rounds else None
+        asked = run.plan.round.cohort if run.plan.training.trains(round) else None
         size = min(asked or len(population), len(population))
         return draw_cohort(population, size, seed=run.run.seed, index=round) if population else [], len(population)
 
     async def _begin(self, run: OpenRun) -> None:
-        if run.doubtful and self._kept(run, 0):
+        first = 0 if run.server is None else run.round + 1
+        if run.doubtful and self._kept(run, first):
+            return
+        if first:  # another cycle, from the states where they are
+            await self._next_round(run, first, None, counted={}, weight=0.0)
             return
         plan = run.plan_blob.body or self._store.blob_bytes(run.plan_blob.sha256)
         states = await self._ask(run, lambda: self._code.begin(plan, run.run.number))
@@ -112,12 +119,12 @@ class Rounds:
             self._tell(Event("round.short", {"run": run.id, "round": run.round, "heard": len(run.received)}))
             self._spawn(run, lambda: self.extend(run, self._once_more(run), self._clock() + run.plan.round.deadline_s))
         else:
-            self._at(run, run.deadline - now)
+            self._later(run, run.deadline - now, lambda: self.consider(run))
 
-    def _at(self, run: OpenRun, after_s: float) -> None:
+    def _later(self, run: OpenRun, after_s: float, do: Callable[[], None]) -> None:
         if run.id in self._timers:
             self._timers[run.id].cancel()
-        self._timers[run.id] = asyncio.get_running_loop().call_later(after_s, self.consider, run)
+        self._timers[run.id] = asyncio.get_running_loop().call_later(after_s, do)
 
     async def extend(self, run: OpenRun, cohort: Sequence[str], deadline: float) -> None:
         """Wait on, for fewer nodes or others."""
@@ -193,30 +200,28 @@ class Rounds:
         self._tell(Event("study.failed", {"study": run.study, "run": run.id, "code": error.code}))
 
     async def _next_round(
-        self, run: OpenRun, round: int, states: ServerStates, *, counted: Mapping[str, str], weight: float
+        self, run: OpenRun, round: int, states: ServerStates | None, *, counted: Mapping[str, str], weight: float
     ) -> None:
-        try:
-            name = run.place(round, "server")
-            server = await self._store.put(states.server, name=name, point="coordinator.state")
-            shared, name = server, run.place(round, "shared")
-            if states.shared is not states.server:
-                shared = await self._store.put(states.shared, name=name, point="coordinator.state")
-        finally:
-            states.close()
+        """Open a round, and close the one before; without states, that one measured and is closed."""
+        server, shared = (None, None) if states is None else await self._put(run, round, states)
         cohort, population = self._draw(run, round)
         now = self._clock()
         deadline = now + run.plan.round.deadline_s
+        state = "training" if run.plan.training.trains(round) else "measuring"
 
         def settle(connection: Any) -> list[Path] | None:
             if not records.is_running(connection, run.study):
                 return None
             gone: list[str] = []
-            if round:
+            released: list[Path] = []
+            if round and states is not None:
                 gone = records.close_round(connection, run=run.id, round=round - 1, counted=counted, weight=weight, now=now)
-            self._store.insert_blob(connection, server)
-            if shared is not server:
-                self._store.insert_blob(connection, shared)
-            old = records.put_states(connection, run.id, server=server.sha256, shared=shared.sha256)
+            if server is not None and shared is not None:
+                self._store.insert_blob(connection, server)
+                if shared is not server:
+                    self._store.insert_blob(connection, shared)
+                old = records.put_states(connection, run.id, server=server.sha256, shared=shared.sha256)
+                released = self._store.release(connection, set(old) - {server.sha256, shared.sha256})
             records.open_round(
                 connection,
                 run=run.id,
@@ -225,26 +230,36 @@ class Rounds:
                 population=population,
                 now=now,
                 deadline=deadline,
-                state="training" if round < run.plan.training.rounds else "measuring",
+                state=state,
             )
-            released = self._store.release(connection, set(old) - {server.sha256, shared.sha256})
             return [self._store.folder / place for place in gone] + released
 
         files = await self._store.write(settle, "coordinator.round")
         if files is None:
-            for put in (server, shared):
+            for put in filter(None, (server, shared)):
                 await self._store.drop(put)
             return
         run.counted = dict(counted)
-        run.server, run.shared = server.sha256, Blob(sha256=shared.sha256, length=shared.length, body=shared.body)
+        if server is not None and shared is not None:
+            run.server, run.shared = server.sha256, Blob(sha256=shared.sha256, length=shared.length, body=shared.body)
         run.open(round, tuple(cohort), population, deadline)
         if files:
             await asyncio.to_thread(_remove, files)
         self._opened(run)
 
+    async def _put(self, run: OpenRun, round: int, states: ServerStates) -> tuple[Put, Put]:
+        """The states before a round, safe; twice the same where nodes see all of it."""
+        try:
+            server = await self._store.put(states.server, name=run.place(round, "server"), point="coordinator.state")
+            if states.shared is states.server:
+                return server, server
+            return server, await self._store.put(states.shared, name=run.place(round, "shared"), point="coordinator.state")
+        finally:
+            states.close()
+
     def _opened(self, run: OpenRun) -> None:
         """A round is open, and the one before it closed."""
-        if run.round:
+        if run.round and run.plan.training.trains(run.round - 1):
             heard, population = len(run.counted), run.population
             self._tell(Event("round.closed", {"run": run.id, "round": run.round - 1, "heard": heard, "population": population}))
         self.consider(run)
@@ -264,10 +279,15 @@ class Rounds:
         row = self._store.read(lambda c: records.round_of(c, run.id, run.round))
         server, shared = self._store.read(lambda c: records.states_of(c, run.id))
         assert row is not None
+        state = run.state
         run.server, run.shared = server, self._store.blob(shared)
         run.open(run.round, tuple(filter(None, row.cohort.split(","))), row.population, row.deadline)
         before = self._store.read(lambda c: records.received(c, run.id, run.round - 1))
         run.counted = {each.node: each.sha256 for each in before if each.counted}
+        if row.closed is not None:  # between two cycles
+            run.state = state
+            run.drop_tally()
+            return
         if run.tally is None:
             run.received = dict.fromkeys(self._store.read(lambda c: records.measures_of(c, run.id, run.round)), "")
             return
@@ -278,26 +298,35 @@ class Rounds:
             run.received[each.node], run.weights[each.node] = each.sha256, each.weight
 
     async def _finish(self, run: OpenRun) -> None:
+        """A run is measured: it is over, or rests until the next cycle."""
         now = self._clock()
-        last = all(other.id == run.id for other in self.runs.values() if other.study == run.study)
+        rests = self.schedules.goes_on(run.study)
 
-        def end(connection: Any) -> bool:
+        def end(connection: Any) -> tuple[bool, bool]:
             running = records.is_running(connection, run.study)
             if running:
                 records.close_round(connection, run=run.id, round=run.round, counted={}, weight=0.0, now=now)
-                records.set_run_state(connection, run.id, "finished")
-            if running and last:
+                records.set_run_state(connection, run.id, "resting" if rests else "finished")
+            last = records.nothing_open(connection, run.study)
+            if running and last and not rests:
                 records.end_study(connection, run.study, state="finished", now=now)
-            return running
+            return running, last
 
+        running, last = await self._store.write(end, "coordinator.run_ended")
         # One that was kept although the store had said otherwise has ended its study, if it was the last.
-        if not await self._store.write(end, "coordinator.run_ended") and not run.doubtful:
+        if not running and not run.doubtful:
             return
-        self.runs.pop(run.id, None)
-        run.state = "finished"
-        self._tell(Event("run.finished", {"run": run.id, "study": run.study}))
+        cycle = run.plan.training.cycle(run.round)
+        if rests:
+            run.state, run.closing = "resting", False
+            self._tell(Event("run.rested", {"run": run.id, "study": run.study, "cycle": cycle}))
+        else:
+            self.runs.pop(run.id, None)
+            run.state = "finished"
+            self._tell(Event("run.finished", {"run": run.id, "study": run.study}))
         if last:
-            self._tell(Event("study.finished", {"study": run.study}))
+            ended = Event("cycle.finished", {"cycle": cycle, "study": run.study})
+            self._tell(ended if rests else Event("study.finished", {"study": run.study}))
         await self.advance()
         self._wake(None)
 

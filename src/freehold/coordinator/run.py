@@ -17,7 +17,7 @@ from freehold.wire.local import Mapped
 from freehold.wire.messages import Blob
 from freehold.wire.tally import FixedPointSum, layout_of
 
-State = Literal["waiting", "training", "measuring", "finished", "stopped"]
+State = Literal["waiting", "training", "measuring", "resting", "finished", "stopped"]
 
 
 Entries = Mapping[str, Entry]
@@ -92,7 +92,7 @@ class OpenRun:
 
     def open(self, round: int, cohort: tuple[str, ...], population: int, deadline: float) -> None:
         """Ask a cohort: for contributions, or after the last round for measures."""
-        self.state = "training" if round < self.plan.training.rounds else "measuring"
+        self.state = "training" if self.plan.training.trains(round) else "measuring"
         self.round, self.cohort, self.population, self.deadline = round, cohort, population, deadline
         self.received, self.weights = {}, {}
         self.closing = self.doubtful = False

@@ -53,8 +53,13 @@ class Studies:
 
     # Studies.
 
-    async def start(self, text: str, signature: str | None = None) -> str:
-        """Begin a study from a plan's text; its digest. Beginning it twice changes nothing. Raises StudyRefused and PlanError."""
+    async def start(
+        self, text: str, signature: str | None = None, *, every_s: float | None = None, times: int | None = None
+    ) -> str:
+        """Begin a study from a plan's text; its digest. Beginning it twice changes nothing. Raises StudyRefused and PlanError.
+
+        `every_s`: it trains and measures again as often, until it is stopped or has done so `times`.
+        """
         plan = parse(text)
         identity = digest(plan)
         self._admitted(identity, signature)
@@ -64,16 +69,19 @@ class Studies:
         numbered = [(run.id, run.number) for run in runs_of(plan)]
 
         def insert(connection: Any) -> bool:
-            sha256 = self._store.insert_blob(connection, put)
-            return records.insert_study(
-                connection,
-                digest=identity,
-                name=plan.name,
-                plan=sha256,
-                signature=signature,
-                now=self._clock(),
-                runs_=numbered,
+            sha256, now = self._store.insert_blob(connection, put), self._clock()
+            new = records.insert_study(
+                connection, digest=identity, name=plan.name, plan=sha256, signature=signature, now=now, runs_=numbered
             )
+            if new and every_s is not None:
+                records.insert_schedule(connection, identity, every_s=every_s, times=times, now=now)
+            found = records.schedule_of(connection, identity)
+            if (every_s, times) != ((found.every_s, found.times) if found else (None, None)):
+                raise StudyRefused(
+                    "This plan was started before, with another schedule or none.",
+                    hint="Start it without --every and --times as then, or give the plan another name.",
+                )
+            return new
 
         if await self._store.write(insert, "coordinator.study"):
             self._tell(Event("study.started", {"study": identity, "name": plan.name, "runs": len(numbered)}))
@@ -130,7 +138,7 @@ class Studies:
                 state=row.state,
                 round=row.round,
             )
-            if open_run.state in ("training", "measuring"):
+            if row.server is not None:
                 self._rounds.restore(open_run)
             self._runs[run.id] = open_run
 

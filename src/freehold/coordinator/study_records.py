@@ -8,7 +8,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from freehold.coordinator.store import Put
-from freehold.coordinator.study_tables import contributions, measures, rounds, runs, studies
+from freehold.coordinator.study_tables import contributions, measures, rounds, runs, schedules, studies
 
 Row = sa.Row[Any]
 
@@ -32,6 +32,33 @@ def insert_study(
     rows = [{"id": i, "study": digest, "number": n, "state": "waiting", "round": 0} for i, n in runs_]
     connection.execute(sa.insert(runs), rows)
     return True
+
+
+def insert_schedule(connection: sa.Connection, study: str, *, every_s: float, times: int | None, now: float) -> None:
+    """A study's schedule; its first cycle begins now."""
+    connection.execute(sa.insert(schedules).values(study=study, every_s=every_s, times=times, cycle=0, due=now + every_s))
+
+
+def schedule_of(connection: sa.Connection, study: str) -> Row | None:
+    """A study's schedule, if it has one."""
+    return connection.execute(sa.select(schedules).where(schedules.c.study == study)).first()
+
+
+def resting(study: str) -> sa.Select[tuple[str]]:
+    """Asks for the runs of a study that rest."""
+    return sa.select(runs.c.id).where(runs.c.study == study, runs.c.state == "resting")
+
+
+def begin_cycle(connection: sa.Connection, study: str, *, cycle: int, due: float) -> None:
+    """All runs that rest wait to be opened; `due` is when the next cycle may begin."""
+    connection.execute(sa.update(schedules).where(schedules.c.study == study).values(cycle=cycle, due=due))
+    connection.execute(sa.update(runs).where(runs.c.study == study, runs.c.state == "resting").values(state="waiting"))
+
+
+def nothing_open(connection: sa.Connection, study: str) -> bool:
+    """Whether all runs of a study rest or are over."""
+    going = sa.select(runs.c.id).where(runs.c.study == study, runs.c.state.in_(("waiting", "training", "measuring")))
+    return connection.execute(going).first() is None
 
 
 def running(connection: sa.Connection) -> Sequence[Row]:

@@ -89,6 +89,18 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         check_range("training.seed", self.seed, 0, 2**63 - 1)
         check_work("training", self.epochs, self.steps)
 
+    def trains(self, index: int) -> bool:
+        """Whether the round of this index trains. After `rounds` of them one measures; then a study on a schedule trains on."""
+        return index % (self.rounds + 1) < self.rounds
+
+    def cycle(self, index: int) -> int:
+        """How often a study had trained and measured before the round of this index; 0 without a schedule."""
+        return index // (self.rounds + 1)
+
+    def trained(self, index: int) -> int:
+        """How many rounds have trained before the round of this index."""
+        return index - self.cycle(index)
+
 
 class Work(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """An amount of local work: either `epochs` over the client's data, or `steps` batches."""
