@@ -153,6 +153,12 @@ class SpecMismatch(FreeholdError):
     exit_code = 1
 
 
+class NotAsynchronous(PlanError):
+    """Asynchronous rounds do not go with this algorithm, or with this way of running a plan."""
+
+    code = 115
+
+
 class CheckpointError(FreeholdError):
     """A checkpoint is damaged, or belongs to another study than the one to be resumed."""
 

@@ -240,7 +240,7 @@ def results(connection: sa.Connection, store: Store, digest: str, cycle: int | N
     heard: dict[tuple[str, int], list[Any]] = {}
     sent: dict[str, int] = {}
     for row in connection.execute(sa.select(contributions).where(contributions.c.run.in_(own)).order_by(contributions.c.node)):
-        heard.setdefault((row.run, row.round), []).append(row)
+        heard.setdefault((row.run, row.summed), []).append(row)
         sent[row.node] = sent.get(row.node, 0) + row.length
     return admin.Results(
         plan=text,

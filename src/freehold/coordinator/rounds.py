@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from freehold.coordinator import asynchronous
 from freehold.coordinator import study_records as records
 from freehold.coordinator.child import ServerCode, ServerStates
 from freehold.coordinator.run import OpenRun, check, fold
@@ -68,12 +69,12 @@ class Rounds:
             self.schedules.look(own)
             free = OPEN_RUNS - sum(run.state in ("training", "measuring") for run in own)
             for run in [r for r in own if r.state == "waiting"][: max(free, 0)]:
-                if len(self._population(run)) < run.plan.round.least_nodes or run.closing:
+                if len(self.population(run)) < run.plan.round.least_nodes or run.closing:
                     continue
                 run.closing = True  # nobody else begins it
                 self._spawn(run, lambda run=run: self._begin(run))  # type: ignore[misc]
             for run in own:
-                if run.state == "training" and not run.cohort and not run.closing and self._population(run):
+                if run.state == "training" and not run.cohort and not run.closing and self.population(run):
                     self._spawn(run, lambda run=run: self._ask_anew(run))  # type: ignore[misc]
 
     async def _ask_anew(self, run: OpenRun) -> None:
@@ -86,7 +87,9 @@ class Rounds:
 
     def _draw(self, run: OpenRun, round: int) -> tuple[list[str], int]:
         """Whom to ask in a round, everybody where it measures; and of how many."""
-        population = self._population(run)
+        population = self.population(run)
+        if run.buffer is not None and run.plan.training.trains(round):
+            return asynchronous.draw(run, run.buffer, round, population), len(population)
         asked = run.plan.round.cohort if run.plan.training.trains(round) else None
         size = min(asked or len(population), len(population))
         return draw_cohort(population, size, seed=run.run.seed, index=round) if population else [], len(population)
@@ -103,7 +106,8 @@ class Rounds:
         if states is not None:
             await self._next_round(run, 0, states, counted={}, weight=0.0)
 
-    def _population(self, run: OpenRun) -> list[str]:
+    def population(self, run: OpenRun) -> list[str]:
+        """Who may be asked, sorted."""
         return list(self._nodes(run.plan.task.name, run.plan.clients == "devices"))
 
     def consider(self, run: OpenRun) -> None:
@@ -111,8 +115,7 @@ class Rounds:
         if self._closing or run.closing or run.state not in ("training", "measuring"):
             return
         now = self._clock()
-        enough = run.state == "measuring" or (len(run.received) >= run.quorum and run.received)
-        if enough and ((run.complete and run.cohort) or now >= run.deadline):
+        if (run.state == "measuring" or run.enough) and (run.complete or now >= run.deadline):
             run.closing = True
             self._spawn(run, lambda: self._close(run))
         elif now >= run.deadline:
@@ -139,7 +142,9 @@ class Rounds:
 
     def _once_more(self, run: OpenRun) -> list[str]:
         """Whom to ask in a round that is short of its quorum: also those that declined, and others as far as there is room."""
-        population = self._population(run)
+        population = self.population(run)
+        if run.buffer is not None:
+            return asynchronous.once_more(run, population)
         size = min(run.capacity, len(population))
         drawn = draw_cohort(population, size, seed=run.run.seed, index=run.round) if size else []
         others = [node for node in drawn if node not in run.cohort and node not in run.received]
@@ -282,6 +287,8 @@ class Rounds:
         state = run.state
         run.server, run.shared = server, self._store.blob(shared)
         run.open(run.round, tuple(filter(None, row.cohort.split(","))), row.population, row.deadline)
+        if run.buffer is not None:
+            run.buffer.asked = self._store.read(lambda c: records.cohorts_of(c, run.id, asynchronous.earlier(run)))
         before = self._store.read(lambda c: records.received(c, run.id, run.round - 1))
         run.counted = {each.node: each.sha256 for each in before if each.counted}
         if row.closed is not None:  # between two cycles
@@ -294,7 +301,7 @@ class Rounds:
         for each in self._store.read(lambda c: records.received(c, run.id, run.round)):
             body = each.body if each.body is not None else self._store.folder / each.place
             with explained():
-                fold(body, run.tally.sum, each.weight, check(body, run, run.tally.sum, each.weight))
+                fold(body, run.tally.sum, each.weight, check(body, run, run.tally.sum, each.weight), run.damping(each.round))
             run.received[each.node], run.weights[each.node] = each.sha256, each.weight
 
     async def _finish(self, run: OpenRun) -> None:
@@ -316,17 +323,16 @@ class Rounds:
         # One that was kept although the store had said otherwise has ended its study, if it was the last.
         if not running and not run.doubtful:
             return
-        cycle = run.plan.training.cycle(run.round)
+        cycle, fields = run.plan.training.cycle(run.round), {"study": run.study}
         if rests:
             run.state, run.closing = "resting", False
-            self._tell(Event("run.rested", {"run": run.id, "study": run.study, "cycle": cycle}))
+            self._tell(Event("run.rested", {**fields, "run": run.id, "cycle": cycle}))
         else:
             self.runs.pop(run.id, None)
             run.state = "finished"
-            self._tell(Event("run.finished", {"run": run.id, "study": run.study}))
+            self._tell(Event("run.finished", {**fields, "run": run.id}))
         if last:
-            ended = Event("cycle.finished", {"cycle": cycle, "study": run.study})
-            self._tell(ended if rests else Event("study.finished", {"study": run.study}))
+            self._tell(Event("cycle.finished", {**fields, "cycle": cycle}) if rests else Event("study.finished", {**fields}))
         await self.advance()
         self._wake(None)
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import msgspec
 
+from freehold.coordinator import asynchronous
 from freehold.coordinator import study_records as records
 from freehold.coordinator.child import ServerCode
 from freehold.coordinator.rounds import Rounds
@@ -165,13 +166,16 @@ class Studies:
         settled, unknown = [], []
         for each in pending:
             run = self._runs.get(each.run)
-            if run is not None and run.state != "stopped" and each.round == run.round - 1:
+            if run is not None and run.buffer is not None:
+                found = asynchronous.settled(self._store, run, node, each.round)
+                settled += [] if found is None else [found]
+            elif run is not None and run.state != "stopped" and each.round == run.round - 1:
                 settled.append(Settled(run=each.run, round=each.round, counted=run.counted.get(node, "")))
             elif run is None or each.round < run.round:
                 unknown.append((each.run, each.round))
         if unknown:
-            found = self._store.read(lambda c: records.counted_of(c, node, unknown))
-            settled += [Settled(run=r, round=i, counted=counted) for (r, i), counted in found.items() if counted is not None]
+            told = self._store.read(lambda c: records.counted_of(c, node, unknown))
+            settled += [Settled(run=r, round=i, counted=counted) for (r, i), counted in told.items() if counted is not None]
         return settled
 
     def _next(self, node: str) -> Work | None:
@@ -188,7 +192,7 @@ class Studies:
         return Train(
             run=run.id,
             round=run.round,
-            cohort=len(run.cohort),
+            cohort=len(run.cohort) if run.buffer is None else run.quorum,
             population=run.population,
             plan=run.plan_blob,
             shared=run.shared,
@@ -198,6 +202,9 @@ class Studies:
     def expects(self, node: str, run: str, round: int) -> OpenRun:
         """The run to which this node may now contribute; raises UnknownRun or Late."""
         found = self._runs.get(run)
+        if found is not None and found.buffer is not None:
+            asynchronous.check_asked(found, node, round)
+            return found
         if found is None or node not in found.cohort:
             raise UnknownRun(f"This node was not asked for run {run}.", hint="The study may be over; ask for work again.")
         if round != found.round or found.closing or found.state != "training":
@@ -220,6 +227,23 @@ class Studies:
         Raises UnknownRun, Late, Conflict, SpecMismatch, TensorsMalformed or StoreError.
         """
         open_run = self.expects(node, run, round)
+        if open_run.buffer is not None:
+            try:
+                await asynchronous.contribute(
+                    self._store,
+                    open_run,
+                    node,
+                    round,
+                    weight=weight,
+                    sha256=sha256,
+                    body=body,
+                    now=self._clock,
+                    closing=lambda: self._closing,
+                    count=self._count_late,
+                )
+            finally:
+                self._rounds.consider(open_run)
+            return
         before = open_run.received.get(node)
         if before is None:
             assert open_run.tally is not None
@@ -254,7 +278,17 @@ class Studies:
                 hint="The first one counts. The node discards the second when it asks for work.",
             )
 
-    async def _count(self, run: OpenRun, round: int, node: str, put: Put, weight: float, entries: Entries) -> None:
+    async def _count_late(self, run: OpenRun, node: str, put: Put, weight: float, entries: Entries, damping: float) -> None:
+        """Add a contribution to the sum of the round that is open, and ask others in the place of its node."""
+        cohort = asynchronous.refilled(run, self._rounds.population(run), node)
+        more, run.cohort = cohort != list(run.cohort), tuple(cohort)
+        await self._count(run, run.round, node, put, weight, entries, damping)
+        if more and not run.closing:
+            await self._rounds.extend(run, cohort, run.deadline)
+
+    async def _count(
+        self, run: OpenRun, round: int, node: str, put: Put, weight: float, entries: Entries, damping: float = 1.0
+    ) -> None:
         """Add a contribution that is in the store to the sum of its round."""
         if run.round != round or run.closing or run.tally is None:
             raise _closed(run.id, round)
@@ -262,10 +296,10 @@ class Studies:
         run.received[node], run.weights[node] = put.sha256, weight
         async with run.folding:
             if put.body is not None:
-                fold(put.body, total, weight, entries)
+                fold(put.body, total, weight, entries, damping)
             elif put.place is not None:
                 try:
-                    await asyncio.to_thread(fold, self._store.folder / put.place, total, weight, entries)
+                    await asyncio.to_thread(fold, self._store.folder / put.place, total, weight, entries, damping)
                 except OSError as error:
                     # The sum is now of nobody knows what, and what it should be made of cannot be read.
                     await self._rounds.fail(run, _unreadable(error))
@@ -320,6 +354,9 @@ class Studies:
     def wake_all(self) -> None:
         """Answer every poll now, with nothing if there is nothing."""
         self._closing = True
+        for run in self._runs.values():
+            if run.buffer is not None:
+                run.buffer.notify()
         self.wake(None)
 
     async def close(self) -> None:

@@ -127,17 +127,38 @@ def is_closed(connection: sa.Connection, run: str, round: int) -> bool:
 
 
 def insert_contribution(
-    connection: sa.Connection, *, run: str, round: int, node: str, put: Put, weight: float, now: float
+    connection: sa.Connection,
+    *,
+    run: str,
+    round: int,
+    node: str,
+    put: Put,
+    weight: float,
+    now: float,
+    summed: int | None = None,
 ) -> str | None:
-    """Enter a contribution; None, or the digest of the one that this node has sent before."""
+    """Enter a contribution; None, or the digest of the one that this node has sent before.
+
+    `summed`: the round in whose sum it is, if that is not the one that asked for it.
+    """
     key = {"run": run, "round": round, "node": node}
     before: str | None = connection.execute(_BEFORE, key).scalar()
     if before is None:
-        connection.execute(_INSERT, {**key, **put._asdict(), "weight": weight, "received": now, "counted": None})
+        connection.execute(
+            _INSERT,
+            {
+                **key,
+                **put._asdict(),
+                "weight": weight,
+                "received": now,
+                "counted": None,
+                "summed": round if summed is None else summed,
+            },
+        )
     return before
 
 
-_OPEN = (contributions.c.run == sa.bindparam("of_run"), contributions.c.round == sa.bindparam("of_round"))
+_OPEN = (contributions.c.run == sa.bindparam("of_run"), contributions.c.summed == sa.bindparam("of_round"))
 _PLACES = sa.select(contributions.c.place).where(*_OPEN, contributions.c.place.is_not(None))
 _SETTLE = sa.update(contributions).where(*_OPEN).values(counted=False, body=None, place=None)
 _COUNT = (
@@ -176,9 +197,28 @@ def round_of(connection: sa.Connection, run: str, round: int) -> Row | None:
 
 
 def received(connection: sa.Connection, run: str, round: int) -> Sequence[Row]:
-    """The contributions to a round, by node."""
-    where = (contributions.c.run == run, contributions.c.round == round)
+    """The contributions in a round's sum, by node."""
+    where = (contributions.c.run == run, contributions.c.summed == round)
     return connection.execute(sa.select(contributions).where(*where).order_by(contributions.c.node)).all()
+
+
+def contribution_of(connection: sa.Connection, run: str, round: int, node: str) -> Row | None:
+    """What a node has sent for the work that it was given in a round."""
+    where = (contributions.c.run == run, contributions.c.round == round, contributions.c.node == node)
+    return connection.execute(sa.select(contributions).where(*where)).first()
+
+
+def last_summed(connection: sa.Connection, run: str, node: str) -> int | None:
+    """The last round in whose sum this node is; None if it is in none."""
+    where = (contributions.c.run == run, contributions.c.node == node)
+    found: int | None = connection.execute(sa.select(sa.func.max(contributions.c.summed)).where(*where)).scalar()
+    return found
+
+
+def cohorts_of(connection: sa.Connection, run: str, rounds_: Iterable[int]) -> dict[int, frozenset[str]]:
+    """Round -> whom it asked, of some rounds."""
+    query = sa.select(rounds.c.round, rounds.c.cohort).where(rounds.c.run == run, rounds.c.round.in_(list(rounds_)))
+    return {row.round: frozenset(filter(None, row.cohort.split(","))) for row in connection.execute(query)}
 
 
 def counted_of(connection: sa.Connection, node: str, pending: Iterable[tuple[str, int]]) -> dict[tuple[str, int], str | None]:

@@ -78,6 +78,8 @@ contributions = sa.Table(
     sa.Column("body", sa.LargeBinary, nullable=True),  # while the round is open; of small ones
     sa.Column("place", sa.String(80), nullable=True),  # the same of others: a name in the blob folder
     sa.Column("counted", sa.Boolean, nullable=True),  # null while the round is open
+    sa.Column("summed", sa.Integer, nullable=True),  # the round in whose sum it is; a later one if rounds are asynchronous
+    sa.Index("ix_contributions_summed", "run", "summed"),
 )
 
 measures = sa.Table(
