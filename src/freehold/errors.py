@@ -7,7 +7,8 @@
     ├── PlanError             110  a plan is malformed
     │   ├── UnknownKey        111  a key that nobody reads
     │   ├── HyperparameterError 112  a hyper-parameter out of its range
-    │   └── PlanVersion       113  a plan of another format version
+    │   ├── PlanVersion       113  a plan of another format version
+    │   └── NotAsynchronous   115  asynchronous rounds with what needs the mean of one round
     ├── SpecMismatch          114  a contribution that the plan's spec does not list
     ├── CheckpointError       120  a checkpoint that does not fit what is to be resumed
     ├── CertificateUnfit      130  a certificate or key of one's own that cannot be used
@@ -156,6 +157,12 @@ class SpecMismatch(FreeholdError):
 
     code = 114
     exit_code = 1
+
+
+class NotAsynchronous(PlanError):
+    """Asynchronous rounds do not go with this algorithm, or with this way of running a plan."""
+
+    code = 115
 
 
 class CheckpointError(FreeholdError):

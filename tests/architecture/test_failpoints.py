@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.federation import test_kills, test_more_kills, test_replicas
+from tests.federation import test_kills, test_more_kills, test_replicas, test_schedules
 from tests.unit.enrolment import test_joining
 from tests.unit.node import test_vault
 
@@ -49,6 +49,7 @@ def killed() -> set[str]:
     listed = [
         *test_joining.POINTS,
         *test_more_kills.POINTS,
+        *test_schedules.POINTS,
         *test_kills.COORDINATOR_POINTS,
         *test_kills.FILE_POINTS,
         *test_vault.POINTS,

@@ -11,7 +11,7 @@ from safetensors.torch import load
 from torch import Tensor, stack
 
 from freehold.coordinator.store import connect
-from freehold.coordinator.study_tables import blobs, runs
+from freehold.coordinator.study_tables import blobs, contributions, runs
 from tests.federation.harness import Federation
 
 
@@ -52,3 +52,24 @@ def pending(federation: Federation, node: str, run: str) -> int:
         found = vault.execute(query, (run,)).fetchone()[0]
     vault.close()
     return int(found)
+
+
+def committed_contribution(federation: Federation, node: str, run: str) -> str | None:
+    """The digest of the contribution that a node's committed state belongs to; None without one, or while others are pending."""
+    engine = connect(f"sqlite:///{federation.folder / node / 'vault' / 'vault.sqlite'}")
+    with engine.connect() as connection:
+        query = sa.text("select phase, contribution from personal where run = :run order by phase")
+        rows = connection.execute(query, {"run": run}).all()
+    engine.dispose()
+    return rows[0].contribution if [row.phase for row in rows] == ["committed"] else None
+
+
+def counted(federation: Federation, run: str) -> list[sa.Row[tuple[str, int, int, str]]]:
+    """(node, round that asked, round in whose sum it is, digest) of each contribution that counted, by the latter."""
+    engine = connect(f"sqlite:///{federation.folder / 'coordinator' / 'coordinator.sqlite'}")
+    of = contributions.c
+    query = sa.select(of.node, of.round, of.summed, of.sha256).where(of.run == run, of.counted).order_by(of.summed, of.node)
+    with engine.connect() as connection:
+        found = list(connection.execute(query))
+    engine.dispose()
+    return found

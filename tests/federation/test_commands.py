@@ -154,6 +154,26 @@ def test_a_node_shows_what_joining_was_worth(world: World) -> None:
         assert "heart-fedavg" in page.read().decode()
 
 
+def test_a_study_that_keeps_learning(world: World) -> None:
+    plan, report = world.home / "daily.toml", world.home / "daily.json"
+    world.run(*PLAN, "--name", "daily", "--output", plan)
+    world.run("study", "sign", plan, "--key", world.home / "key")
+    assert "no end" in world.run("study", "run", plan, "--every", "1s", "--wait", code=2)
+    assert "needs --every" in world.run("study", "run", plan, "--times", "2", code=2)
+    world.run("study", "run", plan, "--every", "1s", "--times", "2", "--wait", "--json", report)
+    last = json.loads(report.read_text(encoding="utf-8"))
+    (told,) = [each for each in json.loads(world.run("study", "list", "--json")) if each["name"] == "daily"]
+    assert (told["state"], told["schedule"]["cycle"], told["schedule"]["times"]) == ("finished", 1, 2)
+    assert [run["round"] for run in told["runs"]] == [5], "two rounds and one that measures, twice"
+    assert "2 of 2" in world.run("study", "list")
+    shown = world.run("study", "show", "daily")
+    assert "cycle 2 of 2, the last" in shown and "mean of the metric" in shown
+    first = json.loads(world.run("study", "show", "daily", "--cycle", "1", "--json", "-"))
+    assert [row["name"] for row in first["rows"]] == [row["name"] for row in last["rows"]]
+    assert first["rows"] != last["rows"], "it trained on"
+    assert "another schedule" in world.run("study", "run", plan, "--every", "2s", code=1)
+
+
 def test_a_state_folder_has_one_node(world: World) -> None:
     assert "runs in" in world.run("node", "start", "--name", "cleveland", code=2)
     assert "runs in" in world.run("node", "leave", "--name", "cleveland", code=2)

@@ -12,7 +12,7 @@ import tomli_w
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from freehold.errors import FreeholdError, PlanError, PlanVersion, SpecMismatch, UnknownKey, Unreadable
+from freehold.errors import FreeholdError, NotAsynchronous, PlanError, PlanVersion, SpecMismatch, UnknownKey, Unreadable
 from freehold.plan import (
     AlgorithmRef,
     Companion,
@@ -149,6 +149,13 @@ def test_training_has_either_epochs_or_steps(work: str) -> None:
         ("[round]\ncohort = 0", "round.cohort"),
         ("[round]\nquorum = 0", "round.quorum"),
         ("[round]\ncohort = 3\nquorum = 4", "round.quorum"),
+        ("[round]\nbuffer = 4", "round.buffer"),
+        ("[round]\nmost_staleness = 4", "round.most_staleness"),
+        ('[round]\nmode = "asynchronous"', "round.buffer"),
+        ('[round]\nmode = "asynchronous"\nbuffer = 0', "round.buffer"),
+        ('[round]\nmode = "asynchronous"\nbuffer = 2\nquorum = 2', "round.quorum"),
+        ('[round]\nmode = "asynchronous"\nbuffer = 2\nmost_staleness = 1001', "round.most_staleness"),
+        ('[round]\nmode = "asynchronous"\nbuffer = 2\nstaleness_exponent = -0.5', "round.staleness_exponent"),
         ("[round]\ndeadline_s = 0", "round.deadline_s"),
         ("[adaptation]\nsteps = 0", "adaptation.steps"),
         ("[adaptation]\nsteps = 1\nepochs = 1", "adaptation"),
@@ -258,6 +265,13 @@ plans = st.builds(
         quorum=st.none() | st.integers(1, 5),
         deadline_s=positive,
         least_nodes=counts,
+    )
+    | st.builds(
+        RoundPolicy,
+        mode=st.just("asynchronous"),
+        buffer=counts,
+        staleness_exponent=st.none() | st.floats(0, 10),
+        most_staleness=st.none() | st.integers(0, 1000),
     ),
     privacy=privacies,
     contribution=st.builds(
@@ -272,6 +286,24 @@ plans = st.builds(
     min_examples=counts,
     clients=st.sampled_from(["silos", "devices"]),
 )
+
+
+@given(st.integers(1, 50), st.integers(0, 500))
+def test_rounds_of_a_schedule_train_and_then_measure_cycle_by_cycle(rounds: int, index: int) -> None:
+    training = Training(rounds=rounds, batch_size=1, epochs=1)
+    told = [training.trains(i) for i in range(index)]
+    assert training.trained(index) == sum(told)
+    assert training.cycle(index) == index - sum(told), "one round of each cycle measures"
+    assert all(training.trains(i) for i in range(rounds)) and not training.trains(rounds)
+
+
+def test_the_simulator_refuses_asynchronous_rounds() -> None:
+    plan = parse(
+        'format = 1\nname = "x"\ntask = { name = "heart" }\nalgorithm = { name = "fedavg" }\n'
+        'training = { rounds = 1, batch_size = 8, epochs = 1 }\nround = { mode = "asynchronous", buffer = 2 }'
+    )
+    with pytest.raises(NotAsynchronous, match="no clock"):
+        simulate(plan, seeds=1)
 
 
 @settings(deadline=None)

@@ -61,4 +61,5 @@ def feddbe(task: Task, *, lr: Rate = 0.1, kappa: Strength = 1.0, momentum: Fract
         client_update=client_update,
         personalize=lambda shared, personal: shared["model"],
         predict=predict,
+        in_step=True,  # c is the mean over the clients of the first round
     )

@@ -88,4 +88,5 @@ def select(candidates: Mapping[str, Algorithm]) -> Algorithm:
         weighting=weightings.pop() if weightings else first.weighting,
         statistics=frozenset(n for n, a in candidates.items() if a.statistics),
         associative=all(a.associative for a in candidates.values()),
+        in_step=any(a.in_step for a in candidates.values()),
     )

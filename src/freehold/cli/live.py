@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -58,7 +58,7 @@ def plain(write: Callable[[str], None], clock: Callable[[], float]) -> Callable[
                 ),
                 "",
             )
-            write(f"{info.name}: {info.state}, {done} of {whole} rounds{visible(now_on)}")
+            write(f"{info.name}: {told_state(info)}, {done} of {whole} rounds{visible(now_on)}")
 
     return follow
 
@@ -75,7 +75,7 @@ def board(info: StudyInfo) -> RenderableType:
         box=box.SIMPLE_HEAD,
         show_edge=False,
         pad_edge=False,
-        title=f"{visible(info.name)}: {info.state}, {done} of {whole} rounds",
+        title=f"{visible(info.name)}: {told_state(info)}, {done} of {whole} rounds",
         title_justify="left",
         title_style="bold",
     )
@@ -104,7 +104,41 @@ def waiting(run: RunInfo) -> list[str]:
 
 
 def _closed(run: RunInfo) -> int:
-    return run.rounds if run.state == "finished" else min(run.round, run.rounds)
+    """In the cycle that is under way."""
+    return run.rounds if run.state == "finished" else min(run.round - run.cycle * (run.rounds + 1), run.rounds)
+
+
+def told_state(info: StudyInfo) -> str:
+    """The state of a study, "resting" between two cycles."""
+    rests = info.state == "running" and all(run.state == "resting" for run in info.runs)
+    return "resting" if rests and info.schedule else info.state
+
+
+def cycle_of(info: StudyInfo) -> tuple[str, str]:
+    """The cycle that a study is in, counted from 1, and when the next begins; "-" where there is none."""
+    schedule = info.schedule
+    if schedule is None:
+        return "-", "-"
+    more = info.state == "running" and (schedule.times is None or schedule.cycle + 1 < schedule.times)
+    of = "" if schedule.times is None else f" of {schedule.times}"
+    return f"{schedule.cycle + 1}{of}", time.strftime("%Y-%m-%d %H:%M", time.localtime(schedule.due)) if more else "-"
+
+
+def print_cycles(found: Results, by_cycle: Mapping[int, Results]) -> None:
+    """What the plan's algorithm did on the nodes' test examples, cycle by cycle, on standard output."""
+    from freehold.cli.console import output
+    from freehold.cli.show import table
+    from freehold.study.federated import mean_figure
+
+    lines = [["cycle", "measured", "nodes", "mean of the metric"]]
+    for each in (c for c in found.cycles if c.index in by_cycle):
+        results = by_cycle[each.index]
+        nodes = {node for told in results.measures.values() for node in told}
+        mean = mean_figure(results)
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(each.ended))
+        lines.append([str(each.index + 1), when, str(len(nodes)), "-" if mean is None else f"{mean:.4f}"])
+    table(lines, empty="No cycle is measured yet.")
+    output().print("")
 
 
 def print_runs(info: StudyInfo, results: Results) -> None:
@@ -115,8 +149,11 @@ def print_runs(info: StudyInfo, results: Results) -> None:
 
     console = output()
     started = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(info.started))
-    console.print(f"{visible(info.name)}: {info.state}", style="bold")
+    console.print(f"{visible(info.name)}: {told_state(info)}", style="bold")
     console.print(f"plan {info.digest}, started {started}" + (f", {visible(info.reason)}" if info.reason else ""))
+    if info.schedule:
+        cycle, due = cycle_of(info)
+        console.print(f"cycle {cycle}, the next begins {due}" if due != "-" else f"cycle {cycle}, the last")
     lines = [["algorithm", "repeat", "state", "rounds", "waits for"]]
     for run in info.runs:
         wait = ", ".join(waiting(run)) if run.state in ("training", "measuring") else ""

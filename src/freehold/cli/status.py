@@ -68,7 +68,7 @@ def _shown(found: Status) -> RenderableType:
     from rich.text import Text
 
     from freehold.cli.console import visible
-    from freehold.cli.live import progress_of
+    from freehold.cli.live import cycle_of, progress_of, told_state
 
     since = time.strftime("%Y-%m-%d %H:%M", time.localtime(found.since))
     connected = sum(node.connected for node in found.nodes)
@@ -80,7 +80,9 @@ def _shown(found: Status) -> RenderableType:
     ]
     for study in open_studies:
         done, whole = progress_of(study)
-        lines.append(f"          {study.name}: {done} of {whole} rounds")
+        cycle, due = cycle_of(study)
+        schedule = "" if cycle == "-" else f", cycle {cycle}, the next {due}" if due != "-" else f", cycle {cycle}, the last"
+        lines.append(f"          {study.name}: {told_state(study)}, {done} of {whole} rounds{schedule}")
     if found.refused:
         lines.append("refused   " + ", ".join(f"error {code}: {count}×" for code, count in sorted(found.refused.items())))
     wrong = amiss(found)

@@ -15,6 +15,7 @@ from freehold.cli.console import errors
 from freehold.cli.invocation import command
 from freehold.cli.options import ResultOptions, grouped, listed
 from freehold.cli.places import AsJson, CoordinatorOptions, admin
+from freehold.cli.token import seconds
 from freehold.errors import StudyRefused, UsageError
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ study = typer.Typer(no_args_is_help=True, help="Write and sign plans; run studie
 
 COMPANIONS = ("fedavg", "fedavg-finetuned", "fedavg-intercept")
 POLL_S = 0.5
+MOST_CYCLES = 10  # that are shown
 
 PlanFile = Annotated[Path, typer.Argument(metavar="PLAN.toml", help="The plan.")]
 StudyName = Annotated[str, typer.Argument(metavar="STUDY", help="Its name, or its plan's digest or the beginning of it.")]
@@ -133,6 +135,10 @@ def run(
     results: ResultOptions,
     where: CoordinatorOptions,
     wait: Annotated[bool, typer.Option("--wait", help="Until it ends, with progress, and show the report.")] = False,
+    every: Annotated[
+        str | None, typer.Option("--every", metavar="TIME", help="Go on training and measure again so often: 12h, 7d.")
+    ] = None,
+    times: Annotated[int | None, typer.Option("--times", min=1, metavar="N", help="With --every: so often in all.")] = None,
 ) -> None:
     """Start a study; starting it again changes nothing. Exit code 1 if it is refused, or ends otherwise than finished."""
     from freehold.cli.output import check_writable
@@ -140,10 +146,15 @@ def run(
 
     if not wait and (results.json or results.report):
         raise UsageError("There is no report before the study ends.", hint="Add --wait, or use `freehold study show` later.")
+    if times is not None and every is None:
+        raise UsageError("--times needs --every.", hint="For instance --every 24h --times 7.")
+    if wait and every is not None and times is None:
+        raise UsageError("A study with --every has no end to wait for.", hint="Add --times, or leave out --wait.")
     check_writable(results.json, results.report)
     coordinator, signed = admin(where), _signature_of(plan)
     signature = signed.read_text(encoding="utf-8").strip() if signed.exists() else None
-    request = StudyRequest(plan=_text(plan), signature=signature)
+    every_s = None if every is None else seconds(every)
+    request = StudyRequest(plan=_text(plan), signature=signature, every_s=every_s, times=times)
     digest = coordinator.post("/v1/studies", request, StudyStarted).digest
     if not wait:
         sys.stdout.write(f"Study {digest} is under way.\nWatch it: freehold study show {digest[7:19]}\n")
@@ -169,7 +180,7 @@ def run(
 @grouped
 def list_(where: CoordinatorOptions, as_json: AsJson = False) -> None:
     """List all studies."""
-    from freehold.cli.live import progress_of
+    from freehold.cli.live import cycle_of, progress_of, told_state
     from freehold.wire.admin import Studies
 
     found = admin(where).get("/v1/studies", Studies).studies
@@ -179,30 +190,41 @@ def list_(where: CoordinatorOptions, as_json: AsJson = False) -> None:
     from freehold.cli.console import visible
     from freehold.cli.show import table
 
-    lines = [["study", "digest", "state", "rounds", "started", "by"]]
+    lines = [["study", "digest", "state", "rounds", "started", "by", "cycle", "next"]]
     for each in found:
         done, whole = progress_of(each)
         started = time.strftime("%Y-%m-%d %H:%M", time.localtime(each.started))
-        lines.append([each.name, each.digest[7:19], each.state, f"{done} of {whole}", started, visible(each.by)])
+        told = [each.name, each.digest[7:19], told_state(each), f"{done} of {whole}", started, visible(each.by)]
+        lines.append([*told, *cycle_of(each)])
     table(lines, empty="No studies. `freehold study new` writes a plan, `freehold study run` starts it.")
 
 
 @study.command()
 @grouped
-def show(name: StudyName, results: ResultOptions, where: CoordinatorOptions) -> None:
+def show(
+    name: StudyName,
+    results: ResultOptions,
+    where: CoordinatorOptions,
+    cycle: Annotated[
+        int | None, typer.Option("--cycle", min=1, metavar="N", help="Of a study with --every: the report of this cycle.")
+    ] = None,
+) -> None:
     """Show where a study is: its runs, round times and bytes, and once it is measured, the report."""
-    from freehold.cli.live import print_runs
+    from freehold.cli.live import print_cycles, print_runs
     from freehold.cli.output import STDOUT, check_writable
     from freehold.wire.admin import Results
 
     check_writable(results.json, results.report)
     coordinator = admin(where)
-    found = coordinator.get(f"/v1/studies/{urllib.parse.quote(name, safe='')}", Results)
+    path = f"/v1/studies/{urllib.parse.quote(name, safe='')}"
+    found = coordinator.get(path + (f"?cycle={cycle - 1}" if cycle else ""), Results)
     info = _info_of(coordinator, found)
     if STDOUT not in (results.json, results.report):
         print_runs(info, found)
+        if info.schedule:
+            print_cycles(found, by_cycle(coordinator, found))
     if found.measures:
-        tell(coordinator, info.digest, results)
+        tell(coordinator, info.digest, results, cycle=found.cycle)
     elif results.json or results.report:
         raise UsageError("Nothing of this study is measured yet.", hint="Wait until its first runs are finished.")
 
@@ -228,13 +250,23 @@ def find(coordinator: Administrator, digest: str) -> StudyInfo:
     return next(each for each in coordinator.get("/v1/studies", Studies).studies if each.digest == digest)
 
 
-def tell(coordinator: Administrator, digest: str, options: ResultOptions) -> None:
-    """The report of what is measured, on the terminal and in files."""
+def by_cycle(coordinator: Administrator, found: Results) -> dict[int, Results]:
+    """What the last cycles found, by their index."""
+    from freehold.plan import digest, parse
+    from freehold.wire.admin import Results
+
+    study = digest(parse(found.plan))
+    last = [each.index for each in found.cycles[-MOST_CYCLES:]]
+    return {i: found if i == found.cycle else coordinator.get(f"/v1/studies/{study}?cycle={i}", Results) for i in last}
+
+
+def tell(coordinator: Administrator, digest: str, options: ResultOptions, *, cycle: int | None = None) -> None:
+    """The report of what is measured, on the terminal and in files; of the last cycle if none is given."""
     from freehold.cli.running import tell
     from freehold.study.federated import comparison_of
     from freehold.wire.admin import Results
 
-    found = coordinator.get(f"/v1/studies/{digest}", Results)
+    found = coordinator.get(f"/v1/studies/{digest}" + ("" if cycle is None else f"?cycle={cycle}"), Results)
     tell(comparison_of(found, command=command(), notes=(privacy_note(found),)), options)
 
 

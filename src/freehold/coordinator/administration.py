@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
@@ -21,11 +22,12 @@ from aiohttp import web
 
 from freehold.coordinator.enrolment import Enrolment
 from freehold.coordinator.presence import CONNECTED_S, Presence
+from freehold.coordinator.schedules import schedule_of
 from freehold.coordinator.store import Store
 from freehold.coordinator.studies import Studies
 from freehold.coordinator.study_records import starter_of
 from freehold.coordinator.study_tables import contributions, measures, rounds, runs, studies
-from freehold.errors import NotAllowed, UnknownRun
+from freehold.errors import NotAllowed, StudyRefused, UnknownRun
 from freehold.events import Event, Listener
 from freehold.plan import Plan, Run, parse, runs_of
 from freehold.wire import admin, adminroutes
@@ -189,7 +191,12 @@ class Administration:
 
     async def _start(self, asker: Asker, request: web.Request) -> web.StreamResponse:
         message = await read_message(request, admin.StudyRequest)
-        return reply(admin.StudyStarted(digest=await self._studies.start(message.plan, message.signature, by=str(asker))))
+        if message.times is not None and message.every_s is None:
+            raise StudyRefused("A study is to be run several times, but not how often.", hint="Add --every, for instance 24h.")
+        digest = await self._studies.start(
+            message.plan, message.signature, by=str(asker), every_s=message.every_s, times=message.times
+        )
+        return reply(admin.StudyStarted(digest=digest))
 
     async def _stop(self, asker: Asker, request: web.Request) -> web.StreamResponse:
         message = await read_message(request, admin.Subject)
@@ -199,7 +206,9 @@ class Administration:
         return reply(admin.Done())
 
     async def _results(self, asker: Asker, request: web.Request) -> web.StreamResponse:
-        return reply(self._store.read(lambda c: results(c, self._store, self._digest(request.match_info["study"]))))
+        digest, asked = self._digest(request.match_info["study"]), request.query.get("cycle", "")
+        cycle = int(asked) if re.fullmatch("[0-9]{1,7}", asked) else None
+        return reply(self._store.read(lambda c: results(c, self._store, digest, cycle)))
 
     def _digest(self, name: str) -> str:
         """A study by its digest, the beginning of it, or its name."""
@@ -245,6 +254,7 @@ class Administration:
                             asked=list(now.cohort) if now else [],
                             heard=sorted(now.received) if now else [],
                             deadline=now.deadline if now else 0.0,
+                            cycle=plan.training.cycle(now.round if now else r.round),
                         )
                     )
                 infos.append(
@@ -257,6 +267,7 @@ class Administration:
                         reason=row.reason,
                         runs=told,
                         by=row.by,
+                        schedule=schedule_of(connection, row.digest),
                     )
                 )
             return infos
@@ -264,23 +275,33 @@ class Administration:
         return self._store.read(read)
 
 
-def results(connection: sa.Connection, store: Store, digest: str) -> admin.Results:
-    """All that is known of a study."""
+def results(connection: sa.Connection, store: Store, digest: str, cycle: int | None = None) -> admin.Results:
+    """All that is known of a study's cycle: of this one, or the last in which all runs are measured."""
     plan = connection.execute(sa.select(studies.c.plan).where(studies.c.digest == digest)).scalar_one()
+    text = store.blob_bytes(plan).decode()
+    training, all_runs = parse(text).training, len(runs_of(parse(text)))
     own = sa.select(runs.c.id).where(runs.c.study == digest)
+    closed = connection.execute(
+        sa.select(rounds).where(rounds.c.run.in_(own), rounds.c.closed.is_not(None)).order_by(rounds.c.run, rounds.c.round)
+    ).all()
+    ends: dict[int, list[float]] = {}
+    for row in closed:
+        if not training.trains(row.round):
+            ends.setdefault(training.cycle(row.round), []).append(row.closed)
+    cycles = [admin.Cycle(index=i, measured=len(when), ended=max(when)) for i, when in sorted(ends.items())]
+    if cycle is None:
+        cycle = max((each.index for each in cycles if each.measured == all_runs), default=0)
     told: dict[str, dict[str, str]] = {}
-    for row in connection.execute(sa.select(measures).where(measures.c.run.in_(own))):
+    measuring = measures.c.round == cycle * (training.rounds + 1) + training.rounds
+    for row in connection.execute(sa.select(measures).where(measures.c.run.in_(own), measuring)):
         told.setdefault(row.run, {})[row.node] = row.body
     heard: dict[tuple[str, int], list[Any]] = {}
     sent: dict[str, int] = {}
     for row in connection.execute(sa.select(contributions).where(contributions.c.run.in_(own)).order_by(contributions.c.node)):
-        heard.setdefault((row.run, row.round), []).append(row)
+        heard.setdefault((row.run, row.summed), []).append(row)
         sent[row.node] = sent.get(row.node, 0) + row.length
-    closed = connection.execute(
-        sa.select(rounds).where(rounds.c.run.in_(own), rounds.c.closed.is_not(None)).order_by(rounds.c.run, rounds.c.round)
-    )
     return admin.Results(
-        plan=store.blob_bytes(plan).decode(),
+        plan=text,
         rounds=[
             admin.RoundInfo(
                 run=r.run,
@@ -290,9 +311,12 @@ def results(connection: sa.Connection, store: Store, digest: str) -> admin.Resul
                 bytes=sum(c.length for c in heard.get((r.run, r.round), [])),
             )
             for r in closed
+            if training.cycle(r.round) == cycle
         ],
         measures=told,
         sent_bytes=sent,
+        cycle=cycle,
+        cycles=tuple(cycles),
     )
 
 

@@ -155,7 +155,7 @@ class App:
     async def _blob(self, request: web.Request) -> web.StreamResponse:
         node = self._node(request)
         sha256 = request.match_info["sha256"]
-        if not re.fullmatch(SHA256_PATTERN, sha256) or not self._studies.shows(node.name, sha256):
+        if not re.fullmatch(SHA256_PATTERN, sha256) or not self._studies.intake.shows(node.name, sha256):
             raise UnknownRun("This node has no open work with those bytes.", hint="The round may be over; ask for work again.")
         fd = await self._store.opened(sha256)
         try:
@@ -194,12 +194,12 @@ class App:
         offered = _header(request, routes.DATASETS_HEADER, routes.DATASETS_PATTERN, "")
         datasets = list(filter(None, offered.split(","))) if routes.DATASETS_HEADER in request.headers else None
         pending = _pending(_header(request, routes.PENDING_HEADER, routes.PENDING_PATTERN, ""))
-        asked = self._studies.expects(node.name, run, round_)
+        asked = self._studies.intake.expects(node.name, run, round_)
         body = await self._ingest.receive_body(
             request, sha256=sha256, limit_bytes=asked.limit_bytes, compression=asked.run.contribution.compression
         )
         try:
-            await self._studies.contribute(node.name, run, round_, weight=weight, sha256=sha256, body=body)
+            await self._studies.intake.contribute(node.name, run, round_, weight=weight, sha256=sha256, body=body)
         finally:
             if not isinstance(body, bytes):
                 await asyncio.to_thread(body.unlink, missing_ok=True)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from freehold.coordinator.serverjobs import Begin, Close, Describe, Described, FromChild, ServerCodeError, States, ToChild
-from freehold.errors import PeerGone, ServerCodeFailed
+from freehold.errors import NotAsynchronous, PeerGone, ServerCodeFailed
 from freehold.plan import TensorSpec
 from freehold.wire.local import Pieces, close, is_sealed, sealed
 from freehold.wire.process import Child, Spawn, spawn
@@ -75,5 +75,7 @@ class ServerCode:
             close([memory])
         if isinstance(reply, ServerCodeError):
             close(got)
+            if reply.code == NotAsynchronous.code:
+                raise NotAsynchronous(reply.message, hint=reply.hint)
             raise ServerCodeFailed(f"({reply.code}) {reply.message}", hint=reply.hint)
         return reply, got

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from freehold.coordinator import asynchronous
 from freehold.coordinator.run import OpenRun
 from freehold.drawing import draw_cohort
 
@@ -20,15 +21,19 @@ class Cohorts:
         return list(self._nodes(run.plan.task.name, run.plan.clients == "devices"))
 
     def draw(self, run: OpenRun, round: int) -> tuple[list[str], int]:
-        """Whom to ask in a round, everybody after the last; and of how many."""
-        population = self.population(run)
-        asked = run.plan.round.cohort if round < run.plan.training.rounds else None
+        """Whom to ask in a round, everybody where it measures; and of how many."""
+        population, trains = self.population(run), run.plan.training.trains(round)
+        if run.buffer is not None and trains:
+            return asynchronous.draw(run, run.buffer, round, population), len(population)
+        asked = run.plan.round.cohort if trains else None
         size = min(asked or len(population), len(population))
         return draw_cohort(population, size, seed=run.run.seed, index=round) if population else [], len(population)
 
     def once_more(self, run: OpenRun) -> list[str]:
         """Whom to ask in a round that is short of its quorum: also those that declined, and others as far as there is room."""
         population = self.population(run)
+        if run.buffer is not None:
+            return asynchronous.once_more(run, population)
         size = min(run.capacity, len(population))
         drawn = draw_cohort(population, size, seed=run.run.seed, index=run.round) if size else []
         others = [node for node in drawn if node not in run.cohort and node not in run.received]

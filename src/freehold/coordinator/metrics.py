@@ -57,7 +57,7 @@ class Metrics:
             self._rejected.labels(str(fields["code"])).inc()
         elif name == "work.declined":
             self._declined.labels(str(fields["code"])).inc()
-        elif name == "run.finished":
+        elif name in ("run.finished", "run.rested"):
             self._closed.pop(str(fields["run"]), None)
         elif name.startswith("study."):
             self._studies.labels(name.removeprefix("study.")).inc()

@@ -13,14 +13,15 @@ from freehold.coordinator import study_records as records
 from freehold.coordinator.child import ServerCode, ServerStates
 from freehold.coordinator.cohorts import Cohorts
 from freehold.coordinator.lease import Lease, Superseded
-from freehold.coordinator.run import OpenRun, check, fold
+from freehold.coordinator.restore import fold_stored, restore
+from freehold.coordinator.run import OpenRun
+from freehold.coordinator.schedules import Schedules
 from freehold.coordinator.steps import Steps
-from freehold.coordinator.store import Put, Store, explained
+from freehold.coordinator.store import Put, Store
 from freehold.errors import FreeholdError, ServerCodeFailed, StoreError
 from freehold.events import Event, Listener, silent
 from freehold.wire.local import close
 from freehold.wire.messages import Blob
-from freehold.wire.tally import FixedPointSum
 
 OPEN_RUNS = 2
 """Runs of a study that are open at once: while one closes, the nodes work on the other."""
@@ -52,11 +53,14 @@ class Rounds:
         """
         self._lease = lease
         self._store, self._code, self._wake, self._clock, self._tell = store, code, wake, clock, tell
-        self._cohorts = Cohorts(nodes)
+        self.cohorts = Cohorts(nodes)
         self.runs: dict[str, OpenRun] = {}
         self._steps = Steps(self.fail, tell)
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._child = asyncio.Lock()
+        self.schedules = Schedules(
+            store, clock, tell, check=lease.check, spawn=self._steps.begin, later=self._later, advance=self.advance
+        )
 
     async def ask(self, question: Callable[[], T]) -> T:
         """Put a question to the child that runs algorithm code, one at a time."""
@@ -69,26 +73,31 @@ class Rounds:
             return
         for study in dict.fromkeys(run.study for run in self.runs.values()):
             own = [run for run in self.runs.values() if run.study == study]
+            self.schedules.look(own)
             free = OPEN_RUNS - sum(run.state in ("training", "measuring") for run in own)
             for run in [r for r in own if r.state == "waiting"][: max(free, 0)]:
-                if len(self._cohorts.population(run)) < run.plan.round.least_nodes or run.closing:
+                if len(self.cohorts.population(run)) < run.plan.round.least_nodes or run.closing:
                     continue
                 run.closing = True  # nobody else begins it
                 self._steps.begin(run, lambda run=run: self._begin(run))  # type: ignore[misc]
             for run in own:
-                if run.state == "training" and not run.cohort and not run.closing and self._cohorts.population(run):
+                if run.state == "training" and not run.cohort and not run.closing and self.cohorts.population(run):
                     self._steps.begin(run, lambda run=run: self._ask_anew(run))  # type: ignore[misc]
 
     async def _ask_anew(self, run: OpenRun) -> None:
         """Open a round once more that nobody is left in, now that there is somebody."""
         if run.cohort or run.received or run.closing:
             return  # another node was faster
-        cohort, population = self._cohorts.draw(run, run.round)
+        cohort, population = self.cohorts.draw(run, run.round)
         run.open(run.round, tuple(cohort), population, self._clock() + run.plan.round.deadline_s)
         await self.extend(run, cohort, run.deadline)
 
     async def _begin(self, run: OpenRun) -> None:
-        if run.doubtful and self._kept(run, 0):
+        first = 0 if run.server is None else run.round + 1
+        if run.doubtful and self._kept(run, first):
+            return
+        if first:  # another cycle, from the states where they are
+            await self._next_round(run, first, None, counted={}, weight=0.0)
             return
         plan = run.plan_blob.body or self._store.blob_bytes(run.plan_blob.sha256)
         states = await self._ask(run, lambda: self._code.begin(plan, run.run.number))
@@ -100,22 +109,21 @@ class Rounds:
         if self._steps.closing or not self._lease.held or run.closing or run.state not in ("training", "measuring"):
             return
         now = self._clock()
-        enough = run.state == "measuring" or (len(run.received) >= run.quorum and run.received)
-        if enough and ((run.complete and run.cohort) or now >= run.deadline):
+        if (run.state == "measuring" or run.enough) and (run.complete or now >= run.deadline):
             run.closing = True
             self._steps.begin(run, lambda: self._close(run))
         elif now >= run.deadline:
             self._tell(Event("round.short", {"run": run.id, "round": run.round, "heard": len(run.received)}))
             self._steps.begin(
-                run, lambda: self.extend(run, self._cohorts.once_more(run), self._clock() + run.plan.round.deadline_s)
+                run, lambda: self.extend(run, self.cohorts.once_more(run), self._clock() + run.plan.round.deadline_s)
             )
         else:
-            self._at(run, run.deadline - now)
+            self._later(run, run.deadline - now, lambda: self.consider(run))
 
-    def _at(self, run: OpenRun, after_s: float) -> None:
+    def _later(self, run: OpenRun, after_s: float, do: Callable[[], None]) -> None:
         if run.id in self._timers:
             self._timers[run.id].cancel()
-        self._timers[run.id] = asyncio.get_running_loop().call_later(after_s, self.consider, run)
+        self._timers[run.id] = asyncio.get_running_loop().call_later(after_s, do)
 
     async def extend(self, run: OpenRun, cohort: Sequence[str], deadline: float) -> None:
         """Wait on, for fewer nodes or others."""
@@ -213,7 +221,7 @@ class Rounds:
         run.received[stored.node], run.weights[stored.node] = stored.sha256, stored.weight
         async with run.folding:
             try:
-                await asyncio.to_thread(self._fold, run, total, stored)
+                await asyncio.to_thread(fold_stored, self._store, run, total, stored)
             except StoreError as error:
                 # The sum is now of nobody knows what, and what it should be made of cannot be read.
                 await self.fail(run, error)
@@ -245,37 +253,32 @@ class Rounds:
         self._tell(Event("study.failed", {"study": run.study, "run": run.id, "code": error.code}))
 
     async def _next_round(
-        self, run: OpenRun, round: int, states: ServerStates, *, counted: Mapping[str, str], weight: float
+        self, run: OpenRun, round: int, states: ServerStates | None, *, counted: Mapping[str, str], weight: float
     ) -> None:
-        try:
-            # Of a leader that was superseded and goes on, the files must not be those of the one that now leads.
-            own = f".{self._lease.epoch}" if self._lease.epoch else ""
-            name = run.place(round, f"server{own}")
-            server = await self._store.put(states.server, name=name, point="coordinator.state")
-            shared, name = server, run.place(round, f"shared{own}")
-            if states.shared is not states.server:
-                shared = await self._store.put(states.shared, name=name, point="coordinator.state")
-        finally:
-            states.close()
-        cohort, population = self._cohorts.draw(run, round)
+        """Open a round, and close the one before; without states, that one measured and is closed."""
+        server, shared = (None, None) if states is None else await self._put(run, round, states)
+        cohort, population = self.cohorts.draw(run, round)
         now = self._clock()
         deadline = now + run.plan.round.deadline_s
+        state = "training" if run.plan.training.trains(round) else "measuring"
 
         def settle(connection: Any) -> list[str] | None:
             self._lease.check(connection)
             if not records.is_running(connection, run.study):
                 return None
-            if records.place_of(connection, run.id) != (("training", round - 1) if round else ("waiting", 0)):
+            if records.place_of(connection, run.id) != ("training" if round and states else "waiting", max(round - 1, 0)):
                 raise Superseded
             gone: list[str] = []
-            if round:
+            if round and states is not None:
                 if records.senders(connection, run.id, round - 1) - set(counted):
                     raise _Missed
                 gone = records.close_round(connection, run=run.id, round=round - 1, counted=counted, weight=weight, now=now)
-            gone += self._store.insert_blob(connection, server)
-            if shared is not server:
-                gone += self._store.insert_blob(connection, shared)
-            old = records.put_states(connection, run.id, server=server.sha256, shared=shared.sha256)
+            if server is not None and shared is not None:
+                gone += self._store.insert_blob(connection, server)
+                if shared is not server:
+                    gone += self._store.insert_blob(connection, shared)
+                old = records.put_states(connection, run.id, server=server.sha256, shared=shared.sha256)
+                gone += self._store.release(connection, set(old) - {server.sha256, shared.sha256})
             records.open_round(
                 connection,
                 run=run.id,
@@ -284,10 +287,10 @@ class Rounds:
                 population=population,
                 now=now,
                 deadline=deadline,
-                state="training" if round < run.plan.training.rounds else "measuring",
+                state=state,
             )
             self._store.announce(connection, "round", run.id)
-            return gone + self._store.release(connection, set(old) - {server.sha256, shared.sha256})
+            return gone
 
         places: list[str] | None = None
         try:
@@ -299,18 +302,33 @@ class Rounds:
             await self._drop(server, shared)
             return
         run.counted = dict(counted)
-        run.server, run.shared = server.sha256, Blob(sha256=shared.sha256, length=shared.length, body=shared.body)
+        if server is not None and shared is not None:
+            run.server, run.shared = server.sha256, Blob(sha256=shared.sha256, length=shared.length, body=shared.body)
         run.open(round, tuple(cohort), population, deadline)
         self._opened(run)
         await self._store.remove(places)
 
-    async def _drop(self, *puts: Put) -> None:
-        for put in puts:
+    async def _drop(self, *puts: Put | None) -> None:
+        for put in filter(None, puts):
             await self._store.drop(put)
+
+    async def _put(self, run: OpenRun, round: int, states: ServerStates) -> tuple[Put, Put]:
+        """The states before a round, safe; twice the same where nodes see all of it."""
+        # Of a leader that was superseded and goes on, the files must not be those of the one that now leads.
+        own = f".{self._lease.epoch}" if self._lease.epoch else ""
+        try:
+            name = run.place(round, f"server{own}")
+            server = await self._store.put(states.server, name=name, point="coordinator.state")
+            if states.shared is states.server:
+                return server, server
+            name = run.place(round, f"shared{own}")
+            return server, await self._store.put(states.shared, name=name, point="coordinator.state")
+        finally:
+            states.close()
 
     def _opened(self, run: OpenRun) -> None:
         """A round is open, and the one before it closed."""
-        if run.round:
+        if run.round and run.plan.training.trains(run.round - 1):
             heard, population = len(run.counted), run.population
             self._tell(Event("round.closed", {"run": run.id, "round": run.round - 1, "heard": heard, "population": population}))
         self.consider(run)
@@ -322,62 +340,44 @@ class Rounds:
             return False
         before, run.round = (run.round, run.state), round
         try:
-            self.restore(run)
+            restore(self._store, run, summing=self._lease.held)
         except BaseException:
             (run.round, run.state), run.closing, run.doubtful = before, True, True  # the step is done again from here
             raise
         self._opened(run)
         return True
 
-    def restore(self, run: OpenRun) -> None:
-        """The open round as the store has it: states, who was asked, who was heard, and the sum of what they sent."""
-        row = self._store.read(lambda c: records.round_of(c, run.id, run.round))
-        server, shared = self._store.read(lambda c: records.states_of(c, run.id))
-        assert row is not None
-        run.server, run.shared = server, self._store.blob(shared)
-        run.open(run.round, tuple(filter(None, row.cohort.split(","))), row.population, row.deadline)
-        before = self._store.read(lambda c: records.received(c, run.id, run.round - 1))
-        run.counted = {each.node: each.sha256 for each in before if each.counted}
-        if run.tally is None:
-            run.received = dict.fromkeys(self._store.read(lambda c: records.measures_of(c, run.id, run.round)), "")
-            return
-        for each in self._store.read(lambda c: records.received(c, run.id, run.round)):
-            if self._lease.held:  # who leads adds them up
-                self._fold(run, run.tally.sum, each)
-            run.received[each.node], run.weights[each.node] = each.sha256, each.weight
-
-    def _fold(self, run: OpenRun, total: FixedPointSum, stored: records.Row) -> None:
-        """Add a stored contribution to a sum."""
-        body = stored.body if stored.body is not None else self._store.open_place(stored.place, stored.sha256)
-        try:
-            with explained():
-                fold(body, total, stored.weight, check(body, run, total, stored.weight))
-        finally:
-            close([body] if isinstance(body, int) else [])
-
     async def _finish(self, run: OpenRun) -> None:
+        """A run is measured: it is over, or rests until the next cycle."""
         now = self._clock()
-        last = all(other.id == run.id for other in self.runs.values() if other.study == run.study)
+        rests = self.schedules.goes_on(run.study)
 
-        def end(connection: Any) -> bool:
+        def end(connection: Any) -> tuple[bool, bool]:
             self._lease.check(connection)
             running = records.is_running(connection, run.study)
             if running:
                 records.close_round(connection, run=run.id, round=run.round, counted={}, weight=0.0, now=now)
-                records.set_run_state(connection, run.id, "finished")
-            if running and last:
+                records.set_run_state(connection, run.id, "resting" if rests else "finished")
+            last = records.nothing_open(connection, run.study)
+            if running and last and not rests:
                 records.end_study(connection, run.study, state="finished", now=now)
             self._store.announce(connection, "study", run.study)
-            return running
+            return running, last
 
+        running, last = await self._store.write(end, "coordinator.run_ended")
         # One that was kept although the store had said otherwise has ended its study, if it was the last.
-        if not await self._store.write(end, "coordinator.run_ended") and not run.doubtful:
+        if not running and not run.doubtful:
             return
-        self.runs.pop(run.id, None)
-        run.state = "finished"
-        self._tell(Event("run.finished", {"run": run.id, "study": run.study}))
+        cycle, fields = run.plan.training.cycle(run.round), {"study": run.study}
+        if rests:
+            run.state, run.closing = "resting", False
+            self._tell(Event("run.rested", {**fields, "run": run.id, "cycle": cycle}))
+        else:
+            self.runs.pop(run.id, None)
+            run.state = "finished"
+            self._tell(Event("run.finished", {**fields, "run": run.id}))
         if last:
-            self._tell(Event("study.finished", {"study": run.study}))
+            self._tell(Event("cycle.finished", {**fields, "cycle": cycle}) if rests else Event("study.finished", {**fields}))
         await self.advance()
         self._wake(None)
 

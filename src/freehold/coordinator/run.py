@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from freehold.coordinator.buffer import Buffer
 from freehold.errors import TensorsMalformed
 from freehold.plan import Contribution, Plan, Run
 from freehold.wire.codec import Entry
@@ -16,7 +17,7 @@ from freehold.wire.local import Mapped
 from freehold.wire.messages import Blob
 from freehold.wire.tally import FixedPointSum, layout_of, most_bytes
 
-State = Literal["waiting", "training", "measuring", "finished", "stopped"]
+State = Literal["waiting", "training", "measuring", "resting", "finished", "stopped"]
 
 
 HEAVY_BYTES = 1 << 20
@@ -63,12 +64,18 @@ class OpenRun:
     """The same of the round before, all of which counted."""
     tally: OpenTally | None = None
     folding: asyncio.Lock = field(default_factory=asyncio.Lock)
+    buffer: Buffer | None = None
+    """What a run with asynchronous rounds has beside."""
     closing: bool = False
     """No contribution is taken any more."""
     doubtful: bool = False
     """The store has said that it could not write the step that is being done, and may have written it all the same."""
     _members: frozenset[str] = frozenset()
     _members_of: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.plan.round.mode == "asynchronous":
+            self.buffer = Buffer(self.plan.round)
 
     @property
     def id(self) -> str:
@@ -93,16 +100,22 @@ class OpenRun:
     @property
     def quorum(self) -> int:
         """Answers that make the round count: of those that are still asked, or as many as the plan says."""
+        if self.buffer is not None:
+            return min(self.capacity, max(1, len({*self.cohort, *self.received})))
         return min(self.plan.round.quorum or len(self.cohort), self.capacity)
 
     @property
     def capacity(self) -> int:
         """How many may contribute to this round, however often others are asked in the place of those that declined."""
+        if self.buffer is not None:
+            return max(1, min(self.buffer.size, self.population))
         return max(1, len(self.cohort), min(self.plan.round.cohort or self.population, self.population))
 
     def open(self, round: int, cohort: tuple[str, ...], population: int, deadline: float) -> None:
         """Ask a cohort: for contributions, or after the last round for measures."""
-        self.state = "training" if round < self.plan.training.rounds else "measuring"
+        if self.buffer is not None:
+            self.buffer.opened(round, cohort, self)
+        self.state = "training" if self.plan.training.trains(round) else "measuring"
         self.round, self.cohort, self.population, self.deadline = round, cohort, population, deadline
         self.received, self.weights = {}, {}
         self.closing = self.doubtful = False
@@ -126,15 +139,28 @@ class OpenRun:
         return self.asks(node) and sha256 in (self.plan_blob.sha256, self.shared.sha256 if self.shared else "")
 
     @property
+    def enough(self) -> bool:
+        """As many are heard as make the round count, and no other is being entered."""
+        return len(self.received) >= self.quorum and bool(self.received) and not (self.buffer and self.buffer.entering)
+
+    @property
     def complete(self) -> bool:
-        """Everybody that was asked is heard."""
-        return len(self.received) >= len(self.cohort) and all(node in self.received for node in self.cohort)
+        """There is nobody to wait for."""
+        if self.buffer is not None and self.state == "training":
+            return self.enough
+        return len(self.received) >= len(self.cohort) > 0 and all(node in self.received for node in self.cohort)
+
+    def damping(self, round: int) -> float:
+        """What a contribution is multiplied with that was asked for in that round."""
+        return 1.0 if self.buffer is None else self.buffer.damping(self.round - round)
 
     def drop_tally(self) -> None:
         """Free the memory of a closed round."""
         if self.tally is not None:
             self.tally.close()
             self.tally = None
+        if self.buffer is not None:
+            self.buffer.notify()
 
 
 def check(body: bytes | int, run: OpenRun, total: FixedPointSum, weight: float) -> Entries:
@@ -151,10 +177,10 @@ def check(body: bytes | int, run: OpenRun, total: FixedPointSum, weight: float) 
         return total.check(view, weight)
 
 
-def fold(body: bytes | int, total: FixedPointSum, weight: float, entries: Entries) -> None:
+def fold(body: bytes | int, total: FixedPointSum, weight: float, entries: Entries, damping: float = 1.0) -> None:
     """Add a contribution in which `check` has found these entries; raises OSError for what cannot be read."""
     if isinstance(body, bytes):
-        total.add_checked(body, weight, entries)
+        total.add_checked(body, weight, entries, damping=damping)
         return
     with Mapped(body) as view:
-        total.add_checked(view, weight, entries)
+        total.add_checked(view, weight, entries, damping=damping)

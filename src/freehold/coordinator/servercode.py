@@ -21,7 +21,7 @@ from freehold.coordinator.serverjobs import Close, Describe, Described, FromChil
 from freehold.core import Algorithm, Round, Tree, flatten, is_finite, unflatten
 from freehold.data import mock_population
 from freehold.engines import METRICS, Feed, contribution_tensors, planned_work
-from freehold.errors import Diverged, FreeholdError, PeerGone
+from freehold.errors import Diverged, FreeholdError, NotAsynchronous, PeerGone
 from freehold.plan import Contribution, Plan, TensorSpec, parse, runs_of
 from freehold.tasks import build_task, prepare_for, schema_of, task_definition
 from freehold.wire.local import Mapped, channel_from, close, read, sealed
@@ -68,6 +68,8 @@ def answer(job: ToChild, fds: Sequence[int]) -> tuple[FromChild, list[int]]:
     plan = _plan(text)
     if isinstance(job, Describe):
         kinds = [_built(text, number) for number in range(1 + len(plan.companions))]
+        for each in kinds:
+            _check_mode(plan, each)
         return Described(tensors=[contribution_tensors(b.algorithm, b.feed, planned_work(plan)[0]) for b in kinds]), []
     built = _built(text, job.number)
     algorithm = built.algorithm
@@ -86,6 +88,17 @@ def answer(job: ToChild, fds: Sequence[int]) -> tuple[FromChild, list[int]]:
     if shared is not server:
         packed.append(_packed(shared))
     return States(), packed
+
+
+def _check_mode(plan: Plan, built: Built) -> None:
+    algorithm, spec = built.algorithm, contribution_tensors(built.algorithm, built.feed, planned_work(plan)[0])
+    whole = [tensor.name for tensor in spec if "int" in tensor.dtype]
+    if plan.round.mode == "asynchronous" and (not algorithm.asynchronous or whole):
+        why = ", ".join(sorted(algorithm.statistics)) or ", ".join(whole) or "what it sends"
+        raise NotAsynchronous(
+            f"{algorithm.name} needs the mean of one round: {why} must not be damped, or come from an older state.",
+            hint='Say mode = "synchronous" in [round], or choose e.g. fedavg, ditto, fedper or fedadam, also as companions.',
+        )
 
 
 def _mean(built: Built, fd: int) -> Tree:

@@ -7,27 +7,26 @@ whose contributions counted, the new states, and who is asked next.
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from freehold.coordinator import asynchronous
 from freehold.coordinator import study_records as records
 from freehold.coordinator.child import ServerCode
+from freehold.coordinator.intake import Intake
 from freehold.coordinator.lease import Lease
+from freehold.coordinator.restore import restore
 from freehold.coordinator.rounds import Rounds
-from freehold.coordinator.run import Entries, OpenRun, check, fold
+from freehold.coordinator.run import OpenRun
 from freehold.coordinator.signing import Admit, everyone
-from freehold.coordinator.store import Put, Store, in_row
-from freehold.errors import Conflict, Late, StoreError, StudyRefused, UnknownRun
+from freehold.coordinator.store import Store, in_row
+from freehold.errors import StudyRefused, UnknownRun
 from freehold.events import Event, Listener, silent
 from freehold.plan import Plan, digest, parse, runs_of
-from freehold.wire.local import close
 from freehold.wire.messages import Declined, Measure, Measures, Pending, Settled, Train, Work
 
 
@@ -57,34 +56,59 @@ class Studies:
         self._served: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
         self._waiting: dict[str, set[asyncio.Future[None]]] = defaultdict(set)
         self._closing = False
+        self.intake = Intake(store, self._rounds, self._lease, self._look_up, lambda: self._closing, clock=clock, tell=tell)
 
     # Studies.
 
-    async def start(self, text: str, signature: str | None = None, *, by: str = "operator") -> str:
+    async def start(
+        self,
+        text: str,
+        signature: str | None = None,
+        *,
+        by: str = "operator",
+        every_s: float | None = None,
+        times: int | None = None,
+    ) -> str:
         """Begin a study from a plan's text; its digest. Beginning it twice changes nothing. Raises StudyRefused and PlanError.
 
-        `by` is remembered: a role and a name.
+        `by` is remembered: a role and a name. `every_s`: it trains and measures again as often, until it is stopped or has
+        done so `times`.
         """
         plan = parse(text)
         identity = digest(plan)
         self._admitted(identity, signature)
+        if plan.round.mode == "asynchronous" and self._store.shared:
+            raise StudyRefused(
+                "Asynchronous rounds are for a coordinator with a database of its own; this one may share its PostgreSQL.",
+                hint='Run the study on a coordinator without --database, or say mode = "synchronous" in [round].',
+            )
         await self._check(plan, text)
         put = in_row(text.encode())
         numbered = [(run.id, run.number) for run in runs_of(plan)]
 
         def insert(connection: Any) -> bool:
+            now = self._clock()
             self._store.insert_blob(connection, put)
             self._store.announce(connection, "study", identity)
-            return records.insert_study(
+            new = records.insert_study(
                 connection,
                 digest=identity,
                 name=plan.name,
                 plan=put.sha256,
                 signature=signature,
-                now=self._clock(),
+                now=now,
                 runs_=numbered,
                 by=by,
             )
+            if new and every_s is not None:
+                records.insert_schedule(connection, identity, every_s=every_s, times=times, now=now)
+            found = records.schedule_of(connection, identity)
+            if (every_s, times) != ((found.every_s, found.times) if found else (None, None)):
+                raise StudyRefused(
+                    "This plan was started before, with another schedule or none.",
+                    hint="Start it without --every and --times as then, or give the plan another name.",
+                )
+            return new
 
         if await self._store.write(insert, "coordinator.study"):
             self._tell(Event("study.started", {"study": identity, "name": plan.name, "runs": len(numbered)}))
@@ -178,8 +202,8 @@ class Studies:
             self._runs.pop(run.id, None)
             return
         run.state, run.round = state, round  # type: ignore[assignment]
-        if state in ("training", "measuring"):
-            self._rounds.restore(run)
+        if state in ("training", "measuring") or round:
+            restore(self._store, run, summing=self._lease.held)
         self._runs[run.id] = run
 
     # Nodes.
@@ -211,13 +235,16 @@ class Studies:
         settled, unknown = [], []
         for each in pending:
             run = self._runs.get(each.run)
-            if run is not None and run.state != "stopped" and each.round == run.round - 1:
+            if run is not None and run.buffer is not None:
+                found = asynchronous.settled(self._store, run, node, each.round)
+                settled += [] if found is None else [found]
+            elif run is not None and run.state != "stopped" and each.round == run.round - 1:
                 settled.append(Settled(run=each.run, round=each.round, counted=run.counted.get(node, "")))
             elif run is None or each.round < run.round:
                 unknown.append((each.run, each.round))
         if unknown:
-            found = self._store.read(lambda c: records.counted_of(c, node, unknown))
-            settled += [Settled(run=r, round=i, counted=counted) for (r, i), counted in found.items() if counted is not None]
+            told = self._store.read(lambda c: records.counted_of(c, node, unknown))
+            settled += [Settled(run=r, round=i, counted=counted) for (r, i), counted in told.items() if counted is not None]
         return settled
 
     def _next(self, node: str, working: Pending | None) -> Work | None:
@@ -239,114 +266,12 @@ class Studies:
         return Train(
             run=run.id,
             round=run.round,
-            cohort=len(run.cohort),
+            cohort=len(run.cohort) if run.buffer is None else run.quorum,
             population=run.population,
             plan=run.plan_blob,
             shared=run.shared,
             left_s=left_s,
         )
-
-    def expects(self, node: str, run: str, round: int) -> OpenRun:
-        """The run to which this node may now contribute; raises UnknownRun or Late."""
-        found = self._runs.get(run)
-        if found is None or not found.asks(node):
-            raise UnknownRun(f"This node was not asked for run {run}.", hint="The study may be over; ask for work again.")
-        if self._store.shared and round > found.round:
-            self._look_up(found)  # another coordinator went on, and the node heard of it first
-        if round != found.round or found.closing or found.state != "training":
-            raise Late(
-                f"Round {round} of run {run} is closed; the run is in round {found.round}.",
-                hint="Nothing is wrong: the coordinator went on without this contribution.",
-            )
-        return found
-
-    def shows(self, node: str, sha256: str) -> bool:
-        """Whether these bytes belong to work that this node was asked for."""
-        if self._store.shared and not any(run.shows(node, sha256) for run in self._runs.values()):
-            for run in list(self._runs.values()):
-                self._look_up(run)
-        return any(run.shows(node, sha256) for run in self._runs.values())
-
-    async def contribute(self, node: str, run: str, round: int, *, weight: float, sha256: str, body: bytes | Path) -> None:
-        """Take a contribution: when this returns, it is in the store and will be counted, once.
-
-        Raises UnknownRun, Late, Conflict, SpecMismatch, WeightRefused, TensorsMalformed or StoreError.
-        """
-        # A file will be moved, or sent to the bucket; its descriptor goes on to show what was checked.
-        shown = body if isinstance(body, bytes) else os.open(body, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            await self._contribute(node, run, round, weight=weight, sha256=sha256, body=body, shown=shown)
-        finally:
-            close([shown] if isinstance(shown, int) else [])
-
-    async def _contribute(
-        self, node: str, run: str, round: int, *, weight: float, sha256: str, body: bytes | Path, shown: bytes | int
-    ) -> None:
-        open_run = self.expects(node, run, round)
-        before = open_run.received.get(node)
-        if before is None:
-            assert open_run.tally is not None
-            if not open_run.is_heavy(shown):
-                entries = check(shown, open_run, open_run.tally.sum, weight)
-            else:
-                entries = await asyncio.to_thread(check, shown, open_run, open_run.tally.sum, weight)
-            whose = hashlib.sha256(node.encode()).hexdigest()[:8]
-            name = open_run.place(round, f"{whose}.{sha256[:16]}")
-            put = await self._store.put(body, name=name, point="coordinator.contribution", sha256=sha256)
-            now = self._clock()
-
-            def insert(connection: Any) -> str | None:
-                if records.is_closed(connection, run, round):
-                    raise _closed(run, round)
-                self._store.announce(connection, "contribution", run, round, node)
-                return records.insert_contribution(connection, run=run, round=round, node=node, put=put, weight=weight, now=now)
-
-            try:
-                before = await self._store.write(insert, "coordinator.contribution")
-            except Late:
-                await self._store.drop(put)
-                raise
-            # There and not yet in the sum: the database kept what it had said it could not.
-            if before is None or (before == sha256 and open_run.awaits(node) and open_run.round == round):
-                await self._count(open_run, round, node, put, shown, weight, entries)
-                return
-            if before != sha256:
-                await self._store.drop(put)
-        if before != sha256:
-            raise Conflict(
-                f"This node has sent another contribution to round {round} of run {run} before.",
-                hint="The first one counts. The node discards the second when it asks for work.",
-            )
-
-    async def _count(
-        self, run: OpenRun, round: int, node: str, put: Put, shown: bytes | int, weight: float, entries: Entries
-    ) -> None:
-        """Add a contribution that is in the store to the sum of its round, if this coordinator makes that sum."""
-        if run.state == "stopped":
-            raise _closed(run.id, round)
-        if run.round != round or run.closing or run.tally is None or node in run.received:
-            return  # who closes the round finds it there, or has found it
-        if not self._lease.held:
-            run.received[node] = put.sha256
-            self._heard(run, node, put)
-            return
-        total = run.tally.sum
-        run.received[node], run.weights[node] = put.sha256, weight
-        async with run.folding:
-            if not run.is_heavy(shown):
-                fold(shown, total, weight, entries)
-            else:
-                try:
-                    await asyncio.to_thread(fold, shown, total, weight, entries)
-                except OSError as error:
-                    # The sum is now of nobody knows what, and what it should be made of cannot be read.
-                    await self._rounds.fail(run, _unreadable(error))
-                    raise _unreadable(error) from error
-        self._heard(run, node, put)
-        self._rounds.consider(run)
-
-    def _heard(self, run: OpenRun, node: str, put: Put) -> None:
-        self._tell(Event("contribution.received", {"run": run.id, "round": run.round, "node": node, "bytes": put.length}))
 
     async def measured(self, node: str, message: Measures | Declined) -> None:
         """Take what a node measured, or that it declined to train or measure."""
@@ -398,6 +323,9 @@ class Studies:
     def wake_all(self) -> None:
         """Answer every poll now, with nothing if there is nothing."""
         self._closing = True
+        for run in self._runs.values():
+            if run.buffer is not None:
+                run.buffer.notify()
         self.wake(None)
 
     async def close(self) -> None:
@@ -413,13 +341,3 @@ class Studies:
 def _answer(woken: asyncio.Future[None]) -> None:
     if not woken.done():
         woken.set_result(None)
-
-
-def _unreadable(error: OSError) -> StoreError:
-    return StoreError(
-        f"A contribution that was stored cannot be read: {error.strerror or error}.", hint="Look at the coordinator's disk."
-    )
-
-
-def _closed(run: str, round: int) -> Late:
-    return Late(f"Round {round} of run {run} closed meanwhile.", hint="Nothing is wrong; ask for work again.")

@@ -8,7 +8,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from freehold.coordinator.store import Put
-from freehold.coordinator.study_tables import contributions, measures, rounds, runs, studies
+from freehold.coordinator.study_tables import contributions, measures, rounds, runs, schedules, studies
 
 Row = sa.Row[Any]
 
@@ -33,6 +33,33 @@ def insert_study(
     rows = [{"id": i, "study": digest, "number": n, "state": "waiting", "round": 0} for i, n in runs_]
     connection.execute(sa.insert(runs), rows)
     return True
+
+
+def insert_schedule(connection: sa.Connection, study: str, *, every_s: float, times: int | None, now: float) -> None:
+    """A study's schedule; its first cycle begins now."""
+    connection.execute(sa.insert(schedules).values(study=study, every_s=every_s, times=times, cycle=0, due=now + every_s))
+
+
+def schedule_of(connection: sa.Connection, study: str) -> Row | None:
+    """A study's schedule, if it has one."""
+    return connection.execute(sa.select(schedules).where(schedules.c.study == study)).first()
+
+
+def resting(study: str) -> sa.Select[tuple[str]]:
+    """Asks for the runs of a study that rest."""
+    return sa.select(runs.c.id).where(runs.c.study == study, runs.c.state == "resting")
+
+
+def begin_cycle(connection: sa.Connection, study: str, *, cycle: int, due: float) -> None:
+    """All runs that rest wait to be opened; `due` is when the next cycle may begin."""
+    connection.execute(sa.update(schedules).where(schedules.c.study == study).values(cycle=cycle, due=due))
+    connection.execute(sa.update(runs).where(runs.c.study == study, runs.c.state == "resting").values(state="waiting"))
+
+
+def nothing_open(connection: sa.Connection, study: str) -> bool:
+    """Whether all runs of a study rest or are over."""
+    going = sa.select(runs.c.id).where(runs.c.study == study, runs.c.state.in_(("waiting", "training", "measuring")))
+    return connection.execute(going).first() is None
 
 
 def running(connection: sa.Connection) -> Sequence[Row]:
@@ -102,7 +129,7 @@ _ROUND = (rounds.c.run == sa.bindparam("run"), rounds.c.round == sa.bindparam("r
 _CLOSED = sa.select(rounds.c.closed).where(*_ROUND).with_for_update(read=True)
 _LOCK = sa.select(rounds.c.run).where(*_ROUND).with_for_update()
 _SENDERS = sa.select(contributions.c.node).where(
-    contributions.c.run == sa.bindparam("run"), contributions.c.round == sa.bindparam("round")
+    contributions.c.run == sa.bindparam("run"), contributions.c.summed == sa.bindparam("round")
 )
 
 
@@ -125,17 +152,38 @@ def place_of(connection: sa.Connection, run: str) -> tuple[str, int]:
 
 
 def insert_contribution(
-    connection: sa.Connection, *, run: str, round: int, node: str, put: Put, weight: float, now: float
+    connection: sa.Connection,
+    *,
+    run: str,
+    round: int,
+    node: str,
+    put: Put,
+    weight: float,
+    now: float,
+    summed: int | None = None,
 ) -> str | None:
-    """Enter a contribution; None, or the digest of the one that this node has sent before."""
+    """Enter a contribution; None, or the digest of the one that this node has sent before.
+
+    `summed`: the round in whose sum it is, if that is not the one that asked for it.
+    """
     key = {"run": run, "round": round, "node": node}
     before: str | None = connection.execute(_BEFORE, key).scalar()
     if before is None:
-        connection.execute(_INSERT, {**key, **put._asdict(), "weight": weight, "received": now, "counted": None})
+        connection.execute(
+            _INSERT,
+            {
+                **key,
+                **put._asdict(),
+                "weight": weight,
+                "received": now,
+                "counted": None,
+                "summed": round if summed is None else summed,
+            },
+        )
     return before
 
 
-_OPEN = (contributions.c.run == sa.bindparam("of_run"), contributions.c.round == sa.bindparam("of_round"))
+_OPEN = (contributions.c.run == sa.bindparam("of_run"), contributions.c.summed == sa.bindparam("of_round"))
 _PLACES = sa.select(contributions.c.place).where(*_OPEN, contributions.c.place.is_not(None))
 _SETTLE = sa.update(contributions).where(*_OPEN).values(counted=False, body=None, place=None)
 _COUNT = (
@@ -182,11 +230,30 @@ def round_of(connection: sa.Connection, run: str, round: int) -> Row | None:
 
 
 def received(connection: sa.Connection, run: str, round: int, nodes: Sequence[str] | None = None) -> Sequence[Row]:
-    """The contributions to a round, by node; `nodes`: of no others."""
-    where = [contributions.c.run == run, contributions.c.round == round]
+    """The contributions in a round's sum, by node; `nodes`: of no others."""
+    where = [contributions.c.run == run, contributions.c.summed == round]
     if nodes is not None:
         where.append(contributions.c.node.in_(nodes))
     return connection.execute(sa.select(contributions).where(*where).order_by(contributions.c.node)).all()
+
+
+def contribution_of(connection: sa.Connection, run: str, round: int, node: str) -> Row | None:
+    """What a node has sent for the work that it was given in a round."""
+    where = (contributions.c.run == run, contributions.c.round == round, contributions.c.node == node)
+    return connection.execute(sa.select(contributions).where(*where)).first()
+
+
+def last_summed(connection: sa.Connection, run: str, node: str) -> int | None:
+    """The last round in whose sum this node is; None if it is in none."""
+    where = (contributions.c.run == run, contributions.c.node == node)
+    found: int | None = connection.execute(sa.select(sa.func.max(contributions.c.summed)).where(*where)).scalar()
+    return found
+
+
+def cohorts_of(connection: sa.Connection, run: str, rounds_: Iterable[int]) -> dict[int, frozenset[str]]:
+    """Round -> whom it asked, of some rounds."""
+    query = sa.select(rounds.c.round, rounds.c.cohort).where(rounds.c.run == run, rounds.c.round.in_(list(rounds_)))
+    return {row.round: frozenset(filter(None, row.cohort.split(","))) for row in connection.execute(query)}
 
 
 _COUNTED = (

@@ -1,4 +1,4 @@
-"""The tables of studies: who offers data, runs, rounds, contributions, measures, and the small blobs among them."""
+"""The tables of studies: who offers data, schedules, runs, rounds, contributions, measures, and the small blobs among them."""
 
 from __future__ import annotations
 
@@ -30,13 +30,23 @@ studies = sa.Table(
     sa.Column("by", sa.String(100), nullable=False, server_default="operator"),  # who started it: role/name; operator: the socket
 )
 
+schedules = sa.Table(
+    "schedules",
+    metadata,
+    sa.Column("study", sa.String(71), sa.ForeignKey(studies.c.digest), primary_key=True),
+    sa.Column("every_s", sa.Double, nullable=False),  # from one cycle's beginning to the next
+    sa.Column("times", sa.Integer, nullable=True),  # cycles in all; null: until the study is stopped
+    sa.Column("cycle", sa.Integer, nullable=False),  # index of the cycle that began last
+    sa.Column("due", sa.Double, nullable=False),  # when the next one begins at the earliest
+)
+
 runs = sa.Table(
     "runs",
     metadata,
     sa.Column("id", _RUN, primary_key=True),
     sa.Column("study", sa.String(71), sa.ForeignKey(studies.c.digest), nullable=False),
     sa.Column("number", sa.Integer, nullable=False),
-    sa.Column("state", sa.String(16), nullable=False),  # waiting, training, measuring, finished, stopped
+    sa.Column("state", sa.String(16), nullable=False),  # waiting, training, measuring, resting, finished, stopped
     sa.Column("round", sa.Integer, nullable=False),  # rounds closed; the index of the open one
     sa.Column("server", _HEX, nullable=True),  # blob
     sa.Column("shared", _HEX, nullable=True),  # blob
@@ -70,6 +80,8 @@ contributions = sa.Table(
     sa.Column("body", sa.LargeBinary, nullable=True),  # while the round is open; of small ones
     sa.Column("place", sa.String(80), nullable=True),  # the same of others: a name in the blob folder
     sa.Column("counted", sa.Boolean, nullable=True),  # null while the round is open
+    sa.Column("summed", sa.Integer, nullable=True),  # the round in whose sum it is; a later one if rounds are asynchronous
+    sa.Index("ix_contributions_summed", "run", "summed"),
 )
 
 measures = sa.Table(

@@ -102,6 +102,13 @@ class Algorithm:
     own dtype. Integers, statistics and metrics keep theirs."""
     associative: bool = True
     """False: the server needs each contribution by itself, so secure aggregation refuses it."""
+    in_step: bool = False
+    """True: a contribution means something only beside others of the same round, even where it is all steps of parameters."""
+
+    @property
+    def asynchronous(self) -> bool:
+        """Whether contributions that were made from older shared states may count, and count less."""
+        return self.associative and not self.statistics and not self.in_step
 
     def outputs(self, shared: Tree, personal: Tree, x: Tensor) -> Tensor:
         """The outputs of the client's own model [B, ...]."""

@@ -53,8 +53,10 @@ class Program:
         self.runs = runs_of(plan)
         self._engines: dict[int, LoopEngine] = {}
         self._prepared: dict[int, Prepared] = {}
-        self._alone: dict[int, Measurement] = {}
-        self._last: dict[int, Measurement] = {}
+        self._alone: dict[int, tuple[int, Tree, Measurement]] = {}
+        """Repeat -> the index of the round before which it was measured, the state then, and what it did."""
+        self._last: dict[int, tuple[int, Measurement]] = {}
+        """The same of each run, without the state."""
 
     @cached_property
     def definition(self) -> TaskDefinition:
@@ -82,38 +84,49 @@ class Program:
                 )
         return result, engine.weight(self.client)
 
-    def measure(self, number: int, shared: Tree, personal: Tree) -> tuple[Measurement, Measurement, str]:
-        """The model of a run, the one trained alone, and which of "local", "shared" and "personal" this node would serve."""
-        run = self.runs[number]
-        found = self._measured(self._engine(number), shared, personal)
-        alone = self._trained_alone(run.repeat)
-        self._last[number] = found
-        return found, alone, self._served(run.repeat, alone)
+    def measure(
+        self, number: int, shared: Tree, personal: Tree, *, index: int | None = None
+    ) -> tuple[Measurement, Measurement, str]:
+        """The model of a run, the one trained alone, and which of "local", "shared" and "personal" this node would serve.
 
-    def _served(self, repeat: int, alone: Measurement) -> str:
+        `index` is that of the round that measures; the first one of a study if it is not given.
+        """
+        run = self.runs[number]
+        index = self.plan.training.rounds if index is None else index
+        found = self._measured(self._engine(number), shared, personal)
+        alone = self._trained_alone(run.repeat, index)
+        self._last[number] = index, found
+        return found, alone, self._served(run.repeat, alone, index)
+
+    def _served(self, repeat: int, alone: Measurement, index: int) -> str:
         """By validation data: leaves "local" only for a paired gain of more than a standard error."""
         kinds = {run.algorithm.name: run.number for run in self.runs if run.repeat == repeat}
         personal, shared = kinds[self.plan.algorithm.name], kinds.get("fedavg")
-        if personal not in self._last or (shared is not None and shared not in self._last):
+        known = {number: found for number, (when, found) in self._last.items() if when == index}
+        if personal not in known or (shared is not None and shared not in known):
             return ""
-        candidates = {"local": alone, "personal": self._last[personal]}
+        candidates = {"local": alone, "personal": known[personal]}
         if shared is not None and shared != personal:
-            candidates["shared"] = self._last[shared]
+            candidates["shared"] = known[shared]
         losses = torch.stack([m.losses for m in candidates.values()])
         return list(candidates)[int(prefer(losses, torch.ones(losses.shape[1], dtype=torch.bool)).argmax())]
 
-    def _trained_alone(self, repeat: int) -> Measurement:
-        if repeat not in self._alone:
+    def _trained_alone(self, repeat: int, until: int) -> Measurement:
+        """Training alone for as many rounds as the others, those before the round of index `until`."""
+        before, personal, found = self._alone.get(repeat, (0, None, None))
+        if found is None or before != until:
             said = next((c for c in self.plan.companions if c.name == ALONE), None)
             same_rate = {k: v for k, v in self.plan.algorithm.hyperparameters.items() if k == "lr"}
             engine = self._engine_of(said or AlgorithmRef(name=ALONE, hyperparameters=same_rate), repeat, key=-1 - repeat)
             shared = engine.algorithm.broadcast(engine.algorithm.init())
-            personal = engine.algorithm.enroll(shared)
-            for index in range(self.plan.training.rounds):
+            if personal is None or before > until:
+                before, personal = 0, engine.algorithm.enroll(shared)
+            for index in filter(self.plan.training.trains, range(before, until)):
                 steps = engine.feed.steps(self.client, index, engine.work)
                 personal = engine.algorithm.client_update(Round(index, 1, 1), shared, personal, steps).personal
-            self._alone[repeat] = self._measured(engine, shared, personal)
-        return self._alone[repeat]
+            found = self._measured(engine, shared, personal)
+            self._alone[repeat] = until, personal, found
+        return found
 
     def _measured(self, engine: LoopEngine, shared: Tree, personal: Tree) -> Measurement:
         engine.store.restore({self.client: personal})

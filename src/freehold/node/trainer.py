@@ -49,7 +49,7 @@ class Trainer:
                 _packed(departing(algorithm, result), "departing"),
                 _packed(flatten(result.personal), "personal"),
             ]
-        found, alone, served = self._program.measure(job.number, shared, personal)
+        found, alone, served = self._program.measure(job.number, shared, personal, index=job.round)
         return MeasuredModel(splits=dict(found.sums), alone=dict(alone.sums), served=served), []
 
     def _states(self, number: int, fds: Sequence[int]) -> tuple[Tree, Tree]:

@@ -105,6 +105,18 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
                 hint="training.most_weight bounds it; a trainer that does as the plan says cuts its weight to that.",
             )
 
+    def trains(self, index: int) -> bool:
+        """Whether the round of this index trains. After `rounds` of them one measures; then a study on a schedule trains on."""
+        return index % (self.rounds + 1) < self.rounds
+
+    def cycle(self, index: int) -> int:
+        """How often a study had trained and measured before the round of this index; 0 without a schedule."""
+        return index // (self.rounds + 1)
+
+    def trained(self, index: int) -> int:
+        """How many rounds have trained before the round of this index."""
+        return index - self.cycle(index)
+
 
 class Work(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """An amount of local work: either `epochs` over the client's data, or `steps` batches."""
@@ -120,12 +132,19 @@ class RoundPolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Whom a round asks and when it counts. No `cohort`: all that are enrolled; no `quorum`: all that were asked must answer.
 
     `least_nodes`: how many must have joined before the first round.
+
+    "asynchronous": a round is a server update, which closes when `buffer` contributions are in; `cohort` nodes train at a time.
+    A contribution that is s updates old is multiplied with `(1 + s)^-staleness_exponent`, and refused above `most_staleness`.
     """
 
     cohort: int | None = None
     quorum: int | None = None
     deadline_s: float = 600.0
     least_nodes: int = 1
+    mode: Literal["synchronous", "asynchronous"] = "synchronous"
+    buffer: int | None = None
+    staleness_exponent: float | None = None
+    most_staleness: int | None = None
 
     def __post_init__(self) -> None:
         if self.cohort is not None:
@@ -139,6 +158,40 @@ class RoundPolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             )
         check_positive("round.deadline_s", self.deadline_s)
         check_least("round.least_nodes", self.least_nodes, 1)
+        self._check_mode()
+
+    def _check_mode(self) -> None:
+        waits = self.mode == "asynchronous"
+        for name in ("buffer", "staleness_exponent", "most_staleness"):
+            if not waits and getattr(self, name) is not None:
+                raise PlanError(
+                    f'round.{name} is set, but round.mode is "synchronous", which does not use it.',
+                    hint=f'Leave {name} out, or say mode = "asynchronous".',
+                )
+        if not waits:
+            return
+        if self.buffer is None or self.quorum is not None:
+            raise PlanError(
+                'round.mode is "asynchronous", which needs round.buffer and has no round.quorum.',
+                hint="An update happens when `buffer` contributions are in; leave quorum out.",
+            )
+        check_least("round.buffer", self.buffer, 1)
+        check_range("round.most_staleness", self.staleness_limit, 0, 1000)
+        if not 0 <= self.staleness_power <= 10:
+            raise PlanError(
+                f"round.staleness_exponent is {self.staleness_exponent}, but must lie between 0 and 10.",
+                hint="0 counts old contributions like new ones; the paper's is 0.5.",
+            )
+
+    @property
+    def staleness_power(self) -> float:
+        """`staleness_exponent`, or what its absence means."""
+        return 0.5 if self.staleness_exponent is None else self.staleness_exponent
+
+    @property
+    def staleness_limit(self) -> int:
+        """`most_staleness`, or what its absence means."""
+        return 20 if self.most_staleness is None else self.most_staleness
 
 
 class Privacy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

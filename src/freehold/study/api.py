@@ -13,7 +13,7 @@ import polars as pl
 
 from freehold.data import Population, Problem, Schema, from_csv, from_files, from_frame, from_parquet, load_schema, partition
 from freehold.data.frames import PandasFrame
-from freehold.errors import UsageError, near_miss
+from freehold.errors import NotAsynchronous, UsageError, near_miss
 from freehold.plan import Contribution, Plan, Scalar, Training, load_plan
 from freehold.report import Comparison
 from freehold.study.compare import run_comparison
@@ -177,6 +177,11 @@ def simulate(
     _refuse_unknown(reading, simulate)
     source = plan
     plan = plan if isinstance(plan, Plan) else load_plan(plan)
+    if plan.round.mode == "asynchronous":
+        raise NotAsynchronous(
+            "The simulator has no clock, so there is no order in which contributions of asynchronous rounds would arrive.",
+            hint='Try the plan with mode = "synchronous" in [round] and without buffer; run this one with `freehold study run`.',
+        )
     definition = task_definition(plan.task.name)
     if data is None:
         if definition.load is None:

@@ -68,8 +68,8 @@ def comparison_of(results: Results, *, command: str, notes: Sequence[str] = ()) 
     repeats = sorted({run.repeat for run in runs_of(plan) if told.get(run.id)})
     kinds = {run.algorithm.name: run.algorithm for run in runs_of(plan) if run.algorithm.name != ALONE}
     ordered = [*(n for n in USUAL if n in kinds), *(n for n in kinds if n not in USUAL)]
-    own = {name: _results(plan, definition, told, name, nodes, repeats) for name in ordered}
-    alone = tuple(_alone(plan, definition, told, nodes, repeat) for repeat in repeats)
+    own = {name: _results(plan, definition, told, name, nodes, repeats, results.cycle) for name in ordered}
+    alone = tuple(_alone(plan, definition, told, nodes, repeat, results.cycle) for repeat in repeats)
     lr = {k: v for k, v in plan.algorithm.hyperparameters.items() if k == "lr" and not isinstance(v, bool)}
     rows = [Row(name=ALONE, title=title_of(ALONE), algorithm=ALONE, hyperparameters=lr, results=alone)]
     for name in ordered:
@@ -109,6 +109,16 @@ def comparison_of(results: Results, *, command: str, notes: Sequence[str] = ()) 
     )
 
 
+def mean_figure(results: Results) -> float | None:
+    """The task's metric on the test examples, of the plan's algorithm: the mean over nodes and repeats that told it."""
+    plan = parse(results.plan)
+    definition = task_definition(plan.task.name)
+    own = set(_runs(plan, plan.algorithm.name))
+    told = [message for run, by_node in _told(results).items() if run in own for message in by_node.values()]
+    known = [figure for m in told if math.isfinite(figure := _figures(definition, m.splits.get("test"))[definition.metric])]
+    return sum(known) / len(known) if known else None
+
+
 def _told(results: Results) -> dict[str, dict[str, Measures]]:
     found: dict[str, dict[str, Measures]] = {}
     for run, by_node in results.measures.items():
@@ -125,27 +135,32 @@ def _runs(plan: Plan, algorithm: str, repeat: int | None = None) -> list[str]:
 
 
 def _results(
-    plan: Plan, definition: TaskDefinition, told: Told, algorithm: str, nodes: Sequence[str], repeats: Sequence[int]
+    plan: Plan, definition: TaskDefinition, told: Told, algorithm: str, nodes: Sequence[str], repeats: Sequence[int], cycle: int
 ) -> tuple[SeedResult, ...]:
     found = []
     for repeat in repeats:
         (run,) = _runs(plan, algorithm, repeat)
         said = {node: message.splits for node, message in told.get(run, {}).items()}
-        found.append(_result(plan, definition, said, nodes, repeat))
+        found.append(_result(plan, definition, said, nodes, repeat, cycle))
     return tuple(found)
 
 
-def _alone(plan: Plan, definition: TaskDefinition, told: Told, nodes: Sequence[str], repeat: int) -> SeedResult:
+def _alone(plan: Plan, definition: TaskDefinition, told: Told, nodes: Sequence[str], repeat: int, cycle: int) -> SeedResult:
     """Training alone is the same beside each run of a repeat; the first that tells it counts."""
     runs = [run.id for run in runs_of(plan) if run.repeat == repeat]
     said: dict[str, Mapping[Split, Measured]] = {
         n: next((m.alone for run in runs if (m := told.get(run, {}).get(n)) and m.alone), {}) for n in nodes
     }
-    return _result(plan, definition, said, nodes, repeat)
+    return _result(plan, definition, said, nodes, repeat, cycle)
 
 
 def _result(
-    plan: Plan, definition: TaskDefinition, said: Mapping[str, Mapping[Split, Measured]], nodes: Sequence[str], repeat: int
+    plan: Plan,
+    definition: TaskDefinition,
+    said: Mapping[str, Mapping[Split, Measured]],
+    nodes: Sequence[str],
+    repeat: int,
+    cycle: int,
 ) -> SeedResult:
     """Figures of the test examples, and the metric on the validation examples after the last round, where nodes told it."""
     parts = {split: {node: _figures(definition, said.get(node, {}).get(split)) for node in nodes} for split in SPLITS}
@@ -153,7 +168,7 @@ def _result(
     return SeedResult(
         seed=plan.training.seed + repeat,
         figures=parts["test"],
-        curve=((plan.training.rounds, sum(known) / len(known)),) if known else (),
+        curve=(((cycle + 1) * plan.training.rounds, sum(known) / len(known)),) if known else (),
     )
 
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 import http.client
 import socket
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Annotated, Protocol, TypeVar
+
+import msgspec
 
 from freehold.errors import FreeholdError, Unreachable, WireError, by_code
 from freehold.wire.messages import Message, Problem, Role, decode, encode
@@ -81,10 +83,26 @@ class RunInfo(Message, frozen=True, kw_only=True):
     repeat: int
     state: str
     round: int
+    """Grows over all cycles; each has one round after its last that measures."""
     rounds: int
+    """That train, in a cycle."""
     asked: list[str]
     heard: list[str]
     deadline: float
+    cycle: int = 0
+
+
+class Schedule(Message, frozen=True, kw_only=True):
+    """Of a study that keeps learning: a cycle trains all rounds of the plan and measures. Times are Unix time."""
+
+    every_s: float
+    """From one cycle's beginning to the next."""
+    times: int | None
+    """Cycles in all; None: until the study is stopped."""
+    cycle: int
+    """The index of the cycle that is under way, or was last."""
+    due: float
+    """When the next one begins at the earliest."""
 
 
 class StudyInfo(Message, frozen=True, kw_only=True):
@@ -99,6 +117,7 @@ class StudyInfo(Message, frozen=True, kw_only=True):
     runs: list[RunInfo]
     by: str = "operator"
     """Who started it: researcher/carol; "operator" is the coordinator's own machine."""
+    schedule: Schedule | None = None
 
 
 class Studies(Message, frozen=True, kw_only=True):
@@ -108,10 +127,15 @@ class Studies(Message, frozen=True, kw_only=True):
 
 
 class StudyRequest(Message, frozen=True, kw_only=True):
-    """POST /v1/studies: a plan as TOML, and its signature."""
+    """POST /v1/studies: a plan as TOML, and its signature.
+
+    `every_s`: it trains and measures again so long after it last began to, until it is stopped or has done so `times`.
+    """
 
     plan: str
     signature: str | None = None
+    every_s: Annotated[float, msgspec.Meta(ge=1)] | None = None
+    times: Annotated[int, msgspec.Meta(ge=1, le=10**6)] | None = None
 
 
 class StudyStarted(Message, frozen=True, kw_only=True):
@@ -130,14 +154,30 @@ class RoundInfo(Message, frozen=True, kw_only=True):
     bytes: int
 
 
+class Cycle(Message, frozen=True, kw_only=True):
+    """A cycle of a study that keeps learning."""
+
+    index: int
+    measured: int
+    """Runs that are measured in it."""
+    ended: float
+    """When the last of them was, Unix time."""
+
+
 class Results(Message, frozen=True, kw_only=True):
-    """GET /v1/studies/{digest}: what is known of a study. `measures`: run -> node -> the node's message as JSON."""
+    """GET /v1/studies/{digest}: what is known of a study. `measures`: run -> node -> the node's message as JSON.
+
+    Rounds and measures are those of one cycle: `?cycle=` says which, else the last in which all runs are measured, or the first.
+    """
 
     plan: str
     rounds: list[RoundInfo]
     measures: dict[str, dict[str, str]]
     sent_bytes: dict[str, int]
-    """Node -> bytes of its contributions."""
+    """Node -> bytes of its contributions, in all cycles."""
+    cycle: int = 0
+    cycles: tuple[Cycle, ...] = ()
+    """Those in which a run is measured."""
 
 
 class Status(Message, frozen=True, kw_only=True):

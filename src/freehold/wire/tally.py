@@ -115,14 +115,18 @@ class FixedPointSum:
         """
         self.add_checked(view, weight, self.check(view, weight))
 
-    def add_checked(self, view: Buffer, weight: float, entries: Mapping[str, Entry]) -> None:
-        """Add a contribution in which `check` has found these entries."""
+    def add_checked(self, view: Buffer, weight: float, entries: Mapping[str, Entry], *, damping: float = 1.0) -> None:
+        """Add a contribution in which `check` has found these entries.
+
+        `damping`, from 0 to 1, multiplies the tensors, which must be floats then, and not what the contribution weighs: the
+        mean of damped contributions is a smaller step.
+        """
         if self.heard >= self._most_clients:
             raise ValueError(f"one contribution more than {self._most_clients}")
         factor = weight * 2.0**self._spec.scale
         source = self._source(view)
         for name, entry in entries.items():
-            self._fold(source, entry, self._words[self._layout.words[name]], weight, factor)
+            self._fold(source, entry, self._words[self._layout.words[name]], weight, factor * damping)
         self._words[_WEIGHT] += round(factor)
         self._words[_HEARD] += 1
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import io
 
+import msgspec
 from rich.console import Console
 
-from freehold.cli.live import EVERY_S, board, plain, progress_of, waiting
-from freehold.wire.admin import RunInfo, StudyInfo
+from freehold.cli.live import EVERY_S, board, cycle_of, plain, progress_of, told_state, waiting
+from freehold.wire.admin import RunInfo, Schedule, StudyInfo
 
 
 def study(state: str = "running", *, round: int = 3) -> StudyInfo:
@@ -55,3 +56,16 @@ def test_the_table_says_how_far_it_is_and_whom_it_waits_for() -> None:
     assert "2 of 3" in shown
     assert "bob" in shown
     assert "\x1b[31m" not in shown
+
+
+def test_a_study_on_a_schedule_tells_its_cycle_and_when_the_next_begins() -> None:
+    assert cycle_of(study()) == ("-", "-")
+    runs = [msgspec.structs.replace(run, state="resting", round=21, cycle=1) for run in study().runs]
+    rests = msgspec.structs.replace(study(), runs=runs, schedule=Schedule(every_s=60.0, times=None, cycle=1, due=0.0))
+    assert told_state(rests) == "resting" and progress_of(rests) == (30, 30)
+    cycle, due = cycle_of(rests)
+    assert cycle == "2" and due.startswith(("1970", "1969"))
+    last = msgspec.structs.replace(rests, schedule=Schedule(every_s=60.0, times=2, cycle=1, due=0.0))
+    assert cycle_of(last) == ("2 of 2", "-")
+    trains = [msgspec.structs.replace(run, state="training", round=14, cycle=1) for run in runs]
+    assert progress_of(msgspec.structs.replace(rests, runs=trains)) == (9, 30), "of the cycle that is under way"

@@ -30,7 +30,8 @@ def test_a_node_that_does_not_take_its_bytes_is_cut_off(tmp_path: Path, monkeypa
     monkeypatch.setattr(App, "_node", lambda self, request: SimpleNamespace(name="alice"))
     parts: dict[str, Any] = {
         "enrolment": None,
-        "studies": SimpleNamespace(shows=lambda node, sha256: True),
+        "administration": SimpleNamespace(answers=dict),
+        "studies": SimpleNamespace(intake=SimpleNamespace(shows=lambda node, sha256: True)),
         "store": SimpleNamespace(opened=opened_blob),
         "presence": None,
         "ingest": Ingest(tmp_path / "spool", pace=Pace(chunk_s=0.2)),

@@ -77,3 +77,20 @@ def test_the_latest_version_is_that_of_the_last_migration() -> None:
     folder = Path(str(ScriptDirectory.from_config(config).dir))
     assert folder.is_dir()
     assert ScriptDirectory.from_config(config).get_current_head() == LATEST
+
+
+def test_contributions_from_before_asynchronous_rounds_count_where_they_were_asked_for(engine: sa.Engine) -> None:
+    config = Config()
+    config.set_main_option("script_location", "freehold.coordinator:migrations")
+    with engine.connect() as connection, connection.begin():
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0002")
+        connection.execute(
+            sa.text(
+                "insert into contributions (run, round, node, sha256, length, weight, received, counted)"
+                " values ('x-0', 3, 'a', 'f', 1, 1.0, 0.0, null)"
+            )
+        )
+    upgrade(engine)
+    with engine.connect() as connection:
+        assert connection.execute(sa.text("select summed from contributions")).scalar_one() == 3

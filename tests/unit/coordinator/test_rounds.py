@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 
-from freehold.coordinator import studies as studies_module
+from freehold.coordinator import intake as intake_module
 from freehold.coordinator.blobs import Folder
 from freehold.coordinator.child import ServerCode, ServerStates
 from freehold.coordinator.specification import specified
@@ -114,7 +114,7 @@ class Party:
         if self.spooled:
             body = self.folder / ".incoming-body.part"
             body.write_bytes(self.body)
-        await self.studies.contribute(node, self.run.id, round, weight=weight, sha256=sha256, body=body)
+        await self.studies.intake.contribute(node, self.run.id, round, weight=weight, sha256=sha256, body=body)
 
     async def train(self, node: str, round: int) -> None:
         work = await self.work(node)
@@ -311,7 +311,7 @@ def test_a_stored_contribution_that_cannot_be_read_ends_the_study(
         p.spooled = True
         await p.start()
         await p.train("a", 0)
-        monkeypatch.setattr(studies_module, "fold", broken)
+        monkeypatch.setattr(intake_module, "fold", broken)
         with pytest.raises(StoreError, match="cannot be read"):
             await p.train("b", 0)
         assert p.row(studies.c.state) == ["failed"]

@@ -1,0 +1,48 @@
+"""Open rounds as the store has them: what a coordinator that comes back, or that follows another one, goes on with."""
+
+from __future__ import annotations
+
+from freehold.coordinator import asynchronous
+from freehold.coordinator import study_records as records
+from freehold.coordinator.run import OpenRun, check, fold
+from freehold.coordinator.store import Store, explained
+from freehold.wire.local import close
+from freehold.wire.tally import FixedPointSum
+
+
+def restore(store: Store, run: OpenRun, *, summing: bool) -> None:
+    """The open round as the store has it: states, who was asked, who was heard, and the sum of what they sent.
+
+    Only who leads sums. Raises StoreError.
+    """
+    row = store.read(lambda c: records.round_of(c, run.id, run.round))
+    server, shared = store.read(lambda c: records.states_of(c, run.id))
+    assert row is not None
+    state = run.state
+    run.server, run.shared = server, store.blob(shared)
+    run.open(run.round, tuple(filter(None, row.cohort.split(","))), row.population, row.deadline)
+    if run.buffer is not None:
+        run.buffer.asked = store.read(lambda c: records.cohorts_of(c, run.id, asynchronous.earlier(run)))
+    before = store.read(lambda c: records.received(c, run.id, run.round - 1))
+    run.counted = {each.node: each.sha256 for each in before if each.counted}
+    if row.closed is not None:  # between two cycles
+        run.state = state
+        run.drop_tally()
+        return
+    if run.tally is None:
+        run.received = dict.fromkeys(store.read(lambda c: records.measures_of(c, run.id, run.round)), "")
+        return
+    for each in store.read(lambda c: records.received(c, run.id, run.round)):
+        if summing:
+            fold_stored(store, run, run.tally.sum, each)
+        run.received[each.node], run.weights[each.node] = each.sha256, each.weight
+
+
+def fold_stored(store: Store, run: OpenRun, total: FixedPointSum, stored: records.Row) -> None:
+    """Add a stored contribution to a sum."""
+    body = stored.body if stored.body is not None else store.open_place(stored.place, stored.sha256)
+    try:
+        with explained():
+            fold(body, total, stored.weight, check(body, run, total, stored.weight), run.damping(stored.round))
+    finally:
+        close([body] if isinstance(body, int) else [])
