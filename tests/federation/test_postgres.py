@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from freehold.plan import Plan, runs_of
+from freehold.errors import StudyRefused
+from freehold.plan import Plan, RoundPolicy, runs_of
 from tests.federation.harness import Federation, heart_plan
 from tests.federation.states import server_state
 from tests.postgres import Postgres, postgres
@@ -60,3 +62,10 @@ def test_the_coordinator_takes_up_its_studies_from_postgresql(federation: Federa
     federation.finished(digest)
     expected, found = (server_state(federation, runs_of(p)[0].id, url=database.url) for p in (plan_named("quiet"), plan))
     assert all(found[k].equal(v) for k, v in expected.items())
+
+
+def test_asynchronous_rounds_are_refused_where_other_coordinators_may_be(federation: Federation) -> None:
+    plan = heart_plan("fedavg", name="buffered", rounds=ROUNDS, nodes=len(NODES))
+    policy = RoundPolicy(mode="asynchronous", buffer=2, least_nodes=len(NODES))
+    with pytest.raises(StudyRefused, match="database of its own"):
+        federation.run(msgspec.structs.replace(plan, round=policy))
