@@ -126,8 +126,8 @@ class Federation:
         """The command that runs a node, or the coordinator, in surroundings of its own."""
         return ()
 
-    def start_coordinator(self, failpoints: str = "") -> None:
-        """Start it and wait until it listens."""
+    def start_coordinator(self, failpoints: str = "", *, wait: bool = True) -> None:
+        """Start it, and wait until it listens."""
         arguments = ["coordinator", str(self.folder / "coordinator"), str(self.port), json.dumps(self.settings)]
         self.coordinator = Process(
             arguments,
@@ -135,7 +135,8 @@ class Federation:
             environment={**self._environment, "FREEHOLD_FAILPOINTS": failpoints},
             around=self.around("coordinator"),
         )
-        self.coordinator.wait_for("coordinator.started")
+        if wait:
+            self.coordinator.wait_for("coordinator.started")
 
     def start_node(
         self,

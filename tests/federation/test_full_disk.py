@@ -75,18 +75,20 @@ def test_a_disk_with_so_many_pages_left(
     digest = federation.run(plan)
     federation.until(held.exists)
     hungary = federation.nodes["hungary"]
-    fill(federation.filler, pages * PAGE)
-    held.unlink()
-    federation.until(
-        lambda: (
-            hungary.told("coordinator.refused", code=410)
-            or federation.coordinator.told("coordinator.error", code=410)
-            or federation.study(digest).state != "running"
+    try:
+        fill(federation.filler, pages * PAGE)
+        held.unlink()
+        federation.until(
+            lambda: (
+                hungary.told("coordinator.refused", code=410)
+                or federation.coordinator.told("coordinator.error", code=410)
+                or federation.study(digest).state != "running"
+            )
         )
-    )
-    if pages == 0:
-        assert hungary.told("coordinator.refused", code=410)
-    os.unlink(federation.filler)
+        if pages == 0:
+            assert hungary.told("coordinator.refused", code=410)
+    finally:
+        os.unlink(federation.filler)
     heard = {r.round: r.heard for r in federation.finished(digest).rounds if r.round < ROUNDS}
     assert heard == dict.fromkeys(range(ROUNDS), NODES)
     state = server_file(federation, plan)

@@ -31,7 +31,7 @@ def test_a_cycle_that_is_begun_late_and_killed_in_the_beginning(tmp_path: Path, 
         assert {run.state for run in federation.study(digest).runs} == {"resting"}
         federation.coordinator.stop()
         federation.settings["clock_ahead_s"] = 2.5 * EVERY_S
-        federation.start_coordinator(f"{point}=kill")
+        federation.start_coordinator(f"{point}=kill", wait=False)  # perhaps before it listens
         assert federation.coordinator.wait_end() == -9
         federation.start_coordinator()
         federation.coordinator.wait_for("cycle.finished", cycle=1)

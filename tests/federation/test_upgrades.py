@@ -142,6 +142,7 @@ def as_of(path: Path, revision: str, config: Config) -> None:
     for table in sorted(there & tables.keys() - {"alembic_version"}):
         kept = [row[1] for row in copy.execute(f"pragma new.table_info({table})") if row[1] in tables[table]]
         names = ", ".join(f'"{name}"' for name in kept)
+        copy.execute(f'delete from main."{table}"')  # a migration may enter rows of its own
         copy.execute(f'insert into main."{table}" ({names}) select {names} from new."{table}"')
     copy.commit()
     copy.execute("detach new")

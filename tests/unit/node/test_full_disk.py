@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -81,6 +82,11 @@ def one_round(place: Path, filler: Path, room: int, new: bytes) -> str:
 
 def fill(filler: Path, room: int) -> None:
     """Fill the disk up to so many bytes."""
-    free = os.statvfs(filler.parent)
     with filler.open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, free.f_bavail * free.f_bsize - room)
+        while True:
+            free = os.statvfs(filler.parent)
+            try:
+                return os.posix_fallocate(file.fileno(), 0, free.f_bavail * free.f_bsize - room)
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    raise  # else somebody else wrote meanwhile
