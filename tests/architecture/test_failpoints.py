@@ -23,6 +23,7 @@ NOT_KILLED = {
     "node.erase": "leaving erases, and erases again",
     "node.left": "a receipt",
     "node.outside": "where files lie, which the next start says again",
+    "node.settings": "written once at the first start, and without it the command line says the same again",
     "coordinator.settings": "written by the command line, before there is anything to lose",
 }
 

@@ -157,7 +157,9 @@ def run(
     request = StudyRequest(plan=_text(plan), signature=signature, every_s=every_s, times=times)
     digest = coordinator.post("/v1/studies", request, StudyStarted).digest
     if not wait:
-        sys.stdout.write(f"Study {digest} is under way.\nWatch it: freehold study show {digest[7:19]}\n")
+        state = find(coordinator, digest).state
+        told = "is under way" if state == "running" else f"is over: it has run before, and is {state}"
+        sys.stdout.write(f"Study {digest} {told}.\nLook at it: freehold study show {digest[7:19]}\n")
         return
     from freehold.cli.live import following
 

@@ -82,9 +82,3 @@ class Lease:
         take = sa.update(leases).where(leases.c.name == _NAME, free).values(values).returning(leases.c.epoch)
         found = connection.execute(take).scalar()
         return None if found is None else int(found)
-
-
-def led_by_another(connection: sa.Connection, name: str) -> bool:
-    """Whether a coordinator that is not called `name` now holds the lease."""
-    held = sa.select(leases.c.holder).where(leases.c.name == _NAME, leases.c.holder != name, leases.c.until > _NOW)
-    return connection.execute(held).first() is not None

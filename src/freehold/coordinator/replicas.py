@@ -10,22 +10,26 @@ import asyncio
 import contextlib
 import hashlib
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 import sqlalchemy as sa
 
 from freehold import durable
 from freehold.coordinator.authority import Authority
-from freehold.coordinator.lease import Lease, led_by_another
+from freehold.coordinator.lease import Lease, Superseded
 from freehold.coordinator.presence import Presence
 from freehold.coordinator.replica_tables import leases, roots
 from freehold.coordinator.store import Store
 from freehold.coordinator.studies import Studies
 from freehold.coordinator.watch import Watch
-from freehold.errors import CoordinatorError, StoreError
+from freehold.errors import CoordinatorError, FreeholdError, StoreError
 from freehold.events import Event, Listener
 from freehold.wire import spki
+
+_STARTING = 0x66726565
+"""Of the lock under which coordinators look at what they must agree on."""
 
 
 class Replicas:
@@ -78,29 +82,40 @@ class Replicas:
         self._changes.put_nowait((kind, words))
 
     async def _tick(self) -> None:
+        """Keep the lease whatever else is being done: to read large contributions may take longer than it lasts."""
         while True:
             await asyncio.sleep(self._lease.renew_s)
-            self._changes.put_nowait(("lease", []))
+            await self._guarded(self._renew())
 
     async def _follow(self) -> None:
         """One change after another; what could not be followed is made good by reading everything."""
         missed = False
         while True:
             kind, words = await self._changes.get()
-            try:
-                if missed:
-                    await self._studies.recover()
-                    missed = False
-                await self._changed(kind, words)
-            except StoreError as error:
-                missed = True
-                self._tell(Event("coordinator.error", {"kind": type(error).__name__, "code": error.code}))
+            if kind == "nodes":
+                self._nodes_changed = False
+            if missed:
+                missed = not await self._guarded(self._studies.catch_up())
+            missed = not await self._guarded(self._changed(kind, words)) or missed
+
+    async def _guarded(self, work: Coroutine[Any, Any, None]) -> bool:
+        """Whether it was done; what it raised is told, since nobody else would hear of it."""
+        try:
+            await work
+        except Superseded:
+            return False
+        except Exception as error:
+            code = error.code if isinstance(error, FreeholdError) else 0
+            self._tell(Event("coordinator.error", {"kind": type(error).__name__, "code": code}))
+            return False
+        return True
 
     async def _changed(self, kind: str, words: list[str]) -> None:
         if kind == "lease":
             await self._renew()
+        elif kind == "led":
+            await self._studies.recover()
         elif kind == "nodes":
-            self._nodes_changed = False
             await self._look_at_nodes()
         elif kind == "everything":
             await self._look_at_nodes()
@@ -113,7 +128,7 @@ class Replicas:
         await self._lease.keep()
         if self._lease.epoch != led:
             self._tell(Event("coordinator.leading", {}) if self._lease.held else Event("coordinator.following", {}))
-            await self._studies.recover()
+            self._changes.put_nowait(("led", []))
         await self._presence.tell_others()
         await self._look_at_nodes()
 
@@ -138,6 +153,7 @@ def name_of(state: Path) -> str:
 
 def check_roots(connection: sa.Connection, authority: Authority) -> None:
     """Raise CoordinatorError unless this coordinator signs for the federation whose database it is; a new one is entered."""
+    _one_by_one(connection)
     own = {spki.digest(pem) for pem in spki.certificates(authority.signing_roots_pem)}
     known = {row.pin: row.federation for row in connection.execute(sa.select(roots))}
     if known and (not own & known.keys() or authority.federation not in known.values()):
@@ -149,21 +165,28 @@ def check_roots(connection: sa.Connection, authority: Authority) -> None:
         connection.execute(sa.insert(roots).values(pin=pin, federation=authority.federation))
 
 
-def check_blobs(connection: sa.Connection, store: Store, url: str) -> None:
-    """Raise CoordinatorError if another coordinator, which now leads, keeps its large blobs where this one could not read them.
+def check_blobs(connection: sa.Connection, store: Store, url: str, *, leads: bool) -> None:
+    """Raise CoordinatorError if the coordinator that leads keeps its large blobs where this one could not read them.
 
-    `url`: of the bucket; "" if they lie in a folder of this coordinator's own.
+    `url`: of the bucket; "" if they lie in a folder of this coordinator's own. Who leads says where they are.
     """
     if not store.shared:
         return
-    own = hashlib.sha256(url.encode()).hexdigest() if url else store.name
-    at = leases.c.name == "blobs"
+    _one_by_one(connection)
+    own, at = hashlib.sha256(url.encode()).hexdigest() if url else store.name, leases.c.name == "blobs"
     known = connection.execute(sa.select(leases.c.holder).where(at)).scalar()
-    if known is None:
-        connection.execute(sa.insert(leases).values(name="blobs", holder=own, epoch=0, until=0.0))
-    elif known != own and led_by_another(connection, store.name):
+    if known != own and not leads:
         raise CoordinatorError(
             "Another coordinator over this database keeps large states and contributions where this one would not find them.",
-            hint="Give all of them the same bucket, with --blobs s3://BUCKET/PREFIX.",
+            hint="Give all of them the same bucket, with --blobs s3://BUCKET/PREFIX; if this one has it, start it again.",
         )
-    connection.execute(sa.update(leases).where(at).values(holder=own))
+    if known is None:
+        connection.execute(sa.insert(leases).values(name="blobs", holder=own, epoch=0, until=0.0))
+    elif known != own:
+        connection.execute(sa.update(leases).where(at).values(holder=own))
+
+
+def _one_by_one(connection: sa.Connection) -> None:
+    """Let no other coordinator look at the same time, until the transaction ends."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_STARTING)))

@@ -10,10 +10,10 @@ from freehold.wire.local import close
 from freehold.wire.tally import FixedPointSum
 
 
-def restore(store: Store, run: OpenRun, *, summing: bool) -> None:
-    """The open round as the store has it: states, who was asked, who was heard, and the sum of what they sent.
+def restore(store: Store, run: OpenRun) -> None:
+    """The open round as the store has it: states, who was asked, and who was heard. What they sent is still to be summed.
 
-    Only who leads sums. Raises StoreError.
+    Raises StoreError.
     """
     row = store.read(lambda c: records.round_of(c, run.id, run.round))
     server, shared = store.read(lambda c: records.states_of(c, run.id))
@@ -33,9 +33,7 @@ def restore(store: Store, run: OpenRun, *, summing: bool) -> None:
         run.received = dict.fromkeys(store.read(lambda c: records.measures_of(c, run.id, run.round)), "")
         return
     for each in store.read(lambda c: records.received(c, run.id, run.round)):
-        if summing:
-            fold_stored(store, run, run.tally.sum, each)
-        run.received[each.node], run.weights[each.node] = each.sha256, each.weight
+        run.received[each.node] = each.sha256
 
 
 def fold_stored(store: Store, run: OpenRun, total: FixedPointSum, stored: records.Row) -> None:

@@ -18,7 +18,7 @@ from freehold.coordinator.run import OpenRun
 from freehold.coordinator.schedules import Schedules
 from freehold.coordinator.steps import Steps
 from freehold.coordinator.store import Put, Store
-from freehold.errors import FreeholdError, ServerCodeFailed, StoreError
+from freehold.errors import FreeholdError, ServerCodeFailed
 from freehold.events import Event, Listener, silent
 from freehold.wire.local import close
 from freehold.wire.messages import Blob
@@ -94,7 +94,7 @@ class Rounds:
 
     async def _begin(self, run: OpenRun) -> None:
         first = 0 if run.server is None else run.round + 1
-        if run.doubtful and self._kept(run, first):
+        if run.doubtful and await self._kept(run, first):
             return
         if first:  # another cycle, from the states where they are
             await self._next_round(run, first, None, counted={}, weight=0.0)
@@ -154,17 +154,19 @@ class Rounds:
         if run.state == "measuring":
             await self._finish(run)
             return
-        if run.doubtful and self._kept(run, run.round + 1):
+        if run.doubtful and await self._kept(run, run.round + 1):
             return
-        while (states := await self._updated(run)) is not None:
-            counted, weight = dict(run.received), sum(run.weights[n] for n in sorted(run.received))
+        if run.received.keys() != run.weights.keys():
+            await self.catch_up(run)
+        while (updated := await self._updated(run)) is not None:
+            states, counted, weight = updated
             with contextlib.suppress(_Missed):
                 await self._next_round(run, run.round + 1, states, counted=counted, weight=weight)
                 return
             await self.catch_up(run)
 
-    async def _updated(self, run: OpenRun) -> ServerStates | None:
-        """The states after the round as far as it was heard; None if there are none, and the study has failed."""
+    async def _updated(self, run: OpenRun) -> tuple[ServerStates, dict[str, str], float] | None:
+        """The states after the round, whose contributions are in them, and their weight; None if the study has failed."""
         assert run.tally is not None and run.server is not None
         async with run.folding:
             plan = run.plan_blob.body or self._store.blob_bytes(run.plan_blob.sha256)
@@ -172,24 +174,27 @@ class Rounds:
             server = await self._store.opened(run.server)
             if run.tally is None:
                 close([server])
-                return
+                return None
             tally = os.dup(run.tally.fd)
+            # Others may come to be stored, and known here, while the child is asked.
+            counted, weight = {n: run.received[n] for n in run.weights}, sum(run.weights[n] for n in sorted(run.weights))
 
             def update() -> ServerStates:
                 return self._code.close_round(
                     plan,
                     run.run.number,
                     round=run.round,
-                    heard=len(run.received),
+                    heard=len(counted),
                     population=run.population,
                     server=server,
                     tally=tally,
                 )
 
             try:
-                return await self._ask(run, update)
+                states = await self._ask(run, update)
             finally:
                 close([server, tally])
+        return None if states is None else (states, counted, weight)
 
     async def follow(self, run: OpenRun, node: str | None = None) -> None:
         """See who is asked and heard in the open round by now; `node`: no more than that this one has contributed."""
@@ -206,25 +211,26 @@ class Rounds:
         self.consider(run)
 
     async def catch_up(self, run: OpenRun, node: str | None = None) -> None:
-        """Hear what other coordinators have taken, from all or from one node; who leads adds it to the sum."""
+        """Hear what is stored of the open round, from all or from one node; who leads adds it to the sum. Raises StoreError."""
         known = None if node is None else [node]
         for each in self._store.read(lambda c: records.received(c, run.id, run.round, known)):
-            if each.node not in run.received and self._lease.held:
+            if self._lease.held:
                 await self.take(run, each)
-            run.received.setdefault(each.node, each.sha256)
+            elif each.summed == run.round:
+                run.received.setdefault(each.node, each.sha256)
 
     async def take(self, run: OpenRun, stored: records.Row) -> None:
-        """Add a stored contribution to the sum of its round, once. Raises StoreError, and the study has then failed."""
-        if run.tally is None or stored.node in run.received:
-            return
-        total = run.tally.sum
-        run.received[stored.node], run.weights[stored.node] = stored.sha256, stored.weight
+        """Add a stored contribution to the sum of its round, once. Raises StoreError, and it is then not in the sum."""
         async with run.folding:
+            # Looked at under the lock: the round may have closed, or been built anew, while this one waited.
+            if run.tally is None or stored.summed != run.round or stored.node in run.weights:
+                return
+            weights, total = run.weights, run.tally.sum
+            run.received[stored.node], weights[stored.node] = stored.sha256, stored.weight
             try:
                 await asyncio.to_thread(fold_stored, self._store, run, total, stored)
-            except StoreError as error:
-                # The sum is now of nobody knows what, and what it should be made of cannot be read.
-                await self.fail(run, error)
+            except BaseException:
+                del weights[stored.node]
                 raise
         self.consider(run)
 
@@ -292,14 +298,10 @@ class Rounds:
             self._store.announce(connection, "round", run.id)
             return gone
 
-        places: list[str] | None = None
-        try:
-            places = await self._store.write(settle, "coordinator.round")
-        except (Superseded, _Missed):
-            await self._drop(server, shared)
-            raise
+        places = await self._store.write(settle, "coordinator.round")
         if places is None:
-            await self._drop(server, shared)
+            for put in filter(None, (server, shared)):
+                await self._store.drop(put)
             return
         run.counted = dict(counted)
         if server is not None and shared is not None:
@@ -307,10 +309,6 @@ class Rounds:
         run.open(round, tuple(cohort), population, deadline)
         self._opened(run)
         await self._store.remove(places)
-
-    async def _drop(self, *puts: Put | None) -> None:
-        for put in filter(None, puts):
-            await self._store.drop(put)
 
     async def _put(self, run: OpenRun, round: int, states: ServerStates) -> tuple[Put, Put]:
         """The states before a round, safe; twice the same where nodes see all of it."""
@@ -334,13 +332,14 @@ class Rounds:
         self.consider(run)
         self._wake(run.cohort)
 
-    def _kept(self, run: OpenRun, round: int) -> bool:
+    async def _kept(self, run: OpenRun, round: int) -> bool:
         """Whether the database has opened this round, though it had said that it could not; it is then open here too."""
         if self._store.read(lambda c: records.round_of(c, run.id, round)) is None:
             return False
         before, run.round = (run.round, run.state), round
         try:
-            restore(self._store, run, summing=self._lease.held)
+            restore(self._store, run)
+            await self.catch_up(run)
         except BaseException:
             (run.round, run.state), run.closing, run.doubtful = before, True, True  # the step is done again from here
             raise

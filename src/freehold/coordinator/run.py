@@ -60,6 +60,7 @@ class OpenRun:
     received: dict[str, str] = field(default_factory=dict)
     """Node -> SHA-256 of its contribution, or "" for measures and refusals, in the open round."""
     weights: dict[str, float] = field(default_factory=dict)
+    """Node -> weight of its contribution, of those that are in the sum, or wait for the lock to get there."""
     counted: dict[str, str] = field(default_factory=dict)
     """The same of the round before, all of which counted."""
     tally: OpenTally | None = None

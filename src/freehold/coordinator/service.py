@@ -107,7 +107,9 @@ class Service:
         engine = connect(self.settings.database or f"sqlite:///{state / 'coordinator.sqlite'}")
         self.store = Store(engine, blobs_at(self.settings.blobs, state / "blobs"), name_of(state))
         await self.store.write(lambda c: check_roots(c, authority), "coordinator.roots")
-        await self.store.write(lambda c: check_blobs(c, self.store, self.settings.blobs), "coordinator.roots")
+        self.lease = Lease(self.store, life_s=self.lease_s)
+        leads, blobs = await self.lease.keep(), self.settings.blobs
+        await self.store.write(lambda c: check_blobs(c, self.store, blobs, leads=leads), "coordinator.roots")
         self.store.sweep()
         self._read_denied()
         self.enrolment = Enrolment(
@@ -120,8 +122,6 @@ class Service:
         )
         self.code = ServerCode(spawn=self.spawn)
         self.presence = Presence(self.store, self.clock)
-        self.lease = Lease(self.store, life_s=self.lease_s)
-        await self.lease.keep()
         self.studies = Studies(
             self.store,
             self.code,
@@ -285,6 +285,7 @@ class Service:
         self._read_denied()
         if not on:
             return
+        self.peers.drop_denied()
         role, _, name = what.partition("/")
         if name:
             self.peers.drop_named(self.settings.federation, role, name)

@@ -106,7 +106,7 @@ class Studies:
             if (every_s, times) != ((found.every_s, found.times) if found else (None, None)):
                 raise StudyRefused(
                     "This plan was started before, with another schedule or none.",
-                    hint="Start it without --every and --times as then, or give the plan another name.",
+                    hint="Give the same --every and --times as then, or none as then; or give the plan another name.",
                 )
             return new
 
@@ -114,7 +114,7 @@ class Studies:
             self._tell(Event("study.started", {"study": identity, "name": plan.name, "runs": len(numbered)}))
         if not any(run.study == identity for run in self._runs.values()):
             # Also a study that the database kept when it had said that it could not.
-            self._take_up(identity)
+            await self._take_up(identity)
             await self._rounds.advance()
         return identity
 
@@ -130,10 +130,13 @@ class Studies:
                 )
 
     async def stop(self, identity: str, reason: str) -> None:
-        """End a study; what is trained stays in the store and on the nodes."""
+        """End a study; what is trained stays in the store and on the nodes. Raises StudyRefused for one that is over."""
         now = self._clock()
 
         def end(connection: Any) -> None:
+            state = records.study_of(connection, identity)[0].state
+            if state not in ("running", "stopped"):
+                raise StudyRefused(f"The study is over: it has {state}.", hint="`freehold study show` has its report.")
             records.end_study(connection, identity, state="stopped", now=now, reason=reason)
             self._store.announce(connection, "study", identity)
 
@@ -147,7 +150,7 @@ class Studies:
         for study in {run.study for run in self._runs.values()} - running.keys():
             self._rounds.forget(study)
         for study in running:
-            self._take_up(study)
+            await self._take_up(study)
         for open_run in list(self._runs.values()):
             self._rounds.consider(open_run)
         await self._rounds.advance()
@@ -155,7 +158,7 @@ class Studies:
     async def changed(self, kind: str, words: Sequence[str]) -> None:
         """Follow what another coordinator has written. Raises StoreError."""
         if kind == "study":
-            self._take_up(words[0])
+            await self._take_up(words[0])
             await self._rounds.advance()
             return
         run = self._runs.get(words[0])
@@ -175,12 +178,12 @@ class Studies:
         known = {run.study for run in self._runs.values()}
         for study in known | {study.digest for study in self._store.read(records.running)}:
             if study not in known or not self._store.read(lambda c, s=study: records.is_running(c, s)):  # type: ignore[misc]
-                self._take_up(study)
+                await self._take_up(study)
         for run in list(self._runs.values()):
             await self._rounds.follow(run)
         await self._rounds.advance()
 
-    def _take_up(self, identity: str) -> None:
+    async def _take_up(self, identity: str) -> None:
         """The runs of a study as the store has them; none if it is over."""
         study, rows = self._store.read(lambda c: records.study_of(c, identity))
         if study.state != "running":
@@ -192,6 +195,7 @@ class Studies:
             # The same object if there is one: somebody may be waiting to add to its sum.
             open_run = self._runs.get(run.id) or OpenRun(run=run, plan=plan, plan_blob=blob, study=identity)
             self._place(open_run, numbered[run.number].state, numbered[run.number].round)
+            await self._rounds.catch_up(open_run)
 
     def _look_up(self, run: OpenRun) -> None:
         """A run as the store has it."""
@@ -203,7 +207,9 @@ class Studies:
             return
         run.state, run.round = state, round  # type: ignore[assignment]
         if state in ("training", "measuring") or round:
-            restore(self._store, run, summing=self._lease.held)
+            restore(self._store, run)
+        if state in ("waiting", "resting"):
+            run.closing = run.doubtful = False
         self._runs[run.id] = run
 
     # Nodes.

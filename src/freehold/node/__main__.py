@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from freehold import logs
+from freehold import durable, logs
 from freehold.errors import FreeholdError, NotJoined, UsageError
 from freehold.node import credentials
 from freehold.node.join import read_token
@@ -118,6 +118,7 @@ def run(options: Options) -> None:
     with ExitStack() as stack:
         stack.enter_context(only_one(options.state))
         own, settings = _settings(options, stack)
+        _remember(options)
         service = Service(settings, listener=logs.listener(sys.stderr, form, color=color))
         stop_when_told()
         page = ""
@@ -130,7 +131,20 @@ def run(options: Options) -> None:
             _say(welcome(own, name=options.name, page=page, samples=samples))
         elif page:
             _say(f"Node {options.name}; its page: {page}\n")
+        if not settings.datasets:
+            _say(f"Node {options.name} has no data, so no study can ask it: give --data NAME=FILE, or write it to {FILE}.\n")
         service.run()
+
+
+def _remember(options: Options) -> None:
+    """Write what the node was first started with, for starts that say only its name; nothing that is there is changed."""
+    if (options.state / FILE).exists() or not options.data:
+        return
+    lines = [f"name = {json.dumps(options.name)}"]
+    lines += [] if options.port is None else [f"port = {options.port}"]
+    lines += ["", "[data]", *(f"{name} = {json.dumps(str(path), ensure_ascii=False)}" for name, path in options.data.items())]
+    text = "\n".join(["# See docs/reference/settings.md.", *lines, ""])
+    durable.write(options.state / FILE, text.encode(), point="node.settings")
 
 
 def _settings(options: Options, stack: ExitStack) -> tuple[Own | None, Settings]:
@@ -149,6 +163,11 @@ def _settings(options: Options, stack: ExitStack) -> tuple[Own | None, Settings]
     if not url and not options.join_file and files is None and (beside.exists() or found is None):
         from freehold.node import alone
 
+        if (options.state / "left.json").exists():
+            raise UsageError(
+                f"{options.name} has left its federation.",
+                hint="Give --coordinator and --join-file to join again, or another --name to start one of its own.",
+            )
         own = alone.start(beside)
         stack.callback(own.end)
         url, token = own.url, None if joined else own.token(options.name)

@@ -143,7 +143,7 @@ def finding(comparison: Comparison, summaries: Sequence[RowSummary]) -> tuple[st
     ):
         sentences.append(
             f"More seeds narrow the intervals: these are {len(comparison.seeds)}, "
-            "and --seeds 10 (in Python: seeds=10) is a good start."
+            "and --seeds 10 (in Python: seeds=10; in a federation's plan: repeats = 10) is a good start."
         )
     return tuple(sentence for sentence in sentences if sentence)
 
