@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from freehold.errors import UsageError
-from freehold.node.__main__ import main, options_of
+from freehold.node.__main__ import _remember, _settings, main, options_of
 
 
 def test_the_command_line_counts_before_the_file(tmp_path: Path) -> None:
@@ -41,3 +42,21 @@ def test_a_token_that_is_none_ends_the_program_with_a_line(tmp_path: Path, capsy
     code = main(["--name", "a", "--state", str(tmp_path), "--coordinator", "https://x", "--join-file", str(tmp_path / "token")])
     assert code == 2
     assert capsys.readouterr().err.startswith("error 307: ")
+
+
+def test_the_first_start_is_remembered_and_nothing_is_written_over(tmp_path: Path) -> None:
+    state, table = tmp_path / "alice", tmp_path / 'a "table".csv'
+    state.mkdir()
+    first = options_of(["--name", "alice", "--state", str(state), "--port", "8080", "--data", f"heart={table}"], {})
+    _remember(first)
+    again = options_of(["--state", str(state)], {})
+    assert (again.name, again.port, again.data) == ("alice", 8080, {"heart": table})
+    written = (state / "node.toml").read_text(encoding="utf-8")
+    _remember(options_of(["--state", str(state), "--port", "9090", "--data", "fraud=other.csv"], {}))
+    assert (state / "node.toml").read_text(encoding="utf-8") == written
+
+
+def test_a_node_that_has_left_founds_no_federation_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "left.json").write_text("{}")
+    with ExitStack() as stack, pytest.raises(UsageError, match="has left its federation"):
+        _settings(options_of(["--name", "alice", "--state", str(tmp_path)], {}), stack)
