@@ -76,9 +76,15 @@ class S3:
         """Connections are taken, and nothing is answered."""
         self._process.send_signal(signal.SIGSTOP)
         try:
+            while not self._stopped():  # its threads stop one by one, and may still answer
+                time.sleep(0.001)
             yield
         finally:
             self._process.send_signal(signal.SIGCONT)
+
+    def _stopped(self) -> bool:
+        states = [(task / "stat").read_text() for task in Path(f"/proc/{self._process.pid}/task").iterdir()]
+        return all(state.rpartition(") ")[2].startswith("T") for state in states)
 
     def kill(self) -> None:
         """As `kill -9`."""
