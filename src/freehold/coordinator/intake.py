@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import os
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from typing import Any
 
 from freehold.coordinator import asynchronous
 from freehold.coordinator import study_records as records
-from freehold.coordinator.lease import Lease
+from freehold.coordinator.lease import Lease, Superseded
 from freehold.coordinator.rounds import Rounds
 from freehold.coordinator.run import Entries, OpenRun, check, fold
 from freehold.coordinator.store import Put, Store
@@ -46,7 +47,7 @@ class Intake:
             return found
         if found is None or not found.asks(node):
             raise UnknownRun(f"This node was not asked for run {run}.", hint="The study may be over; ask for work again.")
-        if self._store.shared and round > found.round:
+        if not self._lease.held and round > found.round:
             self._look_up(found)  # another coordinator went on, and the node heard of it first
         if round != found.round or found.closing or found.state != "training":
             raise Late(
@@ -57,7 +58,7 @@ class Intake:
 
     def shows(self, node: str, sha256: str) -> bool:
         """Whether these bytes belong to work that this node was asked for."""
-        if self._store.shared and not any(run.shows(node, sha256) for run in self._runs.values()):
+        if not self._lease.held and not any(run.shows(node, sha256) for run in self._runs.values()):
             for run in list(self._runs.values()):
                 self._look_up(run)
         return any(run.shows(node, sha256) for run in self._runs.values())
@@ -171,7 +172,8 @@ class Intake:
                     await asyncio.to_thread(fold, shown, total, weight, entries, damping)
                 except OSError as error:
                     # The sum is now of nobody knows what, and what it should be made of cannot be read.
-                    await self._rounds.fail(run, _unreadable(error))
+                    with contextlib.suppress(Superseded):
+                        await self._rounds.fail(run, _unreadable(error))
                     raise _unreadable(error) from error
         self._heard(run, node, put)
         self._rounds.consider(run)

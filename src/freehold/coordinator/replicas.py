@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import hashlib
 import secrets
+import socket
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -144,11 +145,14 @@ def _hand_over(loop: asyncio.AbstractEventLoop, put: Callable[[str, list[str]], 
 
 
 def name_of(state: Path) -> str:
-    """What this coordinator is called among others: made once, so that it need not wait for its own lease after a crash."""
+    """What this coordinator is called among others: made once, so that it need not wait for its own lease after a crash.
+
+    The machine's name is in it, for a state folder that was copied whole: two of one name would take the lease from each other.
+    """
     path = state / "replica"
     if not path.exists():
         durable.write(path, [secrets.token_hex(8).encode()], point="coordinator.replica")
-    return path.read_text(encoding="ascii").strip()
+    return hashlib.sha256(f"{path.read_text(encoding='ascii').strip()} {socket.gethostname()}".encode()).hexdigest()[:16]
 
 
 def check_roots(connection: sa.Connection, authority: Authority) -> None:

@@ -158,7 +158,10 @@ class Studies:
     async def changed(self, kind: str, words: Sequence[str]) -> None:
         """Follow what another coordinator has written. Raises StoreError."""
         if kind == "study":
-            await self._take_up(words[0])
+            known = self._lease.held and any(run.study == words[0] for run in self._runs.values())
+            # Who leads knows best where the runs of a study are; of others, and of one that is over, it is told.
+            if not known or not self._store.read(lambda c: records.is_running(c, words[0])):
+                await self._take_up(words[0])
             await self._rounds.advance()
             return
         run = self._runs.get(words[0])

@@ -25,7 +25,7 @@ from freehold.plan import Plan, RoundPolicy
 from freehold.study.federated import federated_plan
 from freehold.wire import codec
 from freehold.wire.messages import Measure, Pending, Settled, Train
-from tests.unit.coordinator.test_rounds import Denying, Gated, Party
+from tests.unit.coordinator.test_rounds import Denying, Gated, Party, live
 
 Arrays = dict[str, NDArray[Any]]
 MOST, POWER = 2, 0.5
@@ -112,14 +112,7 @@ def fleet(tmp_path: Path, plan: Plan, code: Gated, monkeypatch: pytest.MonkeyPat
         nodes: tuple[str, ...] = ("a", "b", "c"),
         folder: Path = tmp_path,
     ) -> None:
-        async def whole() -> None:
-            found = Fleet(folder, plan, code, list(nodes))
-            try:
-                await test(found)
-            finally:
-                await found.close()
-
-        asyncio.run(whole())
+        live(lambda: Fleet(folder, plan, code, list(nodes)), test)
 
     yield run
 

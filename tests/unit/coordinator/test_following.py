@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -20,18 +19,7 @@ from freehold.coordinator.store import in_row
 from freehold.coordinator.study_tables import contributions, rounds
 from freehold.events import Event
 from freehold.plan import Plan, RoundPolicy
-from tests.unit.coordinator.test_rounds import Gated, Party, code, plan  # noqa: F401 - fixtures
-
-
-def run_with(folder: Path, plan: Plan, code: Gated, test: Callable[[Party], Any]) -> None:  # noqa: F811
-    async def whole() -> None:
-        party = Party(folder, plan, code)
-        try:
-            await test(party)
-        finally:
-            await party.close()
-
-    asyncio.run(asyncio.wait_for(whole(), 120))
+from tests.unit.coordinator.test_rounds import Gated, Party, code, live, plan  # noqa: F401 - fixtures
 
 
 async def elsewhere(party: Party, node: str, round: int) -> None:
@@ -78,7 +66,7 @@ def test_what_is_taken_elsewhere_while_a_round_closes_is_in_its_sum(
         assert run.received == {} and run.weights == {}, "nothing of it is in the next round"
 
     quick = msgspec.structs.replace(plan, round=RoundPolicy(quorum=1, least_nodes=2))
-    run_with(tmp_path, quick, code, test)
+    live(lambda: Party(tmp_path, quick, code), test)
 
 
 def test_an_old_row_is_not_added_to_the_round_that_is_open_by_then(tmp_path: Path, plan: Plan, code: Gated) -> None:  # noqa: F811
@@ -95,7 +83,7 @@ def test_an_old_row_is_not_added_to_the_round_that_is_open_by_then(tmp_path: Pat
         assert run.received == {} and run.weights == {}
         assert run.tally is not None and run.tally.sum.heard == 0
 
-    run_with(tmp_path, plan, code, test)
+    live(lambda: Party(tmp_path, plan, code), test)
 
 
 def test_a_run_whose_beginning_was_given_up_can_begin_again(tmp_path: Path, plan: Plan, code: Gated) -> None:  # noqa: F811
@@ -108,7 +96,7 @@ def test_a_run_whose_beginning_was_given_up_can_begin_again(tmp_path: Path, plan
         await party.studies.recover()
         await party.until(lambda: run.state == "training")
 
-    run_with(tmp_path, plan, code, test)
+    live(lambda: Party(tmp_path, plan, code), test)
 
 
 @pytest.mark.parametrize("error", [Superseded(), RuntimeError(), AssertionError()])
@@ -152,4 +140,20 @@ def test_who_recovers_sums_what_is_stored(tmp_path: Path, plan: Plan, code: Gate
         assert isinstance(run, OpenRun) and run.tally is not None
         assert run.received.keys() == run.weights.keys() == {"b"} and run.tally.sum.heard == 1
 
-    run_with(tmp_path, plan, code, test)
+    live(lambda: Party(tmp_path, plan, code), test)
+
+
+def test_who_leads_does_not_build_its_sums_anew_because_somebody_asks(tmp_path: Path, plan: Plan, code: Gated) -> None:  # noqa: F811
+    async def test(party: Party) -> None:
+        digest = await party.start()
+        await party.train("a", 0)
+        run = party.studies.open_runs()[0]
+        tally = run.tally
+        assert not party.studies.intake.shows("a", "0" * 64)
+        await party.studies.changed("study", [digest])  # started once more, elsewhere
+        assert run.tally is tally and run.weights.keys() == {"a"}
+        await party.studies.stop(digest, "enough")
+        await party.studies.changed("study", [digest])
+        assert party.studies.open_runs() == []
+
+    live(lambda: Party(tmp_path, plan, code), test)

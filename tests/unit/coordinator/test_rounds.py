@@ -140,22 +140,28 @@ class Party:
         self.store.close()
 
 
+P = TypeVar("P", bound=Party)
+
+
+def live(make: Callable[[], P], test: Callable[[P], Any]) -> None:
+    """Run a test's coroutine with a party that is made for it, and then closed."""
+
+    async def whole() -> None:
+        found = make()
+        try:
+            await test(found)
+        finally:
+            await found.close()
+
+    asyncio.run(asyncio.wait_for(whole(), 120))
+
+
 @pytest.fixture
 def party(tmp_path: Path, plan: Plan, code: Gated, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Any], None]]:
     """Runs a test's coroutine with a party of its own, which is then closed."""
     monkeypatch.setattr("freehold.coordinator.steps.RETRY_S", 0.01)
 
-    def run(test: Callable[[Party], Any]) -> None:
-        async def whole() -> None:
-            found = Party(tmp_path, plan, code)
-            try:
-                await test(found)
-            finally:
-                await found.close()
-
-        asyncio.run(whole())
-
-    yield run
+    yield lambda test: live(lambda: Party(tmp_path, plan, code), test)
 
 
 POINTS = ["coordinator.study", "coordinator.contribution", "coordinator.round", "coordinator.run_ended"]

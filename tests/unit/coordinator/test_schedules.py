@@ -21,7 +21,7 @@ from freehold.errors import StudyRefused
 from freehold.plan import Plan, dumps
 from freehold.study.federated import federated_plan
 from freehold.wire.messages import Measure, Measures, Train
-from tests.unit.coordinator.test_rounds import Denying, Gated, Party
+from tests.unit.coordinator.test_rounds import Denying, Gated, Party, live
 
 ROUNDS, DAY_S = 2, 86400.0
 
@@ -93,17 +93,7 @@ class Clocked(Party):
 def party(tmp_path: Path, plan: Plan, code: Gated, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Any], None]]:
     monkeypatch.setattr("freehold.coordinator.steps.RETRY_S", 0.01)
 
-    def run(test: Callable[[Clocked], Any]) -> None:
-        async def whole() -> None:
-            found = Clocked(tmp_path, plan, code)
-            try:
-                await test(found)
-            finally:
-                await found.close()
-
-        asyncio.run(whole())
-
-    yield run
+    yield lambda test: live(lambda: Clocked(tmp_path, plan, code), test)
 
 
 async def start(p: Clocked, **schedule: Any) -> str:
