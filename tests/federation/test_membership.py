@@ -104,3 +104,29 @@ def test_a_round_that_everybody_declined_is_asked_again(bare: Federation, tmp_pa
     assert yan.decline(run, 1).code == 0
     assert bare.finished(digest).rounds[0].heard == ["yan"]
     yan.close()
+
+
+def test_a_node_that_is_stopped_in_order_is_not_waited_for_and_comes_back(tmp_path: Path, fork: Path) -> None:
+    federation, held = Federation(tmp_path, ["cleveland", "hungary"], fork=fork), tmp_path / "held"
+
+    def connected() -> list[str]:
+        return [node.name for node in federation.admin.get("/v1/status", Status).nodes if node.connected]
+
+    try:
+        federation.start_coordinator()
+        federation.start_node("cleveland")
+        federation.start_node("hungary", f"trainer.answering=hold:{held}@3")
+        assert connected() == ["cleveland", "hungary"]
+        plan = heart_plan("scaffold-uniform", name="stopping", rounds=3, nodes=2)
+        digest = federation.run(plan)
+        federation.until(held.exists)
+        assert federation.nodes["hungary"].stop() == 0
+        federation.coordinator.wait_for("round.closed", run=runs_of(plan)[0].id, round=1, heard=1)
+        assert connected() == ["cleveland"]
+        held.unlink(missing_ok=True)
+        federation.start_node("hungary")
+        assert connected() == ["cleveland", "hungary"]
+        heard = {each.round: each.heard for each in federation.finished(digest).rounds}
+        assert heard[0] == ["cleveland", "hungary"] and heard[1] == ["cleveland"]
+    finally:
+        federation.stop()

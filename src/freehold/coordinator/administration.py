@@ -21,7 +21,7 @@ import sqlalchemy as sa
 from aiohttp import web
 
 from freehold.coordinator.enrolment import Enrolment
-from freehold.coordinator.presence import CONNECTED_S, Presence
+from freehold.coordinator.presence import Presence
 from freehold.coordinator.schedules import schedule_of
 from freehold.coordinator.store import Store
 from freehold.coordinator.studies import Studies
@@ -120,9 +120,7 @@ class Administration:
     async def _status(self, asker: Asker, request: web.Request) -> web.StreamResponse:
         now = time.time()
         nodes = [
-            admin.NodeInfo(
-                name=name, datasets=sorted(seen.datasets), last_seen=seen.last, connected=now - seen.last < CONNECTED_S
-            )
+            admin.NodeInfo(name=name, datasets=sorted(seen.datasets), last_seen=seen.last, connected=seen.connected(now))
             for name, seen in sorted(self._presence.all().items())
         ]
         return reply(

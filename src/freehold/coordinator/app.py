@@ -130,7 +130,17 @@ class App:
         message = await read_message(request, WorkRequest, pace=self._ingest.pace)
         if self._strangers:
             await asyncio.to_thread(self._enrolment.notice, node, address=request.remote or "-")
+        if message.stops:
+            await self._offered(node, [])
+            self._presence.stopped(node.name)
+            return reply(WorkReply())
         return await self._next(request, node, message.datasets, message.pending, message.wait_s, working=message.working)
+
+    async def _offered(self, node: Identity, datasets: list[str] | None) -> None:
+        lost = await self._presence.heard(node.name, datasets)
+        if lost is not None:
+            await self._studies.advance()
+            await self._studies.lost(node.name, lost)
 
     async def _next(
         self,
@@ -143,8 +153,7 @@ class App:
         working: Pending | None = None,
         received: bool = False,
     ) -> web.Response:
-        if await self._presence.heard(node.name, datasets):
-            await self._studies.advance()
+        await self._offered(node, datasets)
         swollen = request.transport in self._swollen
         settled, work = await self._studies.work(node.name, pending, 0.0 if swollen else min(wait_s, self._poll_s), working)
         answer = reply(WorkReply(settled=settled, work=work, received=received))

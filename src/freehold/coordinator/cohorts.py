@@ -20,6 +20,11 @@ class Cohorts:
         """Who may be asked: of devices, those that are connected."""
         return list(self._nodes(run.plan.task.name, run.plan.clients == "devices"))
 
+    def withdrawn(self, run: OpenRun) -> list[str]:
+        """Who is asked, and neither heard nor to be asked any more: it offers the data no longer."""
+        offering = set(self._nodes(run.plan.task.name, False))
+        return [node for node in run.cohort if node not in run.received and node not in offering]
+
     def draw(self, run: OpenRun, round: int) -> tuple[list[str], int]:
         """Whom to ask in a round, everybody where it measures; and of how many."""
         population, trains = self.population(run), run.plan.training.trains(round)

@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from freehold.coordinator.presence import CONNECTED_S, Presence
+from freehold.coordinator.presence import Presence
 from freehold.events import Event
 
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 7200)
@@ -92,7 +92,7 @@ class _Nodes(Collector):
     def collect(self) -> Iterator[Metric]:
         """Nodes and certificates."""
         now, nodes = self._clock(), self._presence.all()
-        connected = sum(now - seen.last < CONNECTED_S for seen in nodes.values())
+        connected = sum(seen.connected(now) for seen in nodes.values())
         states = GaugeMetricFamily("freehold_nodes", "Nodes by state.", labels=["state"])
         states.add_metric(["connected"], connected)
         states.add_metric(["silent"], len(nodes) - connected)

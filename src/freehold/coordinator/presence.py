@@ -22,6 +22,12 @@ class Seen:
     datasets: frozenset[str]
     last: float = 0.0
     """Unix time; 0: not since the coordinator started."""
+    stopped: bool = False
+    """It has said goodbye here, and nothing since."""
+
+    def connected(self, now: float) -> bool:
+        """Whether it counts as connected at this Unix time."""
+        return not self.stopped and now - self.last < CONNECTED_S
 
 
 class Presence:
@@ -45,7 +51,8 @@ class Presence:
         before, self._nodes = self._nodes, {}
         for name, datasets, seen in self._store.read(read):
             last = max(seen, before[name].last if name in before else 0.0)
-            self._nodes[name] = Seen(datasets=frozenset(filter(None, datasets.split(","))), last=last)
+            stopped = name in before and before[name].stopped and seen <= before[name].last
+            self._nodes[name] = Seen(datasets=frozenset(filter(None, datasets.split(","))), last=last, stopped=stopped)
 
     async def tell_others(self) -> None:
         """Write when the nodes that spoke since the last time were heard."""
@@ -55,14 +62,14 @@ class Presence:
                 lambda c: c.execute(sa.update(offers).where(offers.c.node.in_(names)).values(seen=now)), "coordinator.offer"
             )
 
-    async def heard(self, node: str, datasets: Sequence[str] | None) -> bool:
-        """A node speaks, and may say what it offers; whether it is new, or offers something else than before."""
+    async def heard(self, node: str, datasets: Sequence[str] | None) -> frozenset[str] | None:
+        """A node speaks, and may say what it offers. None if that is what it offered before; else what it offers no longer."""
         before = self._nodes.get(node)
         self._heard.add(node)
         if before is not None:
-            before.last = self._clock()
+            before.last, before.stopped = self._clock(), False
         if datasets is None or (before is not None and before.datasets == frozenset(datasets)):
-            return False
+            return None
         offered, now = frozenset(datasets), self._clock()
 
         def write(connection: sa.Connection) -> None:
@@ -72,7 +79,12 @@ class Presence:
 
         await self._store.write(write, "coordinator.offer")
         self._nodes[node] = Seen(datasets=offered, last=now)
-        return True
+        return frozenset() if before is None else before.datasets - offered
+
+    def stopped(self, node: str) -> None:
+        """A node has said goodbye; it may come back."""
+        if node in self._nodes:
+            self._nodes[node].stopped = True
 
     def gone(self, node: str) -> None:
         """A node has left or is denied."""

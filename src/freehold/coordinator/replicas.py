@@ -137,6 +137,7 @@ class Replicas:
         self._presence.refresh()
         self._reread()
         await self._studies.advance()
+        await self._studies.leave_out()
 
 
 def _hand_over(loop: asyncio.AbstractEventLoop, put: Callable[[str, list[str]], None], kind: str, words: list[str]) -> None:

@@ -1,11 +1,12 @@
-"""Open rounds as the store has them: what a coordinator that comes back, or that follows another one, goes on with."""
+"""Open rounds and their states in the store: what a coordinator that comes back, or that follows another one, goes on with."""
 
 from __future__ import annotations
 
 from freehold.coordinator import asynchronous
 from freehold.coordinator import study_records as records
+from freehold.coordinator.child import ServerStates
 from freehold.coordinator.run import OpenRun, check, fold
-from freehold.coordinator.store import Store, explained
+from freehold.coordinator.store import Put, Store, explained
 from freehold.wire.local import close
 from freehold.wire.tally import FixedPointSum
 
@@ -34,6 +35,22 @@ def restore(store: Store, run: OpenRun) -> None:
         return
     for each in store.read(lambda c: records.received(c, run.id, run.round)):
         run.received[each.node] = each.sha256
+
+
+async def store_states(store: Store, run: OpenRun, round: int, states: ServerStates, epoch: int | None) -> tuple[Put, Put]:
+    """The states before a round, safe; twice the same where nodes see all of it. Raises StoreError.
+
+    `epoch`: of the lease, if there is one. Of a leader that was superseded and goes on, the files must not be those of
+    the one that now leads.
+    """
+    own = f".{epoch}" if epoch else ""
+    try:
+        server = await store.put(states.server, name=run.place(round, f"server{own}"), point="coordinator.state")
+        if states.shared is states.server:
+            return server, server
+        return server, await store.put(states.shared, name=run.place(round, f"shared{own}"), point="coordinator.state")
+    finally:
+        states.close()
 
 
 def fold_stored(store: Store, run: OpenRun, total: FixedPointSum, stored: records.Row) -> None:

@@ -13,11 +13,11 @@ from freehold.coordinator import study_records as records
 from freehold.coordinator.child import ServerCode, ServerStates
 from freehold.coordinator.cohorts import Cohorts
 from freehold.coordinator.lease import Lease, Superseded
-from freehold.coordinator.restore import fold_stored, restore
+from freehold.coordinator.restore import fold_stored, restore, store_states
 from freehold.coordinator.run import OpenRun
 from freehold.coordinator.schedules import Schedules
 from freehold.coordinator.steps import Steps
-from freehold.coordinator.store import Put, Store
+from freehold.coordinator.store import Store
 from freehold.errors import FreeholdError, ServerCodeFailed
 from freehold.events import Event, Listener, silent
 from freehold.wire.local import close
@@ -150,6 +150,12 @@ class Rounds:
         await self._store.write(write, "coordinator.extend")
         self.consider(run)
 
+    async def leave_out(self, run: OpenRun) -> None:
+        """Wait no longer for those that offer the data no longer."""
+        for node in self.cohorts.withdrawn(run):
+            if run.awaits(node):
+                await self.withdraw(run, node)
+
     async def _close(self, run: OpenRun) -> None:
         if run.state == "measuring":
             await self._finish(run)
@@ -262,7 +268,9 @@ class Rounds:
         self, run: OpenRun, round: int, states: ServerStates | None, *, counted: Mapping[str, str], weight: float
     ) -> None:
         """Open a round, and close the one before; without states, that one measured and is closed."""
-        server, shared = (None, None) if states is None else await self._put(run, round, states)
+        server, shared = None, None
+        if states is not None:
+            server, shared = await store_states(self._store, run, round, states, self._lease.epoch)
         cohort, population = self.cohorts.draw(run, round)
         now = self._clock()
         deadline = now + run.plan.round.deadline_s
@@ -310,26 +318,14 @@ class Rounds:
         self._opened(run)
         await self._store.remove(places)
 
-    async def _put(self, run: OpenRun, round: int, states: ServerStates) -> tuple[Put, Put]:
-        """The states before a round, safe; twice the same where nodes see all of it."""
-        # Of a leader that was superseded and goes on, the files must not be those of the one that now leads.
-        own = f".{self._lease.epoch}" if self._lease.epoch else ""
-        try:
-            name = run.place(round, f"server{own}")
-            server = await self._store.put(states.server, name=name, point="coordinator.state")
-            if states.shared is states.server:
-                return server, server
-            name = run.place(round, f"shared{own}")
-            return server, await self._store.put(states.shared, name=name, point="coordinator.state")
-        finally:
-            states.close()
-
     def _opened(self, run: OpenRun) -> None:
         """A round is open, and the one before it closed."""
         if run.round and run.plan.training.trains(run.round - 1):
             heard, population = len(run.counted), run.population
             self._tell(Event("round.closed", {"run": run.id, "round": run.round - 1, "heard": heard, "population": population}))
         self.consider(run)
+        if self.cohorts.withdrawn(run):  # meanwhile
+            self._steps.begin(run, lambda: self.leave_out(run))
         self._wake(run.cohort)
 
     async def _kept(self, run: OpenRun, round: int) -> bool:

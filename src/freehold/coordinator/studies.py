@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import msgspec
@@ -314,9 +314,24 @@ class Studies:
             if run.awaits(node):
                 await self._rounds.withdraw(run, node)
 
+    async def lost(self, node: str, datasets: Collection[str]) -> None:
+        """A node offers these no longer: it rests, or is about to stop. Open rounds of training do not wait for it.
+
+        Those that measure do until their deadline, if it does not decline: without its measures a report is not whole.
+        """
+        for run in list(self._runs.values()):
+            if run.state == "training" and run.plan.task.name in datasets and run.awaits(node):
+                await self._rounds.withdraw(run, node)
+
     async def advance(self) -> None:
         """A node is new: runs that waited for it may open."""
         await self._rounds.advance()
+
+    async def leave_out(self) -> None:
+        """Other coordinators may have heard that nodes offer something no longer."""
+        for run in list(self._runs.values()):
+            if self._lease.held and run.state == "training" and not run.closing:
+                await self._rounds.leave_out(run)
 
     def wake(self, nodes: Sequence[str] | None) -> None:
         """Answer the polls of these nodes if there is something to say; None: of all."""

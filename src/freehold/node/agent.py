@@ -131,14 +131,15 @@ class Agent:
             self._guard.end()
 
     def _poll(self, working: Pending | None = None) -> WorkReply:
+        # Until it is done a node that is about to rest offers what it did: who offers nothing is not waited for.
         # The first answer after a connection was lost comes at once, so that the node knows that it is back.
         self._look()
         wait_s = self._wait_s() if self.status.state == "connected" and working is None else 0.0
         pending = self._pending[:MOST_PENDING]
-        request = WorkRequest(wait_s=wait_s, datasets=self._offers(), pending=pending, working=working)
-        rests = self.status.rest is not None
+        datasets = sorted(self._hello.datasets) if working is not None else self._offers()
+        request = WorkRequest(wait_s=wait_s, datasets=datasets, pending=pending, working=working)
         reply = self._connection.post(WORK.path, request, WorkReply, wait_s=wait_s)
-        self._withdrawn = rests
+        self._withdrawn = not datasets
         return reply
 
     # Rest. A resting node offers nothing, so it is in no new cohort, and declines what it was asked for before.

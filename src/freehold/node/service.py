@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -23,11 +24,16 @@ from freehold.node.agent import Agent
 from freehold.node.credentials import Credentials, renew_at
 from freehold.node.join import Network, join, renew
 from freehold.node.rest import Rules
-from freehold.wire.client import Connection, retry, trusting
+from freehold.wire.client import Connection, Timeouts, retry, trusting
 from freehold.wire.jointoken import JoinToken
+from freehold.wire.messages import WorkReply, WorkRequest
 from freehold.wire.process import Spawn, spawn
+from freehold.wire.routes import WORK
 
 RENEWAL_RETRY_S = 300.0
+GOODBYE = Timeouts(connect_s=2.0, read_s=2.0)
+"""A node that is told to stop does so within seconds, whether anybody hears of it or not."""
+
 LOOK_AGAIN_S = 5.0
 """Between two looks at the files of a certificate that others renew."""
 
@@ -142,6 +148,10 @@ class Service:
         renewing.start()
         try:
             self.agent.run()
+        except Stopped:
+            if self.agent.status.state == "connected":
+                _say_goodbye(Connection(url, trust, timeouts=GOODBYE))
+            raise
         finally:
             self._stopping.set()
 
@@ -173,6 +183,13 @@ class Service:
                 self._tell(Event("certificate.renewed", {"until": fresh.not_after}))
             except FreeholdError as error:
                 self._tell(Event("certificate.not_renewed", {"code": error.code}))
+
+
+def _say_goodbye(connection: Connection) -> None:
+    """Have the coordinator know that nobody need wait for this node."""
+    with contextlib.suppress(FreeholdError):
+        connection.post(WORK.path, WorkRequest(stops=True), WorkReply)
+    connection.close()
 
 
 class Stopped(BaseException):

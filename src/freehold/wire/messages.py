@@ -141,6 +141,8 @@ class WorkRequest(Message, frozen=True, kw_only=True):
     pending: Unsettled = []
     working: Pending | None = None
     """The work that the node is still busy with at its deadline: handed out once more if the coordinator still waits for it."""
+    stops: bool = False
+    """The node is about to stop, in order. It offers nothing, so that nobody waits for it; there is no work in the answer."""
 
 
 class Train(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="train"):

@@ -21,7 +21,7 @@ from freehold.coordinator.child import ServerCode, ServerStates
 from freehold.coordinator.specification import specified
 from freehold.coordinator.store import Store, connect
 from freehold.coordinator.studies import Studies
-from freehold.coordinator.study_tables import contributions, rounds, runs, studies
+from freehold.coordinator.study_tables import contributions, measures, rounds, runs, studies
 from freehold.errors import StoreError, WeightRefused
 from freehold.events import Event
 from freehold.plan import Plan, dumps, runs_of
@@ -36,6 +36,8 @@ class Denying(Store):
     """Says of the next write at a point that it failed, although it was committed."""
 
     denied: str = ""
+    meanwhile: tuple[str, Callable[[], None]] = ("", lambda: None)
+    """What happens just before the next write at a point."""
     blind: bool = False
     """And cannot read a blob, the first time that it is asked after that."""
 
@@ -46,6 +48,9 @@ class Denying(Store):
         return super().blob(sha256)
 
     async def write(self, work: Callable[[sa.Connection], T], point: str) -> T:
+        if point == self.meanwhile[0]:
+            self.meanwhile, happen = ("", lambda: None), self.meanwhile[1]
+            happen()
         found = await super().write(work, point)
         if point == self.denied:
             self.denied = ""
@@ -265,6 +270,41 @@ def test_a_round_that_nobody_is_left_in_opens_for_whoever_comes(party: Callable[
         assert isinstance(work, Train) and (work.round, work.population) == (1, 2)
         assert p.row(rounds.c.heard, rounds.c.round == 0) == [2]
         assert p.row(rounds.c.population, rounds.c.round == 0) == [2]
+
+    party(test)
+
+
+def test_a_node_that_rests_while_a_round_opens_is_not_waited_for(party: Callable[[Any], None]) -> None:
+    async def test(p: Party) -> None:
+        await p.start()
+        await p.train("a", 0)
+        p.store.meanwhile = ("coordinator.round", lambda: p.nodes.remove("b"))  # it is drawn, and offers nothing since
+        await p.train("b", 0)
+        await p.train("a", 1)
+        work = await p.work("a")
+        assert isinstance(work, Measure) and work.round == 2
+        assert p.row(rounds.c.cohort, rounds.c.round < 2) == ["a,b", "a"]
+        assert p.row(rounds.c.heard, rounds.c.round < 2) == [2, 1]
+
+    party(test)
+
+
+def test_who_stops_or_rests_is_waited_for_where_the_study_measures_only(party: Callable[[Any], None]) -> None:
+    async def test(p: Party) -> None:
+        await p.start()
+        await p.work("b")
+        await p.train("a", 0)
+        await p.studies.lost("b", {"another"})
+        assert p.row(rounds.c.cohort) == ["a,b"]
+        await p.studies.lost("b", {"heart"})
+        for node in ("a", "b"):
+            await p.train(node, 1)
+        await p.studies.lost("b", {"heart"})
+        for node in ("a", "b"):
+            await p.measure(node)
+        await p.until(lambda: not p.studies.open_runs())
+        assert p.row(rounds.c.heard, rounds.c.round < 2) == [1, 2]
+        assert sorted(p.row(measures.c.node)) == ["a", "b"]
 
     party(test)
 
