@@ -179,8 +179,8 @@ def start(
     wanted = log.value if log else str(read_settings(folder / FILE, KEYS).get("log", ""))
     if wanted not in ("", "json", "plain"):
         raise UsageError(f"{folder / FILE}: log is {wanted!r}.", hint='It is "json" or "plain".')
-    if not (folder / FILE).exists():  # a second start must not found another federation
-        _write_settings(folder, ServiceOptions(), settings.federation)
+    if not (folder / FILE).exists():  # a second start must not found another federation, nor admit plans that nobody signed
+        _write_settings(folder, options, settings.federation)
     form = form_for(sys.stderr, os.environ, wanted=wanted)
     service = Service(settings=settings, listener=listener(sys.stderr, form, color=_colorful(form)))
 

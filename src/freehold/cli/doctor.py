@@ -84,6 +84,13 @@ def _machine(folders: list[Path]) -> Iterator[Check]:
         level="good",
         found=f"Freehold {version('freehold')}, Python {sys.version.split()[0]}, {ssl.OPENSSL_VERSION}",
     )
+    if not folders:
+        yield Check(
+            what="state",
+            level="warning",
+            found=f"no node and no coordinator in {state_home(os.environ)}",
+            hint="`freehold node start` or `freehold coordinator start` makes one; --state looks elsewhere.",
+        )
     place = next((folder for folder in folders if folder.exists()), Path.home())
     free = shutil.disk_usage(place).free
     yield _least("disk", free, DISK_BYTES, f"free at {place}", "Make room: states and contributions are written there.")
@@ -126,6 +133,14 @@ def _folder(folder: Path) -> Iterator[Check]:
     from freehold.node import credentials
 
     if (folder / "identity").is_dir():
+        if not any((folder / "identity" / name).exists() for name in ("current.pem", "outside.json")):
+            yield Check(
+                what=f"certificate {folder.name}",
+                level="warning",
+                found="joining has begun, and did not come to its end",
+                hint=f"Start the node again with its token: --join-file FILE; or remove {folder}.",
+            )
+            return
         try:
             left = credentials.load(folder).not_after - time.time()
         except FreeholdError as error:

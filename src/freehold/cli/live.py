@@ -41,11 +41,11 @@ def following(extra: Extra = lambda: None, clock: Callable[[], float] = time.mon
 
 
 def plain(write: Callable[[str], None], clock: Callable[[], float]) -> Callable[[StudyInfo], None]:
-    """A follower that writes a line at the start, at the end and every few seconds."""
-    last, begun = -EVERY_S, clock()
+    """A follower that writes a line at the start, at the end, and every few seconds if there is something new."""
+    last, begun, said = -EVERY_S, clock(), ""
 
     def follow(info: StudyInfo) -> None:
-        nonlocal last
+        nonlocal last, said
         over, now = info.state != "running", clock() - begun
         if over or now - last >= EVERY_S:
             last = now
@@ -58,7 +58,10 @@ def plain(write: Callable[[str], None], clock: Callable[[], float]) -> Callable[
                 ),
                 "",
             )
-            write(f"{info.name}: {told_state(info)}, {done} of {whole} rounds{visible(now_on)}")
+            line = f"{info.name}: {told_state(info)}, {done} of {whole} rounds{visible(now_on)}"
+            if line != said:
+                write(line)
+            said = line
 
     return follow
 
@@ -109,9 +112,14 @@ def _closed(run: RunInfo) -> int:
 
 
 def told_state(info: StudyInfo) -> str:
-    """The state of a study, "resting" between two cycles."""
-    rests = info.state == "running" and all(run.state == "resting" for run in info.runs)
-    return "resting" if rests and info.schedule else info.state
+    """The state of a study: "resting" between two cycles, and how many nodes it waits for before it can go on."""
+    if info.state != "running":
+        return info.state
+    if info.schedule and all(run.state == "resting" for run in info.runs):
+        return "resting"
+    short = any(run.state == "waiting" for run in info.runs) and info.offering < info.least_nodes
+    still = not any(run.state in ("training", "measuring") for run in info.runs)
+    return f"waiting for nodes, {info.offering} of {info.least_nodes} here" if short and still else "running"
 
 
 def cycle_of(info: StudyInfo) -> tuple[str, str]:

@@ -44,7 +44,8 @@ def new(
         str, typer.Option("--algorithm", metavar="NAME", help="Which. NAME+bfloat16 rounds contributions.")
     ] = "ditto",
     companions: Annotated[
-        list[str] | None, typer.Option("--companions", metavar="A,B", help="To compare with; FedAvg and its kin if not given.")
+        list[str] | None,
+        typer.Option("--companions", metavar="A,B", help="To compare with, or none; FedAvg and its kin if not given."),
     ] = None,
     name: Annotated[
         str | None, typer.Option("--name", metavar="NAME", help="The study's name; TASK-ALGORITHM if not given.")
@@ -62,6 +63,8 @@ def new(
 
     check_writable(output)
     chosen = COMPANIONS if companions is None else listed(companions)
+    if chosen == ("none",):
+        chosen = ()
     plan = federated_plan(
         task,
         algorithm,
@@ -192,12 +195,13 @@ def list_(where: CoordinatorOptions, as_json: AsJson = False) -> None:
     from freehold.cli.console import visible
     from freehold.cli.show import table
 
-    lines = [["study", "digest", "state", "rounds", "started", "by", "cycle", "next"]]
+    scheduled = any(each.schedule for each in found)
+    lines = [["study", "digest", "state", "rounds", "started", "by", *(("cycle", "next") if scheduled else ())]]
     for each in found:
         done, whole = progress_of(each)
         started = time.strftime("%Y-%m-%d %H:%M", time.localtime(each.started))
         told = [each.name, each.digest[7:19], told_state(each), f"{done} of {whole}", started, visible(each.by)]
-        lines.append([*told, *cycle_of(each)])
+        lines.append([*told, *(cycle_of(each) if scheduled else ())])
     table(lines, empty="No studies. `freehold study new` writes a plan, `freehold study run` starts it.")
 
 

@@ -219,9 +219,8 @@ class Administration:
 
         found = self._store.read(find)
         if len(found) != 1:
-            raise UnknownRun(
-                f"{len(found)} studies are called {name!r}.", hint="`freehold study list` shows their digests; give one of them."
-            )
+            said = f"{len(found)} studies are called {name!r}" if found else f"No study is called {name!r}"
+            raise UnknownRun(f"{said}.", hint="`freehold study list` shows names and digests; give a digest, or its beginning.")
         return found[0]
 
     def _known(self, sha256: str) -> tuple[Plan, dict[str, Run]]:
@@ -266,6 +265,8 @@ class Administration:
                         runs=told,
                         by=row.by,
                         schedule=schedule_of(connection, row.digest),
+                        least_nodes=plan.round.least_nodes,
+                        offering=len(self._presence.offering(plan.task.name, plan.clients == "devices")),
                     )
                 )
             return infos

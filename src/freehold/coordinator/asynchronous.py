@@ -162,7 +162,7 @@ def _enter(connection: sa.Connection, run: str, into: int, round: int, node: str
         raise _overtaken(run, round)
     if records.is_closed(connection, run, into):
         raise Late(f"Round {into} of run {run} closed meanwhile.", hint="Nothing is wrong; ask for work again.")
-    records.insert_contribution(connection, run=run, round=round, node=node, put=put, weight=weight, now=now, summed=into)
+    records.insert_contributions(connection, [records.Arrived(run, round, node, put, weight, now, into)])
 
 
 def _overtaken(run: str, round: int) -> Late:

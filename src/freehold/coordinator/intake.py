@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,16 +107,9 @@ class Intake:
             whose = hashlib.sha256(node.encode()).hexdigest()[:8]
             name = open_run.place(round, f"{whose}.{sha256[:16]}")
             put = await self._store.put(body, name=name, point="coordinator.contribution", sha256=sha256)
-            now = self._clock()
-
-            def insert(connection: Any) -> str | None:
-                if records.is_closed(connection, run, round):
-                    raise _closed(run, round)
-                self._store.announce(connection, "contribution", run, round, node)
-                return records.insert_contribution(connection, run=run, round=round, node=node, put=put, weight=weight, now=now)
-
+            arrived = records.Arrived(run, round, node, put, weight, self._clock(), round)
             try:
-                before = await self._store.write(insert, "coordinator.contribution")
+                before = await self._store.write_alike(self._enter, arrived, "coordinator.contribution")
             except Late:
                 await self._store.drop(put)
                 raise
@@ -131,6 +124,15 @@ class Intake:
                 f"This node has sent another contribution to round {round} of run {run} before.",
                 hint="The first one counts. The node discards the second when it asks for work.",
             )
+
+    def _enter(self, connection: Any, arrived: Sequence[records.Arrived]) -> list[str | Exception | None]:
+        """Enter contributions to rounds that are open."""
+        closed = {key: records.is_closed(connection, *key) for key in {(each.run, each.round) for each in arrived}}
+        in_time = [each for each in arrived if not closed[each.run, each.round]]
+        before = iter(records.insert_contributions(connection, in_time))
+        for each in in_time:
+            self._store.announce(connection, "contribution", each.run, each.round, each.node)
+        return [_closed(each.run, each.round) if closed[each.run, each.round] else next(before) for each in arrived]
 
     async def _count_late(
         self, run: OpenRun, node: str, put: Put, shown: bytes | int, weight: float, entries: Entries, damping: float

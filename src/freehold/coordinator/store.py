@@ -9,14 +9,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import itertools
 import os
 import queue
 import threading
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import sqlalchemy as sa
 
@@ -46,12 +47,17 @@ _REMOTE = {
 READING = "freehold_reading"
 """The execution option of a connection that will not write."""
 
+Item = TypeVar("Item")
 T = TypeVar("T")
+
+Alike: TypeAlias = Callable[[sa.Connection, Sequence[Item]], Sequence[T | Exception]]
+"""Does many pieces of work in one transaction; the result or the refusal of each."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Job:
-    work: Callable[[sa.Connection], Any]
+    work: Callable[[sa.Connection, Sequence[Any]], Sequence[Any]]
+    item: Any
     point: str
     done: Callable[[Any, BaseException | None], None]
 
@@ -107,6 +113,13 @@ class Store:
 
     async def write(self, work: Callable[[sa.Connection], T], point: str) -> T:
         """Run `work` in a transaction; its result once that is committed. `point` names its failpoints."""
+        return await self.write_alike(lambda connection, _: [work(connection)], None, point)
+
+    async def write_alike(self, work: Alike[Item, T], item: Item, point: str) -> T:
+        """As `write`, for what comes in great numbers: `work` does all that wait at once, and returns or refuses each of them.
+
+        What it refuses it must not have written; if it raises, it is asked once more for each alone.
+        """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
 
@@ -114,7 +127,7 @@ class Store:
             if not future.cancelled():
                 future.set_exception(error) if error else future.set_result(result)
 
-        self._queue.put(_Job(work=work, point=point, done=lambda r, e: _tell(loop, settle, r, e)))
+        self._queue.put(_Job(work=work, item=item, point=point, done=lambda r, e: _tell(loop, settle, r, e)))
         return await future
 
     def announce(self, connection: sa.Connection, kind: str, *arguments: object) -> None:
@@ -153,14 +166,8 @@ class Store:
         results: list[tuple[Any, BaseException | None]] = []
         try:
             with explained(), self.engine.connect() as connection, connection.begin() as transaction:
-                for job in jobs:
-                    try:
-                        with connection.begin_nested():
-                            results.append((job.work(connection), None))
-                    except sa.exc.OperationalError:
-                        raise  # a full disk: the database may have undone more than this job
-                    except Exception as error:
-                        results.append((None, error))
+                for _, alike in itertools.groupby(jobs, key=lambda job: job.work):
+                    results += _done(connection, list(alike))
                 durable.commit(transaction.commit, *dict.fromkeys(job.point for job in jobs))
         except Exception as error:
             results = [(None, error)] * len(jobs)
@@ -289,6 +296,18 @@ class Store:
                 connection.execute(sa.delete(blobs).where(blobs.c.sha256 == sha256))
                 places += [place] if place else []
         return places
+
+
+def _done(connection: sa.Connection, alike: Sequence[_Job]) -> list[tuple[Any, BaseException | None]]:
+    """The result or error of each of some jobs that one piece of work does."""
+    try:
+        with connection.begin_nested():
+            found = alike[0].work(connection, [job.item for job in alike])
+    except sa.exc.OperationalError:
+        raise  # a full disk: the database may have undone more than this
+    except Exception as error:
+        return [(None, error)] if len(alike) == 1 else [each for job in alike for each in _done(connection, [job])]
+    return [(None, each) if isinstance(each, Exception) else (each, None) for each in found]
 
 
 def _close_result(opening: asyncio.Future[int]) -> None:

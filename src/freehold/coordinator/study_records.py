@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
@@ -117,10 +117,10 @@ def states_of(connection: sa.Connection, run: str) -> tuple[str, str]:
 
 
 _INSERT = sa.insert(contributions)
-_BEFORE = sa.select(contributions.c.sha256).where(
+_BEFORE = sa.select(contributions.c.node, contributions.c.sha256).where(
     contributions.c.run == sa.bindparam("run"),
     contributions.c.round == sa.bindparam("round"),
-    contributions.c.node == sa.bindparam("node"),
+    contributions.c.node.in_(sa.bindparam("nodes", expanding=True)),
 )
 
 
@@ -151,36 +151,39 @@ def place_of(connection: sa.Connection, run: str) -> tuple[str, int]:
     return row.state, row.round
 
 
-def insert_contribution(
-    connection: sa.Connection,
-    *,
-    run: str,
-    round: int,
-    node: str,
-    put: Put,
-    weight: float,
-    now: float,
-    summed: int | None = None,
-) -> str | None:
-    """Enter a contribution; None, or the digest of the one that this node has sent before.
+class Arrived(NamedTuple):
+    """A contribution that is to be entered."""
 
-    `summed`: the round in whose sum it is, if that is not the one that asked for it.
-    """
-    key = {"run": run, "round": round, "node": node}
-    before: str | None = connection.execute(_BEFORE, key).scalar()
-    if before is None:
-        connection.execute(
-            _INSERT,
-            {
-                **key,
-                **put._asdict(),
-                "weight": weight,
-                "received": now,
-                "counted": None,
-                "summed": round if summed is None else summed,
-            },
-        )
-    return before
+    run: str
+    round: int
+    """That asked for it."""
+    node: str
+    put: Put
+    weight: float
+    received: float
+    summed: int
+    """The round in whose sum it is."""
+
+
+def insert_contributions(connection: sa.Connection, arrived: Sequence[Arrived]) -> list[str | None]:
+    """Enter contributions; for each None, or the digest of the one that its node has sent to that round before."""
+    before: dict[tuple[str, int, str], str] = {}
+    for run, round in {(each.run, each.round) for each in arrived}:
+        nodes = [each.node for each in arrived if (each.run, each.round) == (run, round)]
+        for row in connection.execute(_BEFORE, {"run": run, "round": round, "nodes": nodes}):
+            before[run, round, row.node] = row.sha256
+    found, fresh = [], []
+    for each in arrived:
+        key = each.run, each.round, each.node
+        found.append(before.get(key))
+        if key not in before:
+            before[key] = each.put.sha256
+            values = {**each._asdict(), **each.put._asdict(), "counted": None}
+            del values["put"]
+            fresh.append(values)
+    if fresh:
+        connection.execute(_INSERT, fresh)
+    return found
 
 
 _OPEN = (contributions.c.run == sa.bindparam("of_run"), contributions.c.summed == sa.bindparam("of_round"))

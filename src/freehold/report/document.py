@@ -144,6 +144,7 @@ class _Client(msgspec.Struct, frozen=True, kw_only=True):
     test: int
     labels: dict[str, float | None]
     took_part: bool
+    estimated: bool = False
 
     def facts(self) -> ClientFacts:
         return ClientFacts(
@@ -154,6 +155,7 @@ class _Client(msgspec.Struct, frozen=True, kw_only=True):
             test=self.test,
             labels=_floats(self.labels),
             took_part=self.took_part,
+            estimated=self.estimated,
         )
 
 
@@ -260,6 +262,7 @@ def _client(client: ClientFacts) -> dict[str, object]:
         "test": client.test,
         "labels": {label: _number(share) for label, share in client.labels.items()},
         "took_part": client.took_part,
+        "estimated": client.estimated,
     }
 
 

@@ -24,6 +24,7 @@ class ClientFacts:
     test: int
     labels: Mapping[str, float] = field(default_factory=dict)  # class -> share in [0, 1]; {} for regression
     took_part: bool = True  # False: a newcomer, never in a cohort; reported apart
+    estimated: bool = False  # True: `train`, and with it `examples`, follows from the others by the split's rule
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -127,14 +127,18 @@ def facts_lines(comparison: Comparison, *, clients: Sequence[ClientFacts] | None
     chosen = comparison.clients if clients is None else clients
     columns = {
         comparison.noun[0]: [clean(client.name, NAME_WIDTH) for client in chosen],
-        "examples": [str(client.examples) for client in chosen],
-        "train": [str(client.train) for client in chosen],
+        "examples": [_estimate(client.examples, client) for client in chosen],
+        "train": [_estimate(client.train, client) for client in chosen],
         "validation": [str(client.validation) for client in chosen],
         "test": [str(client.test) for client in chosen],
     }
     if any(client.labels for client in chosen):
         columns["labels"] = [label_shares(client.labels) for client in chosen]
     return _transposed(columns)
+
+
+def _estimate(count: int, client: ClientFacts) -> str:
+    return f"about {count}" if client.estimated else str(count)
 
 
 def label_shares(labels: Mapping[str, float]) -> str:

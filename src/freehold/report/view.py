@@ -209,7 +209,8 @@ class View:
         sizes = [client.examples for client in self._comparison.clients]
         if not sizes:
             return "There are no clients."
-        text = f"{sum(sizes):,} examples of {counted(len(sizes), self._comparison.noun)}".replace(",", "\u202f")
+        about = "About " if any(client.estimated for client in self._comparison.clients) else ""
+        text = f"{about}{sum(sizes):,} examples of {counted(len(sizes), self._comparison.noun)}".replace(",", "\u202f")
         if len(sizes) > 1:
             text += f"; the smallest has {min(sizes)}, the median {statistics.median(sizes):.0f}, the largest {max(sizes)}"
         when = " Sizes are those of the first seed." if len(self._comparison.seeds) > 1 else ""

@@ -254,6 +254,7 @@ def _facts(definition: TaskDefinition, told: Told, node: str) -> ClientFacts:
         validation=sizes["validation"],
         test=sizes["test"],
         labels={name: count[k] / sum(sizes.values()) for k, name in enumerate(classes)} if complete else {},
+        estimated=True,
     )
 
 

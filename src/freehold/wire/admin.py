@@ -118,6 +118,10 @@ class StudyInfo(Message, frozen=True, kw_only=True):
     by: str = "operator"
     """Who started it: researcher/carol; "operator" is the coordinator's own machine."""
     schedule: Schedule | None = None
+    least_nodes: int = 1
+    """With fewer that offer its data, no run opens."""
+    offering: int = 0
+    """Nodes that offer its data now."""
 
 
 class Studies(Message, frozen=True, kw_only=True):

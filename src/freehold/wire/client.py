@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import http.client
 import math
+import re
 import ssl
 import urllib.parse
 from collections.abc import Callable, Mapping
@@ -111,7 +112,9 @@ class Connection:
         """`any_error`: raise whichever error the coordinator names, as people want it who may do more than a node may."""
         parts = urllib.parse.urlsplit(url)
         if parts.scheme != "https" or not parts.hostname or parts.path.strip("/") or parts.query:
-            raise UsageError(f"{url!r} is not a coordinator's address.", hint="It looks like https://host:port.")
+            bare = bool(re.fullmatch(r"[\w.-]+(:\d+)?", url))
+            hint = f"Say https://{url}." if bare else "It looks like https://host:port."
+            raise UsageError(f"{url!r} is not a coordinator's address.", hint=hint)
         self.url = url.rstrip("/")
         self._host, self._port = parts.hostname, parts.port or 443
         self._trust = trust
@@ -259,8 +262,14 @@ class Connection:
                     f"By this machine's clock the certificate that {self.url} shows does not hold: {error.verify_message}.",
                     hint="Set the clock, here or there: `freehold doctor` compares them. A running node tries again by itself.",
                 )
+            why = error.verify_message.rstrip(".")
+            if error.verify_code in _OTHER_NAME:
+                return PinMismatch(
+                    f"The certificate that {self.url} shows is for another name: {why}.",
+                    hint="Use an address that is in it, or have the operator start the coordinator with this one as --name, too.",
+                )
             return PinMismatch(
-                f"{self.url} shows a certificate that is not of this federation: {error.verify_message}.",
+                f"{self.url} shows a certificate that is not of this federation: {why}.",
                 hint="Check the address; if it is right, tell the operator: somebody may be in between.",
             )
         reason = str(getattr(error, "reason", "") or "")
@@ -293,5 +302,6 @@ def _plain(text: str) -> str:
     return "".join(letter for letter in text[:2000] if letter.isprintable())
 
 
+_OTHER_NAME = (62, 64)  # X509_V_ERR_HOSTNAME_MISMATCH and _IP_ADDRESS_MISMATCH
 _OUT_OF_DATE = (9, 10)  # X509_V_ERR_CERT_NOT_YET_VALID and _HAS_EXPIRED: a clock, or a renewal that is late
 _TRY_AGAIN = "It is tried again; if it stays, look at the coordinator's log."

@@ -26,9 +26,8 @@ async def elsewhere(party: Party, node: str, round: int) -> None:
     """Another coordinator takes a node's contribution."""
     put = in_row(party.body)
     assert put.sha256 == hashlib.sha256(party.body).hexdigest()
-    await party.store.write(
-        lambda c: records.insert_contribution(c, run=party.run.id, round=round, node=node, put=put, weight=1.0, now=1.0), "test"
-    )
+    arrived = records.Arrived(party.run.id, round, node, put, 1.0, 1.0, round)
+    await party.store.write(lambda c: records.insert_contributions(c, [arrived]), "test")
 
 
 def test_what_is_taken_elsewhere_while_a_round_closes_is_in_its_sum(

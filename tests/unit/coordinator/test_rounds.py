@@ -19,7 +19,7 @@ from freehold.coordinator import intake as intake_module
 from freehold.coordinator.blobs import Folder
 from freehold.coordinator.child import ServerCode, ServerStates
 from freehold.coordinator.specification import specified
-from freehold.coordinator.store import Store, connect
+from freehold.coordinator.store import Alike, Store, connect
 from freehold.coordinator.studies import Studies
 from freehold.coordinator.study_tables import contributions, measures, rounds, runs, studies
 from freehold.errors import StoreError, WeightRefused
@@ -47,11 +47,11 @@ class Denying(Store):
             raise StoreError("the bucket is away")
         return super().blob(sha256)
 
-    async def write(self, work: Callable[[sa.Connection], T], point: str) -> T:
+    async def write_alike(self, work: Alike[Any, T], item: Any, point: str) -> T:
         if point == self.meanwhile[0]:
             self.meanwhile, happen = ("", lambda: None), self.meanwhile[1]
             happen()
-        found = await super().write(work, point)
+        found = await super().write_alike(work, item, point)
         if point == self.denied:
             self.denied = ""
             raise StoreError("the connection was lost while committing")
