@@ -15,13 +15,13 @@ import sqlalchemy as sa
 
 from freehold.coordinator import study_records as records
 from freehold.coordinator.buffer import Buffer
-from freehold.coordinator.run import Entries, OpenRun, check
+from freehold.coordinator.run import OpenRun, Spans, check
 from freehold.coordinator.store import Put, Store
 from freehold.drawing import draw_cohort
 from freehold.errors import Conflict, CoordinatorError, Late, UnknownRun
 from freehold.wire.messages import Settled
 
-Count = Callable[[OpenRun, str, Put, bytes | int, float, Entries, float], Awaitable[None]]
+Count = Callable[[OpenRun, str, Put, bytes | int, float, Spans, float], Awaitable[None]]
 """Adds to the sum of a run's open round: (run, node, what is stored, the same to look into, weight, its tensors, damping)."""
 
 
@@ -105,7 +105,7 @@ async def contribute(
     """
     buffer = run.buffer
     assert buffer is not None and run.tally is not None
-    entries = await asyncio.to_thread(check, shown, run, run.tally.sum, weight)
+    spans = await asyncio.to_thread(check, shown, run, run.tally.sum, weight)
     whose = hashlib.sha256(node.encode()).hexdigest()[:8]
     name = run.place(round, f"{whose}.{sha256[:16]}")
     put = await store.put(body, name=name, point="coordinator.contribution", sha256=sha256)
@@ -122,7 +122,7 @@ async def contribute(
         if there == "new":
             await store.write(lambda c: _enter(c, run.id, into, round, node, put, weight, now()), "coordinator.contribution")
         buffer.entering.discard(node)  # it has its place in the sum instead, from the first step of `count` on
-        await count(run, node, put, shown, weight, entries, run.damping(round))
+        await count(run, node, put, shown, weight, spans, run.damping(round))
     except Late:
         await store.drop(put)
         raise

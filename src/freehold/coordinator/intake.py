@@ -14,7 +14,7 @@ from freehold.coordinator import asynchronous
 from freehold.coordinator import study_records as records
 from freehold.coordinator.lease import Lease, Superseded
 from freehold.coordinator.rounds import Rounds
-from freehold.coordinator.run import Entries, OpenRun, check, fold
+from freehold.coordinator.run import OpenRun, Spans, check, fold
 from freehold.coordinator.store import Put, Store
 from freehold.errors import Conflict, Late, StoreError, UnknownRun
 from freehold.events import Event, Listener
@@ -101,9 +101,9 @@ class Intake:
         if before is None:
             assert open_run.tally is not None
             if not open_run.is_heavy(shown):
-                entries = check(shown, open_run, open_run.tally.sum, weight)
+                spans = check(shown, open_run, open_run.tally.sum, weight)
             else:
-                entries = await asyncio.to_thread(check, shown, open_run, open_run.tally.sum, weight)
+                spans = await asyncio.to_thread(check, shown, open_run, open_run.tally.sum, weight)
             whose = hashlib.sha256(node.encode()).hexdigest()[:8]
             name = open_run.place(round, f"{whose}.{sha256[:16]}")
             put = await self._store.put(body, name=name, point="coordinator.contribution", sha256=sha256)
@@ -115,7 +115,7 @@ class Intake:
                 raise
             # There and not yet in the sum: the database kept what it had said it could not.
             if before is None or (before == sha256 and open_run.awaits(node) and open_run.round == round):
-                await self._count(open_run, round, node, put, shown, weight, entries)
+                await self._count(open_run, round, node, put, shown, weight, spans)
                 return
             if before != sha256:
                 await self._store.drop(put)
@@ -135,12 +135,12 @@ class Intake:
         return [_closed(each.run, each.round) if closed[each.run, each.round] else next(before) for each in arrived]
 
     async def _count_late(
-        self, run: OpenRun, node: str, put: Put, shown: bytes | int, weight: float, entries: Entries, damping: float
+        self, run: OpenRun, node: str, put: Put, shown: bytes | int, weight: float, spans: Spans, damping: float
     ) -> None:
         """Add a contribution to the sum of the round that is open, and ask others in the place of its node."""
         cohort = asynchronous.refilled(run, self._rounds.cohorts.population(run), node)
         more, run.cohort = cohort != list(run.cohort), tuple(cohort)
-        await self._count(run, run.round, node, put, shown, weight, entries, damping)
+        await self._count(run, run.round, node, put, shown, weight, spans, damping)
         if more and not run.closing:
             await self._rounds.extend(run, cohort, run.deadline)
 
@@ -152,7 +152,7 @@ class Intake:
         put: Put,
         shown: bytes | int,
         weight: float,
-        entries: Entries,
+        spans: Spans,
         damping: float = 1.0,
     ) -> None:
         """Add a contribution that is in the store to the sum of its round, if this coordinator makes that sum."""
@@ -168,10 +168,10 @@ class Intake:
         run.received[node], run.weights[node] = put.sha256, weight
         async with run.folding:
             if not run.is_heavy(shown):
-                fold(shown, total, weight, entries, damping)
+                fold(shown, total, weight, spans, damping)
             else:
                 try:
-                    await asyncio.to_thread(fold, shown, total, weight, entries, damping)
+                    await asyncio.to_thread(fold, shown, total, weight, spans, damping)
                 except OSError as error:
                     # The sum is now of nobody knows what, and what it should be made of cannot be read.
                     with contextlib.suppress(Superseded):

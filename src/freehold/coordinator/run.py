@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 import mmap
 import os
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 from freehold.coordinator.buffer import Buffer
 from freehold.errors import TensorsMalformed
 from freehold.plan import Contribution, Plan, Run
-from freehold.wire.codec import Entry
 from freehold.wire.local import Mapped
 from freehold.wire.messages import Blob
-from freehold.wire.tally import FixedPointSum, layout_of, most_bytes
+from freehold.wire.tally import FixedPointSum, Span, layout_of, most_bytes
 
 State = Literal["waiting", "training", "measuring", "resting", "finished", "stopped"]
 
@@ -23,7 +23,7 @@ State = Literal["waiting", "training", "measuring", "resting", "finished", "stop
 HEAVY_BYTES = 1 << 20
 """Unpacked on the event loop, more than this would keep the others waiting."""
 
-Entries = Mapping[str, Entry]
+Spans = Sequence[Span]
 """Where the tensors of a contribution lie."""
 
 
@@ -87,7 +87,7 @@ class OpenRun:
         """The name of a file of this run, if it is one: `what` is the state, or whose contribution and which."""
         return f"{self.id}.{round}.{what}"
 
-    @property
+    @cached_property
     def limit_bytes(self) -> int:
         """What a contribution may take as it travels: where zstd finds nothing to save, it adds a little."""
         most = most_bytes(self.run.contribution)
@@ -164,7 +164,7 @@ class OpenRun:
             self.buffer.notify()
 
 
-def check(body: bytes | int, run: OpenRun, total: FixedPointSum, weight: float) -> Entries:
+def check(body: bytes | int, run: OpenRun, total: FixedPointSum, weight: float) -> Spans:
     """What is in a contribution, or behind a descriptor, that may be added to the run's sum.
 
     Raises SpecMismatch, WeightRefused or TensorsMalformed.
@@ -178,10 +178,10 @@ def check(body: bytes | int, run: OpenRun, total: FixedPointSum, weight: float) 
         return total.check(view, weight)
 
 
-def fold(body: bytes | int, total: FixedPointSum, weight: float, entries: Entries, damping: float = 1.0) -> None:
-    """Add a contribution in which `check` has found these entries; raises OSError for what cannot be read."""
+def fold(body: bytes | int, total: FixedPointSum, weight: float, spans: Spans, damping: float = 1.0) -> None:
+    """Add a contribution in which `check` has found these spans; raises OSError for what cannot be read."""
     if isinstance(body, bytes):
-        total.add_checked(body, weight, entries, damping=damping)
+        total.add_checked(body, weight, spans, damping=damping)
         return
     with Mapped(body) as view:
-        total.add_checked(view, weight, entries, damping=damping)
+        total.add_checked(view, weight, spans, damping=damping)

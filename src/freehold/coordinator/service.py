@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import ipaddress
 import socket
 import ssl
@@ -43,6 +44,9 @@ from freehold.wire.server import Identity, Peers, give_back_memory, save_connect
 
 _TRIM_S: Final = 5.0
 """From a round's end until the memory that it took is handed back, so that rounds of milliseconds do not pay for it."""
+
+_COLLECT: Final = (20_000, 10, 10)
+"""When Python looks for cycles. By its default it looks at all that thousands of connections hold in every other round."""
 
 LOOK_AGAIN_S = 5.0
 """Between two looks at the files of a certificate that others renew."""
@@ -103,6 +107,7 @@ class Service:
         state, admit = self.settings.state, trusting(self.settings.study_keys)
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
         save_connection_memory()
+        gc.set_threshold(*_COLLECT)
         authority = self._authority()
         engine = connect(self.settings.database or f"sqlite:///{state / 'coordinator.sqlite'}")
         self.store = Store(engine, blobs_at(self.settings.blobs, state / "blobs"), name_of(state))

@@ -180,13 +180,14 @@ class Store:
         """As `put_file`; what touches the disk or the network does so in a thread. Raises StoreError."""
         with explained():
             if not isinstance(body, Path) and _length(body) <= INLINE_BYTES:
-                return self.put_file(body, name=name, point=point)
+                return self.put_file(body, name=name, point=point, sha256=sha256)
             return await self._threaded(lambda: self.put_file(body, name=name, point=point, sha256=sha256))
 
     def put_file(self, body: bytes | Pieces | Path, *, name: str, point: str, sha256: str = "") -> Put:
         """Make a body safe before its row is written.
 
-        A path is a finished file of ours on the same disk, whose digest is `sha256`; it may be moved. `name` says what it is,
+        A path is a finished file of ours on the same disk, whose digest is `sha256`; it may be moved. Of bytes it may be given,
+        too, by who has verified it. `name` says what it is,
         and is that of nothing else: a step that is done again because the database could not be written finds its own there.
         """
         with explained():
@@ -194,7 +195,8 @@ class Store:
                 length = body.stat().st_size
                 return Put(sha256, length, None, self.blobs.keep(body, name=name, point=point))
             if _length(body) <= INLINE_BYTES:
-                return in_row(body if isinstance(body, bytes) else b"".join(body))
+                whole = body if isinstance(body, bytes) else b"".join(body)
+                return Put(sha256, len(whole), whole, None) if sha256 else in_row(whole)
             digest = hashlib.sha256()
             for piece in (body,) if isinstance(body, bytes) else body:
                 digest.update(piece)

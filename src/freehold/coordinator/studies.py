@@ -296,17 +296,17 @@ class Studies:
             if run.state == "training":
                 await self._rounds.withdraw(run, node)
                 return
-        round_ = message.round
-        body = msgspec.json.encode(message).decode()
-
-        def write(connection: Any) -> None:
-            records.put_measures(connection, run=run.id, round=round_, node=node, body=body)
-            self._store.announce(connection, "measures", run.id, round_, node)
-
-        await self._store.write(write, "coordinator.measures")
-        if run.awaits(node) and run.round == round_:
+        answer = records.Answer(run.id, message.round, node, msgspec.json.encode(message).decode())
+        await self._store.write_alike(self._enter, answer, "coordinator.measures")
+        if run.awaits(node) and run.round == message.round:
             run.received[node] = ""
             self._rounds.consider(run)
+
+    def _enter(self, connection: Any, answers: Sequence[records.Answer]) -> list[None]:
+        records.put_measures(connection, answers)
+        for each in answers:
+            self._store.announce(connection, "measures", each.run, each.round, each.node)
+        return [None] * len(answers)
 
     async def gone(self, node: str) -> None:
         """A node has left: open rounds no longer wait for it."""

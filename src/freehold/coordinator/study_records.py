@@ -287,11 +287,34 @@ def counted_of(connection: sa.Connection, node: str, pending: Iterable[tuple[str
     return found
 
 
-def put_measures(connection: sa.Connection, *, run: str, round: int, node: str, body: str) -> None:
-    """What a node measured, or why it did not; a second answer changes nothing."""
-    key = (measures.c.run == run, measures.c.round == round, measures.c.node == node)
-    if connection.execute(sa.select(measures.c.node).where(*key)).first() is None:
-        connection.execute(sa.insert(measures).values(run=run, round=round, node=node, body=body))
+class Answer(NamedTuple):
+    """What a node measured, or why it did not."""
+
+    run: str
+    round: int
+    node: str
+    body: str
+
+
+_MEASURE = sa.insert(measures)
+_MEASURED = sa.select(measures.c.node).where(
+    measures.c.run == sa.bindparam("run"),
+    measures.c.round == sa.bindparam("round"),
+    measures.c.node.in_(sa.bindparam("nodes", expanding=True)),
+)
+
+
+def put_measures(connection: sa.Connection, answers: Sequence[Answer]) -> None:
+    """Enter what nodes measured; a second answer of one changes nothing."""
+    first: dict[tuple[str, int, str], Answer] = {}
+    for each in answers:
+        first.setdefault((each.run, each.round, each.node), each)
+    for run, round in {key[:2] for key in first}:
+        nodes = [key[2] for key in first if key[:2] == (run, round)]
+        for node in connection.execute(_MEASURED, {"run": run, "round": round, "nodes": nodes}).scalars():
+            del first[run, round, node]
+    if first:
+        connection.execute(_MEASURE, [each._asdict() for each in first.values()])
 
 
 def measures_of(connection: sa.Connection, run: str, round: int) -> dict[str, str]:

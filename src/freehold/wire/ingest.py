@@ -138,8 +138,10 @@ class _Arrival:
         self._began += now - self._left
         due = self._began + self._pace.grace_s + self._received / self._pace.least_bytes_per_s
         try:
-            async with asyncio.timeout_at(min(now + self._pace.chunk_s, due)):
-                piece = await self._content.readany()
+            piece = self._content.read_nowait()  # small bodies come with their headers
+            if not piece:
+                async with asyncio.timeout_at(min(now + self._pace.chunk_s, due)):
+                    piece = await self._content.readany()
         except TimeoutError:
             raise BodyRefused("A body arrived too slowly.", hint="Check the network; it is sent again.") from None
         except (ClientError, OSError, web.RequestPayloadError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from mmap import mmap
 from typing import Final, NamedTuple
 
@@ -31,6 +31,13 @@ class SumLayout(NamedTuple):
     length: int
     """In bytes."""
     words: Mapping[str, slice]
+
+
+class Span(NamedTuple):
+    """Tensors of one dtype that are neighbors in a contribution and in the sum."""
+
+    entry: Entry
+    words: slice
 
 
 def layout_of(spec: Contribution) -> SumLayout:
@@ -61,7 +68,7 @@ class FixedPointSum:
         self._most_clients = most_clients
         self._bound = _ROOM // most_clients
         self._words: NDArray[np.int64] = np.frombuffer(memory, np.int64, self._layout.length // 8)
-        self._known: tuple[bytes, int, Mapping[str, Entry]] | None = None
+        self._known: tuple[bytes, int, Sequence[Span]] | None = None
 
     @property
     def heard(self) -> int:
@@ -79,34 +86,46 @@ class FixedPointSum:
         words.flags.writeable = False
         return words
 
-    def check(self, view: Buffer, weight: float) -> Mapping[str, Entry]:
+    def check(self, view: Buffer, weight: float) -> Sequence[Span]:
         """What is in a contribution that may be added, if nobody can change it meanwhile.
 
         Raises EncodingRefused, TensorsMalformed or SpecMismatch for anything but finite tensors as the spec lists them whose
         products stay below 2**62 / most_clients.
         """
         source = self._source(view)
-        entries = self._entries(source)
+        spans = self._spans(source)
         factor = weight * 2.0**self._spec.scale
         if not (weight >= 0 and self._fits(factor)):
             raise TensorsMalformed(
                 f"A contribution has the weight {weight}.", hint="It must be finite, not negative and bounded by the plan."
             )
-        for entry in entries.values():
-            self._check(source, entry, weight, factor)
-        return entries
+        for span in spans:
+            self._check(source, span.entry, weight, factor)
+        return spans
 
-    def _entries(self, view: Source) -> Mapping[str, Entry]:
+    def _spans(self, view: Source) -> Sequence[Span]:
         """Where the tensors lie. Honest contributions begin alike: a header and length that were sound before are so again."""
         if isinstance(view, Unpacked):
-            return codec.fitting(view, self._spec)
+            return self._joined(codec.fitting(view, self._spec))
         if self._known is not None:
-            header, length, entries = self._known
+            header, length, spans = self._known
             if len(view) == length and view[: len(header)] == header:
-                return entries
-        entries = codec.fitting(view, self._spec)
-        self._known = bytes(view[: min((entry.begin for entry in entries.values()), default=0)]), len(view), entries
-        return entries
+                return spans
+        spans = self._joined(codec.fitting(view, self._spec))
+        self._known = bytes(view[: min((span.entry.begin for span in spans), default=0)]), len(view), spans
+        return spans
+
+    def _joined(self, entries: Mapping[str, Entry]) -> Sequence[Span]:
+        """Neighbors as one: many small tensors take no longer than a large one."""
+        spans: list[Span] = []
+        for name, entry in entries.items():
+            last, words = spans[-1] if spans else None, self._layout.words[name]
+            if last and (last.entry.dtype, last.entry.end, last.words.stop) == (entry.dtype, entry.begin, words.start):
+                spans.pop()
+                words = slice(last.words.start, words.stop)
+                entry = Entry(entry.dtype, (words.stop - words.start,), last.entry.begin, entry.end)
+            spans.append(Span(entry, words))
+        return spans
 
     def add(self, view: Buffer, weight: float) -> None:
         """Add a contribution that `check` lets pass, or raise as it does; ValueError for one more than `most_clients`.
@@ -115,8 +134,8 @@ class FixedPointSum:
         """
         self.add_checked(view, weight, self.check(view, weight))
 
-    def add_checked(self, view: Buffer, weight: float, entries: Mapping[str, Entry], *, damping: float = 1.0) -> None:
-        """Add a contribution in which `check` has found these entries.
+    def add_checked(self, view: Buffer, weight: float, spans: Sequence[Span], *, damping: float = 1.0) -> None:
+        """Add a contribution in which `check` has found these spans.
 
         `damping`, from 0 to 1, multiplies the tensors, which must be floats then, and not what the contribution weighs: the
         mean of damped contributions is a smaller step.
@@ -125,8 +144,8 @@ class FixedPointSum:
             raise ValueError(f"one contribution more than {self._most_clients}")
         factor = weight * 2.0**self._spec.scale
         source = self._source(view)
-        for name, entry in entries.items():
-            self._fold(source, entry, self._words[self._layout.words[name]], weight, factor * damping)
+        for span in spans:
+            self._fold(source, span.entry, self._words[span.words], weight, factor * damping)
         self._words[_WEIGHT] += round(factor)
         self._words[_HEARD] += 1
 
