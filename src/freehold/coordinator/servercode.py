@@ -13,7 +13,6 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import torch
-from safetensors.torch import load_file, save
 from torch import Tensor
 
 from freehold.algorithms import build_algorithm
@@ -24,8 +23,9 @@ from freehold.engines import METRICS, Feed, contribution_tensors, planned_work
 from freehold.errors import Diverged, FreeholdError, NotAsynchronous, PeerGone
 from freehold.plan import Contribution, Plan, TensorSpec, parse, runs_of
 from freehold.tasks import build_task, prepare_for, schema_of, task_definition
-from freehold.wire.local import Mapped, channel_from, close, read, sealed
+from freehold.wire.local import Mapped, channel_from, close, read
 from freehold.wire.tally import FixedPointSum
+from freehold.wire.tensors import packed, unpacked
 
 UNEXPECTED = 411
 
@@ -75,7 +75,7 @@ def answer(job: ToChild, fds: Sequence[int]) -> tuple[FromChild, list[int]]:
     algorithm = built.algorithm
     server = algorithm.init()
     if isinstance(job, Close):
-        server = unflatten(load_file(f"/proc/self/fd/{fds[1]}"), server)
+        server = unflatten(unpacked(fds[1]), server)
         mean = _mean(built, fds[2])
         server = algorithm.server_update(Round(job.round, job.heard, job.population), server, mean)
         if not is_finite(server):
@@ -84,10 +84,10 @@ def answer(job: ToChild, fds: Sequence[int]) -> tuple[FromChild, list[int]]:
                 hint="Lower the learning rates; the round before was kept.",
             )
     shared = algorithm.broadcast(server)
-    packed = [_packed(server)]
+    states = [packed(flatten(server), "server")]
     if shared is not server:
-        packed.append(_packed(shared))
-    return States(), packed
+        states.append(packed(flatten(shared), "shared"))
+    return States(), states
 
 
 def _check_mode(plan: Plan, built: Built) -> None:
@@ -116,12 +116,6 @@ def _mean(built: Built, fd: int) -> Tree:
             mean = total / (weight / 2**spec.scale) if whole else total / weight
             flat[tensor.name] = mean.to(torch.float32 if whole else built.own.get(tensor.name, getattr(torch, tensor.dtype)))
     return unflatten(flat)
-
-
-def _packed(tree: Tree) -> int:
-    # Two names may share storage, which safetensors refuses.
-    flat = {k: v.detach().clone(memory_format=torch.contiguous_format) for k, v in flatten(tree).items()}
-    return sealed(save(flat), "server")
 
 
 def main() -> None:

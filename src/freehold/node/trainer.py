@@ -6,12 +6,10 @@ It answers the guard's jobs one after the other, and ends when the guard does.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save
-from torch import Tensor
 
 from freehold.core import Round, Tree, flatten, unflatten
 from freehold.engines import departing
@@ -20,7 +18,8 @@ from freehold.failpoints import failpoint
 from freehold.node.jobs import Failed, FromTrainer, MeasuredModel, Open, Opened, ToTrainer, Trained, TrainJob
 from freehold.node.program import Program, load
 from freehold.plan import Plan, parse
-from freehold.wire.local import Channel, channel_from, close, read, sealed
+from freehold.wire.local import Channel, channel_from, close, read
+from freehold.wire.tensors import packed, unpacked
 
 UNEXPECTED = 306
 """The number of an error that the training code did not foresee."""
@@ -46,8 +45,8 @@ class Trainer:
             algorithm = self._program.algorithm(job.number)
             result, weight = self._program.train(job.number, Round(job.round, job.cohort, job.population), shared, personal)
             return Trained(weight=weight), [
-                _packed(departing(algorithm, result), "departing"),
-                _packed(flatten(result.personal), "personal"),
+                packed(departing(algorithm, result), "departing"),
+                packed(flatten(result.personal), "personal"),
             ]
         found, alone, served = self._program.measure(job.number, shared, personal, index=job.round)
         return MeasuredModel(splits=dict(found.sums), alone=dict(alone.sums), served=served), []
@@ -55,18 +54,9 @@ class Trainer:
     def _states(self, number: int, fds: Sequence[int]) -> tuple[Tree, Tree]:
         assert self._program is not None
         algorithm = self._program.algorithm(number)
-        shared = unflatten(_unpacked(fds[0]), algorithm.broadcast(algorithm.init()))
+        shared = unflatten(unpacked(fds[0]), algorithm.broadcast(algorithm.init()))
         first = algorithm.enroll(shared)
-        return shared, unflatten(_unpacked(fds[1]), first) if len(fds) > 1 else first
-
-
-def _packed(flat: Mapping[str, Tensor], name: str) -> int:
-    # Two names may share storage, which safetensors refuses.
-    return sealed(save({k: v.detach().clone(memory_format=torch.contiguous_format) for k, v in flat.items()}), name)
-
-
-def _unpacked(fd: int) -> dict[str, Tensor]:
-    return load_file(f"/proc/self/fd/{fd}")
+        return shared, unflatten(unpacked(fds[1]), first) if len(fds) > 1 else first
 
 
 def serve(channel: Channel, answer: Callable[[ToTrainer, Sequence[int]], tuple[FromTrainer, list[int]]]) -> None:
