@@ -167,6 +167,8 @@ class Intake:
         total = run.tally.sum
         run.received[node], run.weights[node] = put.sha256, weight
         async with run.folding:
+            if run.tally is None or run.tally.sum is not total:
+                return  # the round was opened anew from the store, where this is
             if not run.is_heavy(shown):
                 fold(shown, total, weight, spans, damping)
             else:

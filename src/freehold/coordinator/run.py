@@ -34,11 +34,17 @@ class OpenTally:
         length = layout_of(spec).length
         self.fd = os.memfd_create("tally", os.MFD_CLOEXEC)
         os.ftruncate(self.fd, length)
-        self.sum = FixedPointSum(spec, mmap.mmap(self.fd, length), most_clients=most_clients)
+        self._spec, self._memory = spec, mmap.mmap(self.fd, length)
+        self.sum = FixedPointSum(spec, self._memory, most_clients=most_clients)
+
+    def begin_anew(self, most_clients: int) -> None:
+        """Be the sum of another round in the same memory: to get other pages from the kernel takes longer than to sum."""
+        self.sum.clear()
+        self.sum = FixedPointSum(self._spec, self._memory, most_clients=most_clients)
 
     def close(self) -> None:
         """Give the memory back, as soon as nobody looks at it: a thread may still check a contribution that came too late."""
-        del self.sum
+        del self.sum, self._memory
         os.close(self.fd)
 
 
@@ -120,8 +126,12 @@ class OpenRun:
         self.round, self.cohort, self.population, self.deadline = round, cohort, population, deadline
         self.received, self.weights = {}, {}
         self.closing = self.doubtful = False
-        self.drop_tally()
-        if self.state == "training":
+        if self.state != "training" or self.folding.locked():  # somebody still adds to the old one
+            self.drop_tally()
+        if self.tally is not None:
+            self.tally.begin_anew(self.capacity)
+            self._notify()
+        elif self.state == "training":
             self.tally = OpenTally(self.run.contribution, self.capacity)
 
     def awaits(self, node: str) -> bool:
@@ -160,6 +170,9 @@ class OpenRun:
         if self.tally is not None:
             self.tally.close()
             self.tally = None
+        self._notify()
+
+    def _notify(self) -> None:
         if self.buffer is not None:
             self.buffer.notify()
 

@@ -23,6 +23,7 @@ from freehold.engines import METRICS, Feed, contribution_tensors, planned_work
 from freehold.errors import Diverged, FreeholdError, NotAsynchronous, PeerGone
 from freehold.plan import Contribution, Plan, TensorSpec, parse, runs_of
 from freehold.tasks import build_task, prepare_for, schema_of, task_definition
+from freehold.wire.codec import CHUNK
 from freehold.wire.local import Mapped, channel_from, close, read
 from freehold.wire.tally import FixedPointSum
 from freehold.wire.tensors import packed, unpacked
@@ -112,9 +113,12 @@ def _mean(built: Built, fd: int) -> Tree:
             if tensor.name.startswith(METRICS):
                 continue
             whole = "int" in tensor.dtype
-            total = torch.from_numpy(tally.tensor(tensor.name).astype("float64")).reshape(tensor.shape)
-            mean = total / (weight / 2**spec.scale) if whole else total / weight
-            flat[tensor.name] = mean.to(torch.float32 if whole else built.own.get(tensor.name, getattr(torch, tensor.dtype)))
+            dtype = torch.float32 if whole else built.own.get(tensor.name, getattr(torch, tensor.dtype))
+            total, mean = tally.tensor(tensor.name), torch.empty(tensor.shape, dtype=dtype)
+            for at in range(0, len(total), CHUNK):  # without another copy of the whole model
+                part = torch.from_numpy(total[at : at + CHUNK].astype("float64"))
+                mean.view(-1)[at : at + CHUNK] = part / (weight / 2**spec.scale if whole else weight)
+            flat[tensor.name] = mean
     return unflatten(flat)
 
 

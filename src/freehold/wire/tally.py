@@ -80,6 +80,10 @@ class FixedPointSum:
         """The sum of their weights, each as `rint(w * 2**scale)`."""
         return int(self._words[_WEIGHT])
 
+    def clear(self) -> None:
+        """Be the sum of nothing."""
+        self._words[:] = 0
+
     def tensor(self, name: str) -> NDArray[np.int64]:
         """One tensor's sum, in one dimension; a read-only view that follows the sum."""
         words = self._words[self._layout.words[name]]
