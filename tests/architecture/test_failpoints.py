@@ -12,7 +12,7 @@ from tests.unit.enrolment import test_joining
 from tests.unit.node import test_vault
 
 SOURCE = Path(__file__).parents[2] / "src" / "freehold"
-WRITERS = {"write", "name", "commit", "put", "put_file", "_transaction", "_write", "failpoint"}
+WRITERS = {"write", "write_alike", "name", "commit", "put", "put_file", "_transaction", "_write", "failpoint"}
 POINT = re.compile(r"(coordinator|node|agent|guard|trainer)(\.[a-z_-]+)+")
 STEPS = re.compile(r"\.(writing|written|named|committing|committed)$")
 

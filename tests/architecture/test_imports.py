@@ -51,7 +51,7 @@ THIRD_PARTIES: dict[str, frozenset[str]] = {
     "systemd": frozenset(),
     "failpoints": frozenset(),
     "durable": frozenset(),
-    "wire": frozenset({"aiohttp", "msgspec", "numpy", "safetensors", "zstandard"}),
+    "wire": frozenset({"aiohttp", "msgspec", "numpy", "torch", "zstandard"}),  # torch in tensors.py, which children import
     "core": frozenset({"torch"}),
     "algorithms": frozenset({"torch"}),
     "models": frozenset({"torch"}),
@@ -61,9 +61,9 @@ THIRD_PARTIES: dict[str, frozenset[str]] = {
     "report": frozenset({"jinja2", "matplotlib", "msgspec", "numpy", "scipy"}),
     "tracking": frozenset({"mlflow", "tensorboard"}),
     "study": frozenset({"msgspec", "numpy", "polars", "safetensors", "torch"}),
-    "node": frozenset({"cryptography", "msgspec", "safetensors", "torch"}),  # the agent: msgspec alone, see tests/unit/enrolment
+    "node": frozenset({"cryptography", "msgspec", "torch"}),  # the agent: msgspec alone, see tests/unit/enrolment
     "coordinator": frozenset(
-        {"aiohttp", "alembic", "cryptography", "msgspec", "obstore"} | {"prometheus_client", "safetensors", "sqlalchemy", "torch"}
+        {"aiohttp", "alembic", "cryptography", "msgspec", "obstore", "prometheus_client", "sqlalchemy", "torch"}
     ),
     "freehold": frozenset(),
     "testing": frozenset({"sklearn", "torch"}),

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from freehold.coordinator.run import OpenTally
 from freehold.errors import CheckpointError, SpecMismatch, TensorsMalformed
 from freehold.plan import Contribution, TensorSpec
 from freehold.wire import codec, tally
@@ -193,3 +194,31 @@ def test_a_sum_lives_in_memory_that_is_shared() -> None:
         only.add(body(GOOD), 1.0)
     with pytest.raises(ValueError, match="read-only"):
         mine.tensor("w")[0] = 1
+
+
+@given(st.permutations(["a", "b", "empty", "z"]), st.lists(st.floats(-1e3, 1e3, width=32), min_size=9, max_size=9))
+def test_neighbors_are_summed_where_the_spec_has_them(order: list[str], values: list[float]) -> None:
+    sizes = {"a": 2, "b": 3, "empty": 0, "z": 4}
+    spec = Contribution(scale=20, tensors=tuple(TensorSpec(name=name, shape=(sizes[name],)) for name in order))
+    rest, parts = list(values), {}
+    for name, size in sizes.items():
+        parts[name], rest = rest[:size], rest[size:]
+    total = FixedPointSum(spec, memory(spec), most_clients=9)
+    for _ in range(2):  # the second one's header is known
+        total.add(codec.write({name: np.array(part, np.float32) for name, part in parts.items()}), 3.0)
+    for name, part in parts.items():
+        expected = [2 * round(3 * Fraction(x) * 2**20) for x in part]
+        assert total.tensor(name).tolist() == expected
+
+
+@given(st.lists(numbers, min_size=1, max_size=4), st.lists(numbers, min_size=1, max_size=4))
+def test_memory_that_is_used_again_knows_nothing_of_what_was_in_it(before: list[Numbers], after: list[Numbers]) -> None:
+    open_tally, alone = OpenTally(SPEC, 4), fresh(8)
+    for each in before:
+        open_tally.sum.add(body(each), each[-1])
+    open_tally.begin_anew(8)
+    for each in after:
+        open_tally.sum.add(body(each), each[-1])
+        alone.add(body(each), each[-1])
+    assert words(open_tally.sum) == words(alone)
+    open_tally.close()
