@@ -20,7 +20,7 @@ from freehold.core.registry import (
 )
 from freehold.core.seeding import fold, generator, normal, uniform
 from freehold.core.steps import Batch, Steps
-from freehold.core.task import Losses, Seen, Sums, Task, class_sums, private, task_from, value_sums
+from freehold.core.task import Losses, Seen, Sums, Task, class_sums, hits, private, task_from, value_sums
 from freehold.core.training import Engine, RoundReport, train
 from freehold.core.trees import (
     State,
@@ -90,6 +90,7 @@ __all__ = [
     "fold",
     "generator",
     "gradient",
+    "hits",
     "is_finite",
     "leaves",
     "mix",

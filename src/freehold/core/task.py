@@ -160,11 +160,16 @@ def private(task: Task, privacy: Privacy) -> Task:
     return replace(task, objective=replace(task.objective, private=privacy))
 
 
+def hits(outputs: Tensor, y: Tensor) -> Tensor:
+    """[B] bool: whether each example is classified right."""
+    said = outputs.argmax(1) if outputs.dim() > 1 and outputs.shape[1] > 1 else (outputs.reshape(len(outputs)) > 0).long()
+    return said == y.long()
+
+
 def class_sums(outputs: Tensor, y: Tensor, *, classes: int, losses: Losses) -> Sums:
     """Sums for classification: `count`, `correct`, `loss` and, per class [K], `count_by_class` and `correct_by_class`."""
-    said = outputs.argmax(1) if outputs.dim() > 1 and outputs.shape[1] > 1 else (outputs.reshape(len(outputs)) > 0).long()
     of_class = torch.nn.functional.one_hot(y.long(), classes).double()
-    right = (said == y.long()).double()
+    right = hits(outputs, y).double()
     return {
         "count": torch.tensor(float(len(y)), dtype=torch.float64),
         "correct": right.sum(),

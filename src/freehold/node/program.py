@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from freehold.algorithms import build_algorithm, prefer
-from freehold.core import Algorithm, ClientResult, Round, Sums, Tree, is_finite
+from freehold.core import Algorithm, ClientResult, Round, Sums, Tree, hits, is_finite
 from freehold.data import Population, Prepared, from_files
 from freehold.data.check import check
 from freehold.engines import Feed, LoopEngine, planned_work
 from freehold.errors import DataUnfit, Diverged, FreeholdError
 from freehold.plan import AlgorithmRef, Plan, runs_of
 from freehold.tasks import TaskDefinition, build_task, prepare_for, schema_of, task_definition
-from freehold.wire.messages import Measured
+from freehold.wire.messages import DIFFERING, Measured
 
 FEWEST = 5
 """A sum over fewer examples does not leave."""
@@ -43,6 +43,8 @@ class Measurement:
     sums: Mapping[str, Measured]
     losses: Tensor
     """[n] of each validation example; never leaves."""
+    right: Tensor
+    """[n] bool, whether each test example is classified right; [0] for regression. Never leaves."""
 
 
 class Program:
@@ -95,6 +97,7 @@ class Program:
         index = self.plan.training.rounds if index is None else index
         found = self._measured(self._engine(number), shared, personal)
         alone = self._trained_alone(run.repeat, index)
+        found = _paired(found, alone)
         self._last[number] = index, found
         return found, alone, self._served(run.repeat, alone, index)
 
@@ -131,14 +134,16 @@ class Program:
     def _measured(self, engine: LoopEngine, shared: Tree, personal: Tree) -> Measurement:
         engine.store.restore({self.client: personal})
         adapted = engine.adapted(shared, self.client)
-        sums, losses = {}, torch.zeros(0)
+        sums, losses, right = {}, torch.zeros(0), torch.zeros(0, dtype=torch.bool)
         for split in ("validation", "test"):
             rows = engine.feed.rows[self.client][split]
             outputs = engine.algorithm.outputs(shared, adapted, engine.feed.x[rows])
             sums[split] = released(engine.algorithm.task.measure(outputs, engine.feed.y[rows]), len(rows))
             if split == "validation":
                 losses = engine.algorithm.task.losses(outputs, engine.feed.y[rows]).double()
-        return Measurement(sums=sums, losses=losses)
+            elif engine.algorithm.task.classes:
+                right = hits(outputs, engine.feed.y[rows])
+        return Measurement(sums=sums, losses=losses, right=right)
 
     def _engine(self, number: int) -> LoopEngine:
         run = self.runs[number]
@@ -162,6 +167,16 @@ class Program:
                 most_weight=self.plan.training.most_weight,
             )
         return self._engines[key]
+
+
+def _paired(found: Measurement, alone: Measurement) -> Measurement:
+    """With the number of test examples that one model has right and the other has wrong: how sure a difference of theirs is."""
+    test = found.sums["test"]
+    if not len(found.right) or not test.sums:
+        return found
+    differing = float((found.right != alone.right).sum())
+    told = Measured(examples=test.examples, sums={**test.sums, DIFFERING: differing})
+    return replace(found, sums={**found.sums, "test": told})
 
 
 def released(sums: Sums, examples: int) -> Measured:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import msgspec
@@ -17,7 +18,7 @@ from freehold.study.traveling import said, variant
 from freehold.study.trials import USUAL, plan_for, title_of
 from freehold.tasks import TaskDefinition, task_definition
 from freehold.wire.admin import Results
-from freehold.wire.messages import Measured, Measures, decode
+from freehold.wire.messages import DIFFERING, Measured, Measures, decode
 
 ALONE = "local"
 
@@ -140,9 +141,21 @@ def _results(
     found = []
     for repeat in repeats:
         (run,) = _runs(plan, algorithm, repeat)
-        said = {node: message.splits for node, message in told.get(run, {}).items()}
-        found.append(_result(plan, definition, said, nodes, repeat, cycle))
+        messages = told.get(run, {})
+        said = {node: message.splits for node, message in messages.items()}
+        errors = {node: _paired_se(message.splits.get("test"), message.alone.get("test")) for node, message in messages.items()}
+        sure = {node: error for node, error in errors.items() if error is not None}
+        found.append(replace(_result(plan, definition, said, nodes, repeat, cycle), paired_se=sure))
     return tuple(found)
+
+
+def _paired_se(own: Measured | None, alone: Measured | None) -> float | None:
+    """The standard error of the difference in accuracy over the same examples; None if it was not told."""
+    if own is None or alone is None or own.examples < 2 or not {DIFFERING, "correct"} <= own.sums.keys():
+        return None
+    share, difference = own.sums[DIFFERING] / own.examples, own.sums["correct"] - alone.sums.get("correct", math.nan)
+    variance = share - (difference / own.examples) ** 2
+    return math.sqrt(max(variance, 0.0) / (own.examples - 1)) if math.isfinite(variance) else None
 
 
 def _alone(plan: Plan, definition: TaskDefinition, told: Told, nodes: Sequence[str], repeat: int, cycle: int) -> SeedResult:
@@ -196,7 +209,9 @@ def _select(
         if set(choice) != set(nodes):
             return []
         figures = {node: rows[kind].figures[node] for node, kind in choice.items()}
-        found.append(SeedResult(seed=plan.training.seed + repeat, figures=figures, served=choice))
+        errors = {n: 0.0 if kind == ALONE else rows[kind].paired_se.get(n) for n, kind in choice.items()}
+        sure = {node: error for node, error in errors.items() if error is not None}
+        found.append(SeedResult(seed=plan.training.seed + repeat, figures=figures, served=choice, paired_se=sure))
     return [Row(name=SELECT, title="What each would serve", algorithm=SELECT, results=tuple(found))]
 
 

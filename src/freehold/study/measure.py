@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from freehold.core import Sums, Task
+from freehold.core import Sums, Task, hits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +29,7 @@ def measure(task: Task, outputs: Tensor, y: Tensor, scale: float) -> Measured:
     losses = tuple(task.losses(outputs, y).double().tolist())
     if not task.classes:
         return Measured(figures=value_figures(sums, scale), losses=losses, right=())
-    said = outputs.argmax(1) if outputs.dim() > 1 and outputs.shape[1] > 1 else (outputs.reshape(len(outputs)) > 0).long()
-    return Measured(figures=class_figures(sums), losses=losses, right=tuple((said == y.long()).double().tolist()))
+    return Measured(figures=class_figures(sums), losses=losses, right=tuple(hits(outputs, y).double().tolist()))
 
 
 def class_figures(sums: Sums) -> dict[str, float]:

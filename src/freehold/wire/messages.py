@@ -179,6 +179,10 @@ class WorkReply(Message, frozen=True, kw_only=True):
     """The contribution or measures of this request are durable on the coordinator; they may have been before."""
 
 
+DIFFERING = "differing"
+"""The name of a sum: test examples that a run's model and the one trained alone do not both have right, or both wrong."""
+
+
 class Measured(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Sums over one split. A sum that rests on fewer than five examples is left out."""
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 
+import msgspec
+import numpy as np
 import pytest
 
 from freehold.errors import UsageError
@@ -13,7 +15,7 @@ from freehold.report import summarize
 from freehold.study.federated import comparison_of, federated_plan
 from freehold.study.traveling import said
 from freehold.wire.admin import Results, RoundInfo
-from freehold.wire.messages import Declined, Measured, Measures, encode
+from freehold.wire.messages import DIFFERING, Declined, Measured, Measures, decode, encode
 
 NODES = ("alice", "bob")
 
@@ -111,3 +113,29 @@ def test_the_plan_that_is_made_says_how_contributions_travel() -> None:
 )
 def test_a_report_says_how_contributions_traveled(contribution: Contribution, sentences: tuple[str, ...]) -> None:
     assert said(contribution) == sentences
+
+
+@pytest.mark.parametrize("differing", [None, 1, 3, 9])
+def test_how_sure_a_difference_is_follows_from_the_examples_that_the_models_do_not_share(
+    plan: Plan, differing: int | None
+) -> None:
+    def with_differing(body: str) -> str:
+        told = decode(body.encode(), Measures)
+        own = told.splits["test"]
+        sums = own.sums if differing is None else {**own.sums, DIFFERING: float(differing)}
+        splits = {**told.splits, "test": Measured(examples=own.examples, sums=sums)}
+        return encode(msgspec.structs.replace(told, splits=splits)).decode()
+
+    found = results(plan)
+    told = {run: {node: with_differing(body) for node, body in by_node.items()} for run, by_node in found.measures.items()}
+    comparison = comparison_of(msgspec.structs.replace(found, measures=told), command="")
+    ditto, chosen = comparison.row("ditto"), comparison.row("select")
+    assert ditto is not None and chosen is not None
+    errors = ditto.results[0].paired_se
+    assert dict(chosen.results[0].paired_se) == dict(errors), "every node serves the personal one"
+    if differing is None:
+        assert errors == {}
+        return
+    # Ditto has 16 of 20 right, alone 15: one more than it loses, of those that differ.
+    difference = np.array([1.0] * ((differing + 1) // 2) + [-1.0] * (differing // 2) + [0.0] * (20 - differing))
+    assert errors["alice"] == pytest.approx(difference.std(ddof=1) / math.sqrt(20))
