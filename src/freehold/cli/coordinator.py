@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -19,7 +21,7 @@ import typer
 from freehold.cli.deny import allow, deny
 from freehold.cli.options import grouped
 from freehold.cli.places import CoordinatorState, coordinator_state
-from freehold.errors import UsageError
+from freehold.errors import FreeholdError, UsageError
 from freehold.settings import Setting, read_settings
 
 if TYPE_CHECKING:
@@ -149,12 +151,13 @@ def init(options: ServiceOptions, state: CoordinatorState = None) -> None:
         own, folder / "authority", federation=settings.federation, now=now, ca_dir=ca_dir, names=settings.names
     )
     _write_settings(folder, options, settings.federation)
-    kept = f"{ca_dir}; keep a copy, and take it off this machine if you like: it is needed once a year"
+    keep = "Keep a copy of the root's key, elsewhere if you like: it is needed once a year.\n"
     sys.stdout.write(
         f"Federation {settings.federation}, in {folder}\n"
         f"  root pin    {authority.pin()}\n"
-        f"  root's key  {kept if own.issuer_cert is None else 'with your own CA'}\n"
+        f"  root's key  {ca_dir if own.issuer_cert is None else 'with your own CA'}\n"
         f"  settings    {folder / FILE}\n"
+        f"{keep if own.issuer_cert is None else ''}"
         f"Next: freehold coordinator start{_flag(state)}\n"
     )
 
@@ -179,8 +182,6 @@ def start(
     wanted = log.value if log else str(read_settings(folder / FILE, KEYS).get("log", ""))
     if wanted not in ("", "json", "plain"):
         raise UsageError(f"{folder / FILE}: log is {wanted!r}.", hint='It is "json" or "plain".')
-    if not (folder / FILE).exists():  # a second start must not found another federation, nor admit plans that nobody signed
-        _write_settings(folder, options, settings.federation)
     form = form_for(sys.stderr, os.environ, wanted=wanted)
     service = Service(settings=settings, listener=listener(sys.stderr, form, color=_colorful(form)))
 
@@ -188,10 +189,43 @@ def start(
         sys.stdout.write(welcome(service, state, token=print_token))
         sys.stdout.flush()
 
-    asyncio.run(_until_signaled(service, Notifier(os.environ, os.getpid()), announce))
+    with _only_one(folder):
+        asyncio.run(_until_signaled(service, options, Notifier(os.environ, os.getpid()), announce))
 
 
-async def _until_signaled(service: Service, notifier: Notifier, announce: Callable[[], None]) -> None:
+@contextmanager
+def _only_one(folder: Path) -> Iterator[None]:
+    """Hold the state folder; raises UsageError while another coordinator does, whose socket and rounds this one would take."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    fd = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UsageError(f"A coordinator runs in {folder} already.", hint="Stop it first, or give another --state.") from None
+    else:
+        yield
+    finally:
+        os.close(fd)
+
+
+async def _started(service: Service, options: ServiceOptions) -> None:
+    """Start it, with its options written down first: a later start must not found another federation, nor take unsigned plans.
+
+    Where the first start fails they are forgotten, as they may be what was wrong.
+    """
+    file = service.settings.state / FILE
+    first = not file.exists()
+    if first:
+        _write_settings(file.parent, options, service.settings.federation)
+    try:
+        await service.start()
+    except FreeholdError:
+        if first:
+            file.unlink()
+        raise
+
+
+async def _until_signaled(service: Service, options: ServiceOptions, notifier: Notifier, announce: Callable[[], None]) -> None:
     told, loop = asyncio.Event(), asyncio.get_running_loop()
 
     def stop() -> None:
@@ -201,7 +235,7 @@ async def _until_signaled(service: Service, notifier: Notifier, announce: Callab
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
-    await service.start()
+    await _started(service, options)
     watching = asyncio.create_task(notifier.watch())
     await asyncio.to_thread(announce)
     notifier.ready(f"coordinator of {service.settings.federation} at {service.url}")
@@ -222,13 +256,13 @@ def welcome(service: Service, state: Path | None, *, token: bool) -> str:
     if token:
         made = service.enrolment.create_token(creator="operator", ttl_s=86400.0).format()
         lines += [
-            "A node joins with this token, once, within 24 hours. Pass it on over a way that you trust:",
+            "A node joins with this token, once, within 24 hours. Pass it on with care:",
             f"  {made}",
             "  " + there.format(file="-") + "     # then paste the token",
         ]
     else:
         lines += [
-            "A node joins with a token that you make here and pass on over a way that you trust:",
+            "A node joins with a token, made here and passed on over a way that you trust:",
             f"  freehold token create --node {name}{_flag(state)} > {name}.token",
             "  " + there.format(file=f"{name}.token"),
         ]

@@ -11,7 +11,6 @@ import ssl
 import stat
 import sys
 import time
-import urllib.parse
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from http.client import HTTPException, HTTPSConnection
@@ -130,25 +129,31 @@ def _folder(folder: Path) -> Iterator[Check]:
         yield Check(what=what, level="error", found=f"open to others: {listed}", hint=f"chmod -R go-rwx {folder}")
     else:
         yield Check(what=what, level="good", found=f"{folder}, closed to others")
+    yield from _certificate(folder)
+
+
+def _certificate(folder: Path) -> Iterator[Check]:
     from freehold.node import credentials
 
-    if (folder / "identity").is_dir():
-        if not any((folder / "identity" / name).exists() for name in ("current.pem", "outside.json")):
-            yield Check(
-                what=f"certificate {folder.name}",
-                level="warning",
-                found="joining has begun, and did not come to its end",
-                hint=f"Start the node again with its token: --join-file FILE; or remove {folder}.",
-            )
-            return
+    what = f"certificate {folder.name}"
+    if not any((folder / "identity" / name).exists() for name in ("current.pem", "outside.json")):
+        if (folder / "identity").is_dir():
+            hint = f"Start the node again with its token: --join-file FILE; or remove {folder}."
+            yield Check(what=what, level="warning", found="joining has begun, and did not come to its end", hint=hint)
+        elif (folder / "left.json").exists():
+            yield Check(what=what, level="good", found="none: the node has left, see left.json")
+        elif folder.name.startswith("node-"):
+            hint = "Start the node with --coordinator URL and --join-file FILE."
+            yield Check(what=what, level="warning", found="none: the node has not joined", hint=hint)
+    else:
         try:
             left = credentials.load(folder).not_after - time.time()
         except FreeholdError as error:
-            yield Check(what=f"certificate {folder.name}", level="error", found=error.message, hint=error.hint)
+            yield Check(what=what, level="error", found=error.message, hint=error.hint)
         else:
             hours = f"{abs(left) / 3600:.1f} h"
             yield Check(
-                what=f"certificate {folder.name}",
+                what=what,
                 level="good" if left > 0 else "error",
                 found=f"valid for {hours}" if left > 0 else f"expired {hours} ago",
                 hint="" if left > 0 else "Start the node with a new token: --join-file FILE.",
@@ -175,8 +180,13 @@ def _joined(folder: Path) -> Credentials | None:
 
 
 def _network(url: str, folders: list[Path]) -> Iterator[Check]:
-    parts = urllib.parse.urlsplit(url)
-    host, port = parts.hostname or "", parts.port or 443
+    from freehold.wire.client import parts_of
+
+    try:
+        host, port = parts_of(url)
+    except FreeholdError as error:
+        yield Check(what="address", level="error", found=error.message, hint=error.hint)
+        return
     try:
         addresses = sorted({str(info[4][0]) for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)})
     except OSError as error:
@@ -189,6 +199,8 @@ def _network(url: str, folders: list[Path]) -> Iterator[Check]:
 
 def _asked(url: str, host: str, port: int, roots: list[Path]) -> Iterator[Check]:
     """TLS and the clock, by one request that needs no certificate."""
+    from freehold.wire.client import OTHER_NAME
+
     context = ssl.create_default_context() if not roots else ssl.create_default_context(cafile=str(roots[0]))
     if not roots:
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # nothing secret is sent; joining checks the pin
@@ -199,6 +211,12 @@ def _asked(url: str, host: str, port: int, roots: list[Path]) -> Iterator[Check]
         answer = connection.getresponse()
         answer.read()
     except ssl.SSLCertVerificationError as error:
+        if error.verify_code in OTHER_NAME:
+            found = f"the certificate that {url} shows is for another name: {error.verify_message}"
+            yield Check(
+                what="TLS", level="error", found=found, hint="Use an address that is in it: the one that the node joined."
+            )
+            return
         yield Check(
             what="TLS",
             level="error",
@@ -216,11 +234,12 @@ def _asked(url: str, host: str, port: int, roots: list[Path]) -> Iterator[Check]
     )
     yield Check(what="TLS", level="good", found=pinned)
     date = email.utils.parsedate_to_datetime(answer.headers["Date"]).timestamp() if answer.headers["Date"] else before
-    skew = (before + time.time()) / 2 - date
+    skew = (before + time.time()) / 2 - (date + 0.5)  # the coordinator tells whole seconds
+    apart = f"{abs(skew):.0f} s {'ahead of' if skew > 0 else 'behind'} the coordinator"
     yield Check(
         what="clock",
         level="good" if abs(skew) < SKEW_S else "error",
-        found=f"{abs(skew):.0f} s {'ahead of' if skew > 0 else 'behind'} the coordinator",
+        found=apart if abs(skew) > 1.0 else "within a second of the coordinator's",
         hint="" if abs(skew) < SKEW_S else "Set the clock: timedatectl set-ntp true",
     )
 

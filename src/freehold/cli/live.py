@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from freehold.wire.admin import Results, RunInfo, StudyInfo
 
 EVERY_S = 5.0  # between two plain lines
+BAR = 24  # columns, at most
 
 Extra = Callable[[], "RenderableType | None"]
 """What stands below the table; None for nothing."""
@@ -50,20 +51,19 @@ def plain(write: Callable[[str], None], clock: Callable[[], float]) -> Callable[
         if over or now - last >= EVERY_S:
             last = now
             done, whole = progress_of(info)
-            now_on = next(
-                (
-                    f", {r.algorithm}, repeat {r.repeat}, waits for {', '.join(waiting(r)) or 'nobody'}"
-                    for r in info.runs
-                    if r.state in ("training", "measuring")
-                ),
-                "",
-            )
+            now_on = next((_now_on(run) for run in info.runs if run.state in ("training", "measuring")), "")
             line = f"{info.name}: {told_state(info)}, {done} of {whole} rounds{visible(now_on)}"
             if line != said:
                 write(line)
             said = line
 
     return follow
+
+
+def _now_on(run: RunInfo) -> str:
+    """What a run does, and whom it waits for; its repeats are counted from 1, for people."""
+    does = ", measures" if run.state == "measuring" else ""
+    return f", {run.algorithm}, repeat {run.repeat + 1}{does}, waits for {', '.join(waiting(run)) or 'nobody'}"
 
 
 def board(info: StudyInfo) -> RenderableType:
@@ -83,7 +83,7 @@ def board(info: StudyInfo) -> RenderableType:
         title_style="bold",
     )
     for header in ("algorithm", "", "rounds", "repeat", "waits for"):
-        table.add_column(header, no_wrap=True)
+        table.add_column(header, no_wrap=header not in ("", "waits for"), max_width=None if header else BAR)
     for algorithm in dict.fromkeys(run.algorithm for run in info.runs):
         runs = [run for run in info.runs if run.algorithm == algorithm]
         open_run = next((run for run in runs if run.state in ("training", "measuring")), None)
@@ -91,8 +91,8 @@ def board(info: StudyInfo) -> RenderableType:
         total = sum(run.rounds for run in runs)
         repeat = f"{open_run.repeat + 1} of {len(runs)}" if open_run else "done" if count == total else ""
         wait = ", ".join(waiting(open_run)) if open_run else ""
-        bar = ProgressBar(total=total, completed=count, width=24)
-        table.add_row(Text(visible(algorithm)), bar, f"{count} of {total}", repeat, Text(visible(wait)))
+        asked = Text(visible(wait), no_wrap=True, overflow="ellipsis")  # cut where the terminal is narrow, before the others are
+        table.add_row(Text(visible(algorithm)), ProgressBar(total=total, completed=count), f"{count} of {total}", repeat, asked)
     return table
 
 
@@ -165,7 +165,7 @@ def print_runs(info: StudyInfo, results: Results) -> None:
     lines = [["algorithm", "repeat", "state", "rounds", "waits for"]]
     for run in info.runs:
         wait = ", ".join(waiting(run)) if run.state in ("training", "measuring") else ""
-        lines.append([run.algorithm, str(run.repeat), run.state, f"{_closed(run)} of {run.rounds}", visible(wait) or "-"])
+        lines.append([run.algorithm, str(run.repeat + 1), run.state, f"{_closed(run)} of {run.rounds}", visible(wait) or "-"])
     table(lines, empty="No runs.")
     seconds = median_round(results)
     if seconds is not None:

@@ -83,8 +83,9 @@ def sign_in(
 def remote(url: str, identity: Path | None) -> RemoteAdmin:
     """The administration of a coordinator elsewhere; raises NotJoined without an identity that it could take."""
     from freehold.wire.adminroutes import RemoteAdmin
-    from freehold.wire.client import Connection, Timeouts, trusting
+    from freehold.wire.client import Connection, Timeouts, parts_of, trusting
 
+    parts_of(url)  # before it is said that there is no identity for what is no address
     folder = identity_folder(url, identity)
     found = current(folder)
     trust = trusting(found.roots.read_text(encoding="ascii"), (found.pair, found.pair))

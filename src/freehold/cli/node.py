@@ -197,7 +197,7 @@ def _resting(folder: Path) -> dict[str, Any]:
 
 def _show(told: dict[str, Any]) -> None:
     from freehold.cli.console import output, visible
-    from freehold.node.page import resting
+    from freehold.node.page import resting, size
 
     console = output()
     console.print(f"{visible(told['node'])}: {told['state']}", style="bold")
@@ -206,8 +206,8 @@ def _show(told: dict[str, Any]) -> None:
         "federation": told["federation"],
         "coordinator": told["coordinator"],
         "certificate": f"until {_time(until)}" if until else "none",
-        "rounds": told.get("rounds"),
-        "sent": f"{told['sent_bytes']} bytes" if "sent_bytes" in told else None,
+        "rounds": f"{told['rounds']} since it started" if "rounds" in told else None,
+        "sent": f"{size(told['sent_bytes'])} of contributions since then" if "sent_bytes" in told else None,
         "rest": resting(told["rest"]) if told.get("rest") else None,
         "last error": told["last_error"] or None,
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -44,6 +45,12 @@ AsJson = Annotated[bool, typer.Option("--json", help="As JSON.")]
 def coordinator_state(given: Path | None) -> Path:
     """The state folder of the coordinator on this machine."""
     return (given or state_home(os.environ) / "coordinator").absolute()
+
+
+def flags(where: CoordinatorOptions) -> str:
+    """What a command has to say to ask the same coordinator; empty for the one that is asked without a word."""
+    said = {"--state": where.state, "--coordinator": where.coordinator, "--identity": where.identity}
+    return "".join(f" {flag} {shlex.quote(str(value))}" for flag, value in said.items() if value is not None)
 
 
 def admin(where: CoordinatorOptions) -> Administrator:

@@ -14,7 +14,7 @@ import typer
 from freehold.cli.console import errors
 from freehold.cli.invocation import command
 from freehold.cli.options import ResultOptions, grouped, listed
-from freehold.cli.places import AsJson, CoordinatorOptions, admin
+from freehold.cli.places import AsJson, CoordinatorOptions, admin, flags
 from freehold.cli.token import seconds
 from freehold.errors import StudyRefused, UsageError
 
@@ -144,6 +144,7 @@ def run(
     times: Annotated[int | None, typer.Option("--times", min=1, metavar="N", help="With --every: so often in all.")] = None,
 ) -> None:
     """Start a study; starting it again changes nothing. Exit code 1 if it is refused, or ends otherwise than finished."""
+    from freehold.cli.live import told_state
     from freehold.cli.output import check_writable
     from freehold.wire.admin import StudyRequest, StudyStarted
 
@@ -160,9 +161,10 @@ def run(
     request = StudyRequest(plan=_text(plan), signature=signature, every_s=every_s, times=times)
     digest = coordinator.post("/v1/studies", request, StudyStarted).digest
     if not wait:
-        state = find(coordinator, digest).state
-        told = "is under way" if state == "running" else f"is over: it has run before, and is {state}"
-        sys.stdout.write(f"Study {digest} {told}.\nLook at it: freehold study show {digest[7:19]}\n")
+        info = find(coordinator, digest)
+        told = told_state(info).replace("running", "under way")
+        told = told if info.state == "running" else f"over: it has run before, and is {info.state}"
+        sys.stdout.write(f"Study {digest} is {told}.\nLook at it: freehold study show {digest[7:19]}{flags(where)}\n")
         return
     from freehold.cli.live import following
 
@@ -173,9 +175,9 @@ def run(
                 time.sleep(POLL_S)
             follow(info)
     except KeyboardInterrupt:
-        errors().print(
-            f"The study goes on without you. Watch it: freehold study show {digest[7:19]}; end it: freehold study stop …"
-        )
+        again = digest[7:19] + flags(where)
+        errors().print("The study goes on without you.")
+        errors().print(f"Watch it: freehold study show {again}\nEnd it: freehold study stop {again}")
         raise typer.Exit(130) from None
     _end(info)
     tell(coordinator, digest, results)
@@ -231,6 +233,10 @@ def show(
             print_cycles(found, by_cycle(coordinator, found))
     if found.measures:
         tell(coordinator, info.digest, results, cycle=found.cycle)
+    elif cycle:
+        raise UsageError(
+            f"Cycle {cycle} of this study is not measured.", hint="`freehold study show` without --cycle lists them."
+        )
     elif results.json or results.report:
         raise UsageError("Nothing of this study is measured yet.", hint="Wait until its first runs are finished.")
 

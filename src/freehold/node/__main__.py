@@ -118,7 +118,6 @@ def run(options: Options) -> None:
     with ExitStack() as stack:
         stack.enter_context(only_one(options.state))
         own, settings = _settings(options, stack)
-        _remember(options)
         service = Service(settings, listener=logs.listener(sys.stderr, form, color=color))
         stop_when_told()
         page = ""
@@ -133,11 +132,13 @@ def run(options: Options) -> None:
             _say(f"Node {options.name}; its page: {page}\n")
         if not settings.datasets:
             _say(f"Node {options.name} has no data, so no study can ask it: give --data NAME=FILE, or write it to {FILE}.\n")
+        service.identity()
+        _remember(options)  # not before it has joined: who corrects a slip of the first attempt means what is said then
         service.run()
 
 
 def _remember(options: Options) -> None:
-    """Write what the node was first started with, for starts that say only its name; nothing that is there is changed."""
+    """Write what the node joined with, for starts that say only its name; nothing that is there is changed."""
     if (options.state / FILE).exists() or not options.data:
         return
     lines = [f"name = {json.dumps(options.name)}"]
@@ -167,6 +168,11 @@ def _settings(options: Options, stack: ExitStack) -> tuple[Own | None, Settings]
             raise UsageError(
                 f"{options.name} has left its federation.",
                 hint="Give --coordinator and --join-file to join again, or another --name to start one of its own.",
+            )
+        if not beside.exists() and any((options.state / "identity").glob("joining-*.key")):
+            raise UsageError(
+                f"{options.name} has begun to join a federation, and is in none yet.",
+                hint=f"Give --coordinator and --join-file again; or remove {options.state} to start one of its own.",
             )
         own = alone.start(beside)
         stack.callback(own.end)
@@ -257,6 +263,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         run(options_of(sys.argv[1:] if arguments is None else arguments, os.environ))
     except FreeholdError as error:
         text = f"error {error.code}: {error.message}\n" + (f"hint: {error.hint}\n" if error.hint else "")
+        text += f"see: docs/reference/errors.md, {error.code}\n"
         sys.stderr.write("".join(letter if letter.isprintable() or letter == "\n" else "\ufffd" for letter in text))
         return error.exit_code
     except (Stopped, KeyboardInterrupt):

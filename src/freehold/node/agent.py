@@ -125,6 +125,8 @@ class Agent:
                 if reply is None:
                     self._rest()
                     reply = self._ask(self._poll)
+                    if reply is None:  # who may not ask for work is no member, or the coordinator is in trouble
+                        self.status.state = "refused"
                 reply = self._follow(reply)
         finally:
             self._connection.close()

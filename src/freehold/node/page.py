@@ -31,7 +31,7 @@ h1{font-size:1.6rem;margin:0 0 .25rem}h2{font-size:1.1rem;margin:2rem 0 .5rem}p{
 .cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(11rem,1fr));gap:.75rem;margin:1rem 0}
 .card{background:var(--card);border-radius:.5rem;padding:.6rem .8rem}.card b{display:block;font-size:1.3rem}
 table{border-collapse:collapse;width:100%}th,td{text-align:left;padding:.35rem .6rem .35rem 0;border-bottom:1px solid var(--line)}
-th{font-weight:600;color:var(--soft);font-size:.9rem}td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}
+th{font-weight:600;color:var(--soft);font-size:.9rem}td.n,th.n{text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums}
 ul{margin:.25rem 0;padding-left:1.2rem}code{overflow-wrap:anywhere}
 .error,.rest{border-left:3px solid var(--bad);padding:.3rem .8rem;background:var(--card)}.rest{border-color:var(--soft)}
 """
@@ -180,7 +180,7 @@ def html(told: Mapping[str, Any]) -> str:
     node, state = escape(str(told["node"])), escape(str(told["state"]))
     certificate = told.get("certificate") or {}
     cards = [
-        ("rounds taken part in", f"{told['rounds']}"),
+        ("rounds since it started", f"{told['rounds']}"),
         ("sent: contributions", size(told["sent_bytes"])),
         ("received: models, plans", size(told["received_bytes"])),
         ("certificate until", when(certificate.get("not_after"))),

@@ -93,6 +93,20 @@ def retry(
         longest = min(2 * longest, most_s)
 
 
+def parts_of(url: str) -> tuple[str, int]:
+    """Host and port of a coordinator's address; raises UsageError where it is none."""
+    try:
+        parts = urllib.parse.urlsplit(url)
+        host, port = parts.hostname, parts.port or 443
+    except ValueError:
+        raise UsageError(f"{url!r} is not a coordinator's address.", hint="It looks like https://host:port.") from None
+    if parts.scheme != "https" or not host or parts.path.strip("/") or parts.query:
+        bare = bool(re.fullmatch(r"[\w.-]+(:\d+)?", url))
+        hint = f"Say https://{url}." if bare else "It looks like https://host:port."
+        raise UsageError(f"{url!r} is not a coordinator's address.", hint=hint)
+    return host, port
+
+
 class Connection:
     """A connection to a coordinator, made when it is first needed and made anew, name and all, when it broke.
 
@@ -110,13 +124,8 @@ class Connection:
         any_error: bool = False,
     ) -> None:
         """`any_error`: raise whichever error the coordinator names, as people want it who may do more than a node may."""
-        parts = urllib.parse.urlsplit(url)
-        if parts.scheme != "https" or not parts.hostname or parts.path.strip("/") or parts.query:
-            bare = bool(re.fullmatch(r"[\w.-]+(:\d+)?", url))
-            hint = f"Say https://{url}." if bare else "It looks like https://host:port."
-            raise UsageError(f"{url!r} is not a coordinator's address.", hint=hint)
+        self._host, self._port = parts_of(url)
         self.url = url.rstrip("/")
-        self._host, self._port = parts.hostname, parts.port or 443
         self._trust = trust
         self._timeouts = timeouts or Timeouts()
         self._find, self._any_error = find, any_error
@@ -263,7 +272,7 @@ class Connection:
                     hint="Set the clock, here or there: `freehold doctor` compares them. A running node tries again by itself.",
                 )
             why = error.verify_message.rstrip(".")
-            if error.verify_code in _OTHER_NAME:
+            if error.verify_code in OTHER_NAME:
                 return PinMismatch(
                     f"The certificate that {self.url} shows is for another name: {why}.",
                     hint="Use an address that is in it, or have the operator start the coordinator with this one as --name, too.",
@@ -302,6 +311,6 @@ def _plain(text: str) -> str:
     return "".join(letter for letter in text[:2000] if letter.isprintable())
 
 
-_OTHER_NAME = (62, 64)  # X509_V_ERR_HOSTNAME_MISMATCH and _IP_ADDRESS_MISMATCH
+OTHER_NAME = (62, 64)  # X509_V_ERR_HOSTNAME_MISMATCH and _IP_ADDRESS_MISMATCH
 _OUT_OF_DATE = (9, 10)  # X509_V_ERR_CERT_NOT_YET_VALID and _HAS_EXPIRED: a clock, or a renewal that is late
 _TRY_AGAIN = "It is tried again; if it stays, look at the coordinator's log."

@@ -38,6 +38,10 @@ class JoinToken:
     def parse(cls, text: str) -> JoinToken:
         """The token in `text`, surrounding white space aside; an error says which part is malformed and quotes none."""
         parts = text.strip().split(".")
+        if parts == [""]:
+            raise JoinTokenError(
+                "The join token is empty.", hint="Look at what `freehold token create` said; it may have failed."
+            )
         if parts[0] != VERSION:
             raise _malformed(f"beginning is not {VERSION!r}")
         if len(parts) != 4:

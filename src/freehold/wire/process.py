@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -22,13 +23,20 @@ _KEPT = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "PYTHONPATH", "VIRTUA
 
 
 def spawn(module: str, fd: int) -> subprocess.Popen[bytes]:
-    """Run `python -m module FD` with a bare environment, nothing open but the channel and standard error."""
+    """Run `python -m module FD` with a bare environment, nothing open but the channel and standard error.
+
+    Ctrl-C on a terminal reaches all that run there; a child leaves it to who started it, and ends with its channel.
+    """
     environment = {name: os.environ[name] for name in _KEPT if name in os.environ}
     # One thread each: many small processes share few cores. glibc's arenas would multiply memory. PyTorch asks for huge pages
     # where it wants much: of small ones, a large model spends more time on getting them than on training.
     environment |= {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2", "THP_MEM_ALLOC_ENABLE": "1"}
     command = [sys.executable, "-m", module, str(fd)]
-    return subprocess.Popen(command, pass_fds=[fd], env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the child keeps it, from its first instruction on
+    try:
+        return subprocess.Popen(command, pass_fds=[fd], env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class Child:
