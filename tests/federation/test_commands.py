@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -118,7 +119,7 @@ def test_people_log_in_and_work_from_elsewhere(world: World) -> None:
     world.run(*PLAN, "--name", "hers", "--least-nodes", "3", "--output", world.home / "hers.toml")
     assert "409" in run("study", "run", world.home / "hers.toml", code=1)
     world.run("study", "sign", world.home / "hers.toml", "--key", world.home / "key")
-    assert "under way" in run("study", "run", world.home / "hers.toml")
+    assert "waiting for nodes, 2 of 3 here" in run("study", "run", world.home / "hers.toml")
     assert "researcher/carol" in run("study", "list")
     assert "420" in run("study", "stop", "heart-fedavg", code=1)
     assert "stopped" in run("study", "stop", "hers")
@@ -179,6 +180,33 @@ def test_a_state_folder_has_one_node(world: World) -> None:
     assert "runs in" in world.run("node", "leave", "--name", "cleveland", code=2)
 
 
+def test_a_state_folder_has_one_coordinator(world: World) -> None:
+    """Another one, on another port, would take the socket away that commands use."""
+    assert "runs in" in world.run("coordinator", "start", "--port", "0", code=2)
+    world.run("token", "list")
+
+
+def test_a_name_that_two_studies_have_is_ambiguous(world: World) -> None:
+    plan = world.home / "again.toml"
+    new = ("study", "new", "heart", "--algorithm", "fedavg", "--companions", "none", "--rounds", "3", "--repeats", "1")
+    world.run(*new, "--least-nodes", "3", "--name", "heart-fedavg", "--output", plan)
+    assert "companions" not in plan.read_text(encoding="utf-8")
+    world.run("study", "sign", plan, "--key", world.home / "key")
+    said = world.run("study", "run", plan)
+    assert "waiting for nodes, 2 of 3 here" in said
+    said = world.run("study", "show", "heart-fedavg", code=1)
+    assert "2 studies are called 'heart-fedavg'" in said and "give a digest" in said
+    (digest,) = [each["digest"] for each in json.loads(world.run("study", "list", "--json")) if each["state"] == "running"]
+    assert "waiting for nodes, 2 of 3 here" in world.run("status")
+    world.run("study", "stop", digest)
+    assert "No study is called 'nothing'" in world.run("study", "show", "nothing", code=1)
+
+
+def test_an_address_that_is_none_has_a_hint(world: World) -> None:
+    bare = world.url.removeprefix("https://")
+    assert f"Say {world.url}." in world.run("status", "--coordinator", bare, code=2)
+
+
 def test_the_doctor_finds_nothing(world: World) -> None:
     said = world.run("doctor", "--name", "cleveland")
     assert "signed by the root that was pinned" in said
@@ -192,6 +220,25 @@ def test_the_doctor_finds_a_key_that_others_can_read(world: World) -> None:
         assert "open to others: server.pem" in world.run("doctor", "--state", key.parent, code=1)
     finally:
         key.chmod(0o600)
+
+
+def test_a_node_that_is_denied_says_so(world: World) -> None:
+    token = world.home / "dora.token"
+    token.write_text(world.run("token", "create", "--node", "dora"))
+    given = ("--name", "dora", "--coordinator", world.url, "--join-file", token, "--port", "0", "--log", "json")
+    dora = Running(world.home, "node", "start", *given)
+    dora.wait_for("coordinator.connected")
+    world.run("coordinator", "deny", "node/dora")
+    dora.wait_for("coordinator.refused")
+    said = world.run("node", "status", "--name", "dora", code=1)
+    assert "dora: refused" in said and "deny list" in said
+    world.run("coordinator", "allow", "node/dora")
+    dora.wait_for("coordinator.connected")
+    assert "dora: connected" in world.run("node", "status", "--name", "dora")
+    assert dora.stop(signal.SIGINT) == 0
+    assert "Traceback" not in "".join(dora.seen)
+    world.run("node", "leave", "--name", "dora")
+    assert "has left" in world.run("doctor", "--name", "dora")
 
 
 def test_a_node_leaves_with_a_receipt(world: World) -> None:

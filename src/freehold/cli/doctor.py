@@ -229,9 +229,8 @@ def _asked(url: str, host: str, port: int, roots: list[Path]) -> Iterator[Check]
         return
     finally:
         connection.close()
-    pinned = (
-        "signed by the root that was pinned when joining" if roots else "reachable; nothing is pinned, since no node has joined"
-    )
+    unpinned = "reachable; nothing is pinned, since no node here has joined by this address"
+    pinned = "signed by the root that was pinned when joining" if roots else unpinned
     yield Check(what="TLS", level="good", found=pinned)
     date = email.utils.parsedate_to_datetime(answer.headers["Date"]).timestamp() if answer.headers["Date"] else before
     skew = (before + time.time()) / 2 - (date + 0.5)  # the coordinator tells whole seconds

@@ -125,8 +125,6 @@ class Agent:
                 if reply is None:
                     self._rest()
                     reply = self._ask(self._poll)
-                    if reply is None:  # who may not ask for work is no member, or the coordinator is in trouble
-                        self.status.state = "refused"
                 reply = self._follow(reply)
         finally:
             self._connection.close()
@@ -140,7 +138,13 @@ class Agent:
         pending = self._pending[:MOST_PENDING]
         datasets = sorted(self._hello.datasets) if working is not None else self._offers()
         request = WorkRequest(wait_s=wait_s, datasets=datasets, pending=pending, working=working)
-        reply = self._connection.post(WORK.path, request, WorkReply, wait_s=wait_s)
+        try:
+            reply = self._connection.post(WORK.path, request, WorkReply, wait_s=wait_s)
+        except Unreachable:
+            raise
+        except FreeholdError:  # who may not ask for work is no member, or the coordinator is in trouble
+            self.status.state = "refused"
+            raise
         self._withdrawn = not datasets
         return reply
 

@@ -69,3 +69,46 @@ def test_a_study_on_a_schedule_tells_its_cycle_and_when_the_next_begins() -> Non
     assert cycle_of(last) == ("2 of 2", "-")
     trains = [msgspec.structs.replace(run, state="training", round=14, cycle=1) for run in runs]
     assert progress_of(msgspec.structs.replace(rests, runs=trains)) == (9, 30), "of the cycle that is under way"
+
+
+def short_of_nodes() -> StudyInfo:
+    runs = [msgspec.structs.replace(run, state="waiting", round=0, asked=[], heard=[]) for run in study().runs]
+    return msgspec.structs.replace(study(), runs=runs, least_nodes=4, offering=3)
+
+
+def test_a_study_that_is_short_of_nodes_says_how_many_it_waits_for() -> None:
+    assert told_state(short_of_nodes()) == "waiting for nodes, 3 of 4 here"
+    assert told_state(msgspec.structs.replace(short_of_nodes(), offering=4)) == "running"
+    assert told_state(msgspec.structs.replace(short_of_nodes(), state="stopped")) == "stopped"
+    assert told_state(msgspec.structs.replace(study(), least_nodes=4, offering=3)) == "running", "a round is open"
+
+
+def test_in_a_pipe_no_line_comes_twice() -> None:
+    lines: list[str] = []
+    now = 0.0
+    follow = plain(lines.append, lambda: now)
+    for step in range(5):
+        now = step * EVERY_S
+        follow(short_of_nodes())
+    now += EVERY_S
+    follow(msgspec.structs.replace(short_of_nodes(), offering=2))
+    assert [line.partition(", 0 of")[0] for line in lines] == [f"mine: waiting for nodes, {here} of 4 here" for here in (3, 2)]
+
+
+def test_repeats_are_counted_from_one_and_measuring_is_said() -> None:
+    lines: list[str] = []
+    follow = plain(lines.append, lambda: 0.0)
+    follow(study())
+    assert "ditto, repeat 2, waits for bob" in lines[0]
+    measures = [msgspec.structs.replace(run, state="measuring") for run in study().runs]
+    plain(lines.append, lambda: 0.0)(msgspec.structs.replace(study(), runs=measures))
+    assert "ditto, repeat 1, measures, waits for bob" in lines[1]
+
+
+def test_a_narrow_terminal_keeps_the_names_and_the_numbers() -> None:
+    nodes = ["cleveland", "hungary", "switzerland", "va-long-beach"]
+    runs = [msgspec.structs.replace(run, algorithm="fedavg-intercept", asked=nodes, heard=[]) for run in study().runs]
+    out = io.StringIO()
+    Console(file=out, width=80, force_terminal=False).print(board(msgspec.structs.replace(study(), runs=runs)))
+    row = out.getvalue().splitlines()[-1]
+    assert all(part in row for part in ("fedavg-intercept", "13 of 30", "2 of 3", "cleveland", "…")) and len(row.rstrip()) <= 80

@@ -9,6 +9,7 @@ import pytest
 
 from freehold.errors import UsageError
 from freehold.node.__main__ import _remember, _settings, main, options_of
+from freehold.wire.jointoken import JoinToken, encode
 
 
 def test_the_command_line_counts_before_the_file(tmp_path: Path) -> None:
@@ -54,6 +55,25 @@ def test_the_first_start_is_remembered_and_nothing_is_written_over(tmp_path: Pat
     written = (state / "node.toml").read_text(encoding="utf-8")
     _remember(options_of(["--state", str(state), "--port", "9090", "--data", "fraud=other.csv"], {}))
     assert (state / "node.toml").read_text(encoding="utf-8") == written
+
+
+def test_a_node_whose_joining_failed_founds_no_federation_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "identity").mkdir()
+    (tmp_path / "identity" / "joining-00000000.key").touch()
+    with ExitStack() as stack, pytest.raises(UsageError, match="has begun to join") as caught:
+        _settings(options_of(["--name", "alice", "--state", str(tmp_path)], {}), stack)
+    assert "--join-file" in caught.value.hint and not (tmp_path / "coordinator").exists()
+
+
+def test_a_start_that_does_not_join_is_not_remembered(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its port, or its data, may have been what was wrong."""
+    table = tmp_path / "h.csv"
+    table.touch()
+    (tmp_path / "token").write_text(JoinToken(pin="0" * 64, id="0" * 8, secret=encode(bytes(24))).format())
+    join = ("--coordinator", "localhost:1", "--join-file", str(tmp_path / "token"), "--data", f"heart={table}")
+    assert main(["--name", "a", "--state", str(tmp_path / "a"), *join]) == 2
+    assert "Say https://localhost:1." in capsys.readouterr().err
+    assert not (tmp_path / "a" / "node.toml").exists()
 
 
 def test_a_node_that_has_left_founds_no_federation_of_its_own(tmp_path: Path) -> None:

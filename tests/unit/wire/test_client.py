@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from freehold import errors
-from freehold.errors import CoordinatorError, Late, Unreachable, WireError
+from freehold.errors import CoordinatorError, Late, Unreachable, UsageError, WireError
 from freehold.wire import client
 from freehold.wire.client import retry
 from freehold.wire.messages import Problem, encode
@@ -91,3 +91,25 @@ def test_what_the_agent_loads_is_light(module: str) -> None:
     heavy = ("numpy", "aiohttp", "cryptography", "safetensors", "zstandard", "asyncio", "torch")
     code = f"import sys, freehold.wire.{module}; print(*(name for name in {heavy!r} if name in sys.modules))"
     assert not subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+
+
+@pytest.mark.parametrize(
+    ("url", "hint"),
+    [
+        ("localhost:8443", "Say https://localhost:8443."),
+        ("fl.example.org", "Say https://fl.example.org."),
+        ("http://fl.example.org", "It looks like https://host:port."),
+        ("https://", "It looks like https://host:port."),
+        ("https://host:port", "It looks like https://host:port."),
+        ("https://host/path", "It looks like https://host:port."),
+    ],
+)
+def test_what_is_no_address_has_a_hint(url: str, hint: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        client.parts_of(url)
+    assert caught.value.hint == hint
+
+
+def test_an_address_is_host_and_port() -> None:
+    assert client.parts_of("https://fl.example.org:8443/") == ("fl.example.org", 8443)
+    assert client.parts_of("https://[::1]") == ("::1", 443)

@@ -432,3 +432,13 @@ def test_where_asyncio_looks_different_buffers_are_small(monkeypatch: pytest.Mon
 
 def test_dates_are_those_of_the_certificate(party: Party) -> None:
     assert datetime.timedelta(hours=23) == party.authority.root.not_valid_after_utc - NOW.replace(microsecond=0)
+
+
+def test_a_name_that_is_not_in_the_certificate_is_said_to_be_that(party: Party, coordinator: Coordinator) -> None:
+    trust = trusting(party.authority.pem, party.authority.node())
+    for host, why in (("elsewhere.test", "Hostname mismatch"), ("127.0.0.2", "IP address mismatch")):
+        node = Connection(f"https://{host}:8443", trust, find=local(coordinator.port))
+        party.opened.append(node)
+        with pytest.raises(PinMismatch, match=f"for another name: {why}") as caught:
+            work(node)
+        assert caught.value.code == 302 and "--name" in caught.value.hint
