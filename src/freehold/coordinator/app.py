@@ -112,7 +112,8 @@ class App:
     async def _renew(self, request: web.Request) -> web.StreamResponse:
         peer = self._peers.required(request)
         message = await read_message(request, RenewRequest, pace=self._ingest.pace)
-        return reply(await asyncio.to_thread(self._enrolment.renew, message, peer=peer, address=request.remote or "-"))
+        shown, address = _shown(request), request.remote or "-"
+        return reply(await asyncio.to_thread(self._enrolment.renew, message, peer=peer, shown=shown, address=address))
 
     async def _leave(self, request: web.Request) -> web.StreamResponse:
         node = self._node(request)
@@ -245,14 +246,18 @@ class App:
     def _for_people(self, route: routes.Route, answer: AdminAnswer) -> Answer:
         async def ask(request: web.Request) -> web.StreamResponse:
             found = self._peers.required(request)
-            await asyncio.to_thread(
-                self._enrolment.admit_person, found, shown=request.get_extra_info("ssl_object").getpeercert(True)
-            )
+            await asyncio.to_thread(self._enrolment.admit_person, found, shown=_shown(request))
             asker = Asker(role=found.role, name=found.name)  # type: ignore[arg-type]  # as `admit_person` found it
             asker.check(route)
             return await answer(asker, request)
 
         return ask
+
+
+def _shown(request: web.Request) -> bytes:
+    """The certificate that the other side has shown, in DER."""
+    found: bytes = request.get_extra_info("ssl_object").getpeercert(True)
+    return found
 
 
 def _part(request: web.Request, name: str, pattern: str) -> str:

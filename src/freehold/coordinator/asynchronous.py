@@ -112,7 +112,8 @@ async def contribute(
     try:
         there = await _place(store, run, buffer, node, round, sha256, closing)
     except (Conflict, Late, UnknownRun):
-        if store.read(lambda c: records.contribution_of(c, run.id, round, node)) is None:
+        row = store.read(lambda c: records.contribution_of(c, run.id, round, node))
+        if row is None or row.place != put.place:
             await store.drop(put)
         raise
     if there is None:

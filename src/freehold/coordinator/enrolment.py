@@ -133,10 +133,11 @@ class Enrolment:
             self.attempts.failed(address)
             raise
 
-    def renew(self, request: RenewRequest, *, peer: Identity, address: str) -> Certificate:
+    def renew(self, request: RenewRequest, *, peer: Identity, shown: bytes, address: str) -> Certificate:
         """A new certificate for who presents a valid one; the request's key must be new. The old one stays valid.
 
-        Raises CertificateRefused, Denied or CsrRefused.
+        Raises CertificateRefused, unless that one, `shown` in DER, was given out here: whoever else may vouch for nodes chooses
+        serial numbers as well. Raises Denied or CsrRefused.
         """
         role, name = peer.role, _logged(peer.role, peer.name)
         event = Event(time=self.clock(), event="renew", name=name, serial=peer.serial, address=address)
@@ -144,7 +145,7 @@ class Enrolment:
             # First, for it locks: who leaves or is replaced meanwhile must not be renewed.
             enrolled = records.hold_node(peer.name) if role == "node" else records.hold_identity(role, peer.name)
             _admit(records, peer, self.authority.federation, event.time, _ALL)
-            if not enrolled or records.certificate(peer.serial) is None:
+            if not enrolled or not _given_out(records, peer, shown):
                 raise CertificateRefused(
                     f"{name!r} is not enrolled here.", hint="Join with a token; or renew it at the CA that signed it."
                 )
@@ -174,9 +175,8 @@ class Enrolment:
         """
         with self.reading() as records:
             _admit(records, peer, self.authority.federation, self.clock(), _ALL - _NODE)
-            given = records.certificate(peer.serial)
-        known = given is not None and (given.role, given.name) == (peer.role, peer.name)
-        if given is None or not known or ssl.PEM_cert_to_DER_cert(spki.certificates(given.chain)[0]) != shown:
+            known = _given_out(records, peer, shown)
+        if not known:
             raise CertificateRefused(
                 f"The certificate of {peer.role}/{peer.name} was not given out by this coordinator.", hint=_for_person(peer.role)
             )
@@ -193,9 +193,12 @@ class Enrolment:
             _check_peer(peer, self.authority.federation, event.time, _NODE)
             records.end_node(peer.name, event.time)
             _deny_certificates(records, "node", peer.name, event.time, "left")
-            records.deny(peer.serial, event.time, "left")
-            if records.certificate(peer.serial) is None:
-                # Its CA may go on to renew it: the name stays out until an operator allows it.
+            given = records.certificate(peer.serial)
+            if given is None:
+                records.deny(peer.serial, event.time, "left")
+            if given is None or (given.role, given.name) != ("node", peer.name):
+                # Its CA may go on to renew it: the name stays out until an operator allows it. A serial that is somebody's
+                # here does not: another CA may have chosen it.
                 records.deny(f"node/{peer.name}", event.time, "left")
             records.log(event)
 
@@ -356,6 +359,14 @@ def _check_peer(peer: Identity, federation: str, now: float, roles: frozenset[Ro
         raise CertificateRefused("The certificate has expired.", hint=_ask_for_another(peer.role, peer.name))
     if now < peer.not_before:
         raise CertificateRefused("The certificate is not valid yet.", hint="Set the clocks of both machines.")
+
+
+def _given_out(records: EnrolmentRecords, peer: Identity, shown: bytes) -> bool:
+    """Whether this very certificate, in DER, was given out here to this identity."""
+    given = records.certificate(peer.serial)
+    if given is None or (given.role, given.name) != (peer.role, peer.name):
+        return False
+    return ssl.PEM_cert_to_DER_cert(spki.certificates(given.chain)[0]) == shown
 
 
 def _deny_certificates(records: EnrolmentRecords, role: Role, name: str, now: float, reason: str) -> None:

@@ -165,25 +165,45 @@ class Intake:
             self._heard(run, node, put)
             return
         total = run.tally.sum
-        run.received[node], run.weights[node] = put.sha256, weight
-        async with run.folding:
+        received, weights = run.received, run.weights
+        received[node], weights[node] = put.sha256, weight
+        try:
+            await run.folding.acquire()
+        except asyncio.CancelledError:
+            # Stored, and not in the sum: who closes the round finds it there.
+            del received[node], weights[node]
+            raise
+        try:
             if run.tally is None or run.tally.sum is not total:
                 return  # the round was opened anew from the store, where this is
             if not run.is_heavy(shown):
                 fold(shown, total, weight, spans, damping)
             else:
                 try:
-                    await asyncio.to_thread(fold, shown, total, weight, spans, damping)
+                    await _to_the_end(lambda: fold(shown, total, weight, spans, damping))
                 except OSError as error:
                     # The sum is now of nobody knows what, and what it should be made of cannot be read.
                     with contextlib.suppress(Superseded):
                         await self._rounds.fail(run, _unreadable(error))
                     raise _unreadable(error) from error
+        finally:
+            run.folding.release()
         self._heard(run, node, put)
         self._rounds.consider(run)
 
     def _heard(self, run: OpenRun, node: str, put: Put) -> None:
         self._tell(Event("contribution.received", {"run": run.id, "round": run.round, "node": node, "bytes": put.length}))
+
+
+async def _to_the_end(work: Callable[[], None]) -> None:
+    """Do it in a thread. Who is cancelled waits for it all the same: nobody else may touch the sum meanwhile."""
+    working = asyncio.ensure_future(asyncio.to_thread(work))
+    try:
+        await asyncio.shield(working)
+    except asyncio.CancelledError:
+        await asyncio.wait([working])
+        working.result()
+        raise
 
 
 def _unreadable(error: OSError) -> StoreError:

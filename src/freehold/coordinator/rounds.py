@@ -172,13 +172,13 @@ class Rounds:
             await self.catch_up(run)
 
     async def _updated(self, run: OpenRun) -> tuple[ServerStates, dict[str, str], float] | None:
-        """The states after the round, whose contributions are in them, and their weight; None if the study has failed."""
+        """The states after the round, whose contributions are in them, and their weight; None if it is not to be closed now."""
         assert run.tally is not None and run.server is not None
         async with run.folding:
             plan = run.plan_blob.body or self._store.blob_bytes(run.plan_blob.sha256)
             # Descriptors of this step's own: the study may be stopped, and its tally be gone, before the child is asked.
             server = await self._store.opened(run.server)
-            if run.tally is None:
+            if run.tally is None or not run.closing:  # meanwhile stopped, or closed by a step that was under way before
                 close([server])
                 return None
             tally = os.dup(run.tally.fd)

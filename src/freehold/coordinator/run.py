@@ -118,6 +118,12 @@ class OpenRun:
             return max(1, min(self.buffer.size, self.population))
         return max(1, len(self.cohort), min(self.plan.round.cohort or self.population, self.population))
 
+    @property
+    def _most(self) -> int:
+        """For how many contributions the sum has room. With asynchronous rounds the same in all: one is looked into when it
+        comes, and may count in a later round, with room for more."""
+        return self.capacity if self.buffer is None else self.buffer.size
+
     def open(self, round: int, cohort: tuple[str, ...], population: int, deadline: float) -> None:
         """Ask a cohort: for contributions, or after the last round for measures."""
         if self.buffer is not None:
@@ -129,10 +135,10 @@ class OpenRun:
         if self.state != "training" or self.folding.locked():  # somebody still adds to the old one
             self.drop_tally()
         if self.tally is not None:
-            self.tally.begin_anew(self.capacity)
+            self.tally.begin_anew(self._most)
             self._notify()
         elif self.state == "training":
-            self.tally = OpenTally(self.run.contribution, self.capacity)
+            self.tally = OpenTally(self.run.contribution, self._most)
 
     def awaits(self, node: str) -> bool:
         """Whether this node is asked and not yet heard."""

@@ -20,7 +20,7 @@ from freehold.coordinator.store import connect
 from freehold.coordinator.studies import Studies
 from freehold.coordinator.study_records import received
 from freehold.coordinator.study_tables import contributions, rounds, runs
-from freehold.errors import Conflict, Late, NotAsynchronous, StoreError, UnknownRun
+from freehold.errors import Conflict, Late, NotAsynchronous, StoreError, TensorsMalformed, UnknownRun
 from freehold.plan import Plan, RoundPolicy
 from freehold.study.federated import federated_plan
 from freehold.wire import codec
@@ -329,3 +329,67 @@ def test_a_companion_that_needs_the_mean_of_a_round_is_refused_with_its_plan() -
     found = federated_plan("heart", "fedavg", companions=["scaffold"], rounds=2)
     with pytest.raises(NotAsynchronous, match="scaffold"):
         specified(msgspec.structs.replace(found, round=RoundPolicy(mode="asynchronous", buffer=2)))
+
+
+def test_what_is_refused_leaves_no_file(fleet: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("freehold.coordinator.store.INLINE_BYTES", 0)
+
+    async def test(p: Fleet) -> None:
+        await p.begin()
+        await p.send("a", 0)
+        for _ in range(3):
+            with pytest.raises(Conflict):
+                await p.send("a", 0)
+        assert p.store.sweep() == 0, "a node could fill the disk"
+        assert p.row(contributions.c.node) == ["a"]
+
+    fleet(test)
+
+
+def test_no_number_is_too_large_for_a_later_round(fleet: Callable[..., None]) -> None:
+    """A round with one node has one place; what is looked into then may count in a round with two."""
+
+    async def test(p: Fleet) -> None:
+        await p.begin()
+        (run,) = p.studies.open_runs()
+        assert run.capacity == 1
+        large = np.float32(2.0 ** (61.5 - p.run.contribution.scale))
+        body = codec.write({t.name: np.full(t.shape, large, t.dtype) for t in p.run.contribution.tensors})
+        p.last["a", 0] = 1.0, body
+        with pytest.raises(TensorsMalformed, match="too large"):
+            await p.send("a", 0, again=True)
+        assert p.row(contributions.c.node) == []
+
+    fleet(test, plan=planned(nodes=1), nodes=("a",))
+
+
+def test_a_place_is_free_again_for_who_waits_when_a_contribution_cannot_be_entered(fleet: Callable[..., None]) -> None:
+    async def test(p: Fleet) -> None:
+        await p.begin()
+        (run,) = p.studies.open_runs()
+        assert run.buffer is not None and run.capacity == 1
+        write, change = p.store.write_alike, run.buffer.change
+        full, waits = asyncio.Event(), asyncio.Event()
+
+        async def failing(work: Any, item: Any, point: str) -> Any:
+            if point == "coordinator.contribution" and not full.is_set():
+                await full.wait()
+                raise StoreError("the disk is full")
+            return await write(work, item, point)
+
+        async def noted() -> None:
+            waits.set()
+            await change()
+
+        p.store.write_alike, run.buffer.change = failing, noted  # type: ignore[method-assign]
+        first = asyncio.create_task(p.send("a", 0))
+        await p.until(lambda: run.buffer is not None and "a" in run.buffer.entering)
+        second = asyncio.create_task(p.send("b", 0))
+        await asyncio.wait_for(waits.wait(), 30)
+        full.set()
+        with pytest.raises(StoreError):
+            await first
+        await asyncio.wait_for(second, 30)
+        assert p.row(contributions.c.node) == ["b"]
+
+    fleet(test, plan=planned(buffer=1, nodes=2), nodes=("a", "b"))

@@ -156,3 +156,35 @@ def test_who_leads_does_not_build_its_sums_anew_because_somebody_asks(tmp_path: 
         assert party.studies.open_runs() == []
 
     live(lambda: Party(tmp_path, plan, code), test)
+
+
+def test_a_close_that_was_begun_again_leaves_the_next_round_alone(
+    tmp_path: Path,
+    plan: Plan,  # noqa: F811
+    code: Gated,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The lease was lost and got back while the child was asked, so the round that is being closed is taken up once more."""
+    go = asyncio.Event()
+
+    async def slow(run: OpenRun) -> None:
+        await go.wait()
+
+    async def test(party: Party) -> None:
+        await party.start()
+        await party.train("a", 0)
+        run, rounds_ = party.studies.open_runs()[0], party.studies._rounds
+        party.code.let.clear()
+        await party.train("b", 0)
+        await party.code.asked.wait()
+        monkeypatch.setattr(rounds_, "catch_up", slow)
+        party.studies._look_up(run)
+        rounds_.consider(run)
+        party.code.let.set()
+        await party.until(lambda: run.round == 1)
+        go.set()
+        await party.until(lambda: not rounds_._steps._tasks)
+        assert not [event for event in party.events if event.name in ("study.failed", "coordinator.error")]
+        assert party.row(rounds.c.heard) == [2, None] and run.awaits("a")
+
+    live(lambda: Party(tmp_path, plan, code), test)

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import hashlib
 import os
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -363,5 +364,43 @@ def test_a_stored_contribution_that_cannot_be_read_ends_the_study(
         assert p.row(studies.c.state) == ["failed"]
         assert "Input/output" in p.row(studies.c.reason)[0]
         assert not p.studies.open_runs()
+
+    party(test)
+
+
+def test_a_request_that_is_cut_while_it_is_added_to_the_sum_leaves_the_sum_whole(
+    party: Callable[[Any], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by a coordinator that stops: a round may still close meanwhile."""
+    monkeypatch.setattr("freehold.coordinator.store.INLINE_BYTES", 0)
+    fold, begun, go = intake_module.fold, threading.Event(), threading.Event()
+
+    def slow(*args: Any) -> None:
+        begun.set()
+        assert go.wait(60)
+        fold(*args)
+
+    monkeypatch.setattr(intake_module, "fold", slow)
+
+    async def test(p: Party) -> None:
+        p.spooled = True
+        await p.start()
+        first = asyncio.create_task(p.train("a", 0))
+        await p.until(begun.is_set)
+        (run,) = p.studies.open_runs()
+        second = asyncio.create_task(p.train("b", 0))
+        await p.until(lambda: "b" in run.weights)
+        for task in (second, first):
+            task.cancel()
+        await asyncio.wait([second])
+        assert run.folding.locked() and not first.done(), "a thread still adds to it"
+        assert "b" not in run.weights, "it is not in the sum"
+        go.set()
+        await asyncio.wait([first])
+        assert first.cancelled() and second.cancelled()
+        assert run.tally is not None and run.tally.sum.heard == 1 and run.weights.keys() == {"a"}
+        await p.contribute("b", 0)
+        await p.until(lambda: run.round == 1)
+        assert p.row(rounds.c.heard, rounds.c.round == 0) == [2]
 
     party(test)

@@ -31,7 +31,8 @@ def application(world: World) -> web.Application:
 
     async def renewal(request: web.Request) -> web.Response:
         peer, message = peers.required(request), decode(await request.read(), RenewRequest)
-        return reply(await asyncio.to_thread(world.enrolment.renew, message, peer=peer, address=request.remote or ""))
+        shown, address = request.get_extra_info("ssl_object").getpeercert(True), request.remote or ""
+        return reply(await asyncio.to_thread(world.enrolment.renew, message, peer=peer, shown=shown, address=address))
 
     app = web.Application(middlewares=[refusals(lambda event: None)])
     app.add_routes([web.get(CA.path, roots), web.post(ENROLL.path, enroll), web.post(RENEW.path, renewal)])

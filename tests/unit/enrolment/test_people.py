@@ -123,6 +123,17 @@ def test_a_certificate_that_was_not_given_out_here_does_not_administer(world: Wo
     liar = Identity(**{**_fields(peer_of(forged)), "serial": peer_of(real).serial})
     with pytest.raises(CertificateRefused, match="not given out by this coordinator"):
         world.enrolment.admit_person(liar, shown=shown(forged))
+    with pytest.raises(CertificateRefused, match="not enrolled"):
+        world.renew(liar, csr(), shown=shown(forged))
+
+
+def test_a_serial_that_another_ca_has_chosen_ends_nobody_elses_certificate(world: World) -> None:
+    carol = login(world, token_for(world, "operator"))
+    stranger = Identity(**{**_fields(world.joined("mallory")), "serial": peer_of(carol).serial})
+    world.enrolment.leave(stranger)
+    world.enrolment.admit_person(peer_of(carol), shown=shown(carol))
+    with pytest.raises(Denied):
+        world.enrolment.admit(stranger)
 
 
 def test_an_answer_for_another_role_is_not_installed(world: World, tmp_path: Path) -> None:

@@ -65,8 +65,13 @@ class World:
         token = self.enrolment.create_token(creator="root", node=node)
         return peer_of(self.enroll(token, csr(), node))
 
-    def renew(self, peer: Identity, request: str) -> Certificate:
-        return self.enrolment.renew(RenewRequest(csr=request), peer=peer, address=ADDRESS)
+    def renew(self, peer: Identity, request: str, shown: bytes | None = None) -> Certificate:
+        """`shown`: in DER; what was given out with the peer's serial, if not given."""
+        if shown is None:
+            with self.enrolment.reading() as records:
+                given = records.certificate(peer.serial)
+            shown = b"" if given is None else ssl.PEM_cert_to_DER_cert(spki.certificates(given.chain)[0])
+        return self.enrolment.renew(RenewRequest(csr=request), peer=peer, shown=shown, address=ADDRESS)
 
     def log(self) -> list[tuple[str, str | None, int]]:
         with self.engine.connect() as connection:
@@ -93,8 +98,9 @@ class Loopback:
             assert route is ENROLL
             answer = enrolment.enroll(message, address=ADDRESS)
         else:
-            assert route is RENEW and isinstance(message, RenewRequest) and peer is not None
-            answer = enrolment.renew(message, peer=peer, address=ADDRESS)
+            assert route is RENEW and isinstance(message, RenewRequest) and peer is not None and pair is not None
+            shown = ssl.PEM_cert_to_DER_cert(spki.certificates(pair.read_text())[0])
+            answer = enrolment.renew(message, peer=peer, shown=shown, address=ADDRESS)
         if self.lose_answer:
             raise Unreachable("The connection broke.")
         return answer
