@@ -156,7 +156,7 @@ class Program:
             if repeat not in self._prepared:
                 self._prepared[repeat] = prepare_for(self.definition, self.plan, self.population, seed=seed)
             prepared = self._prepared[repeat]
-            task = build_task(self.definition, prepared, self.plan, seed)
+            task = build_task(self.definition, prepared, self.plan, seed, guarded=True)
             work, adaptation = planned_work(self.plan)
             self._engines[key] = LoopEngine(
                 build_algorithm(task, reference, self.plan.contribution.dtype),
