@@ -9,11 +9,11 @@ instead, in three steps, whose errors add up to less than `ERROR` in total varia
 units is at most 2**16 * 2**-96 = 2**-80; what lies beyond the table, at least 12 sigma away, weighs less than 2**-100.
 
 *Wider noise* is `x1 + k * x2`, k = 2**b, with x1 of sigma_1 = 2 k and x2 of `sigma_2^2 = (sigma^2 - sigma_1^2) / k^2`, again and
-again. That is a discrete Gaussian of sigma up to nothing: completing the square in
-`P(x1 + k x2 = z) ~ sum over x2 of exp(-(z - k x2)^2 / (2 sigma_1^2) - x2^2 / (2 sigma_2^2))` leaves `exp(-z^2 / (2 sigma^2))` times
-a sum over a shifted lattice of a Gaussian of width `tau = sigma_1 sigma_2 / sigma`. By Poisson summation such a sum is the same
-for every shift up to a factor in [1 - e, 1 + e], `e < 2.1 exp(-2 pi^2 tau^2)`. Here sigma >= 600 sigma_1, so tau > 1.99 and
-e < 2**-111.
+again. It is nearly a discrete Gaussian of sigma: completing the square in
+`P(x1 + k x2 = z) ~ sum over x2 of exp(-(z - k x2)^2 / (2 sigma_1^2) - x2^2 / (2 sigma_2^2))` leaves `exp(-z^2 / (2 sigma^2))`
+times a sum over a shifted lattice of a Gaussian of width `tau = sigma_1 sigma_2 / sigma`. By Poisson summation such a sum is the
+same for every shift up to a factor in [1 - e, 1 + e], `e < 2.1 exp(-2 pi^2 tau^2)`. Here sigma >= 600 sigma_1, so tau > 1.99
+and e < 2**-111.
 
 *Random bits* are AES-256 in counter mode, under a key and a counter that the operating system draws for each contribution.
 """
@@ -68,7 +68,7 @@ class SystemStream:
 
     def fill(self, into: NDArray[np.uint16]) -> None:
         """Fill the array."""
-        bytes_ = memoryview(into).cast("B")
+        bytes_ = into.view(np.uint8).data
         for begin in range(0, len(bytes_), len(self._zeros)):
             part = bytes_[begin : begin + len(self._zeros)]
             self._pad.update_into(memoryview(self._zeros)[: len(part)], part)
@@ -187,4 +187,3 @@ def _aliased(units: list[int]) -> Table:
         np.array([each & (1 << 64) - 1 for each in left], np.uint64),
         np.array([other - i for i, other in enumerate(alias)], np.int32),
     )
-

@@ -16,12 +16,10 @@ from freehold.data import Population, Prepared, from_files
 from freehold.data.check import check
 from freehold.engines import Feed, LoopEngine, planned_work
 from freehold.errors import DataUnfit, Diverged, FreeholdError
+from freehold.node.measures import FEWEST
 from freehold.plan import AlgorithmRef, Plan, runs_of
 from freehold.tasks import TaskDefinition, build_task, prepare_for, schema_of, task_definition
 from freehold.wire.messages import DIFFERING, Measured
-
-FEWEST = 5
-"""A sum over fewer examples does not leave."""
 
 ALONE = "local"
 """The algorithm that is the measure of every gain."""

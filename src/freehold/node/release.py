@@ -1,14 +1,14 @@
-"""What becomes of a contribution at the guard's door: checked, then clipped and noised where the plan promises privacy per client.
+"""What becomes of a contribution at the guard's door: checked, then clipped and noised where the plan promises it.
 
 For `privacy.unit = "client"`, C = max_norm, s = contribution.scale and d numbers in all tensors together, in this order:
 
 1. *Check*: names, shapes and dtypes are the plan's, every number is finite, and the header is the only one there is for them.
-2. *Clip*: the L2 norm of all numbers, in units of 2**-s, is brought down to `L = C 2^s (1 - 2^-30) - sqrt(d) / 2` where it is above.
-3. *Fixed point*: each number v becomes the integer rint(v). Rounding moves each by 1/2 at most, so the vector of integers has a norm
-   of at most `L (1 + 2^-37) + sqrt(d) / 2 < C 2^s`; 2^-37 is for float64 sums and products. So one client's contribution, against
-   none, changes the integers by no more than C 2^s in L2: that is the sensitivity, rounding included.
-4. *Noise*: to each integer, discrete Gaussian noise of `sigma = noise_multiplier C 2^s`. That is 1/(2 noise_multiplier^2)-concentrated
-   differential privacy (Canonne, Kamath, Steinke, NeurIPS 2020, theorem 14), up to `noise.ERROR` in total variation per number.
+2. *Clip*: the L2 norm of all numbers, in units of 2**-s, is brought down to `L = C 2^s (1 - 2^-30) - sqrt(d) / 2` if it is above.
+3. *Fixed point*: each number v becomes the integer rint(v). Rounding moves each by 1/2 at most, so the integers have a norm of at
+   most `L (1 + 2^-37) + sqrt(d) / 2 < C 2^s`; 2^-37 is for float64 sums and products. So one client's contribution, against none,
+   changes the integers by no more than C 2^s in L2: that is the sensitivity, rounding included.
+4. *Noise*: to each integer, discrete Gaussian noise of `sigma = noise_multiplier C 2^s`. That is concentrated differential
+   privacy of 1 / (2 noise_multiplier^2) (Canonne, Kamath, Steinke, 2020, theorem 14), and `noise.ERROR` in total variation.
 5. *Back*: integers / 2^s in the dtype that travels. What float32 rounds away, or float16 cuts off, is post-processing.
 
 Every contribution weighs 1 then; a weight by examples would tell a number without noise. With `unit` "none" or "record" the bytes
@@ -39,9 +39,10 @@ _HUGE: Final = 2.0**300
 
 
 def released(departing: int, spec: Contribution, privacy: Privacy, *, stream: Callable[[], Stream] = SystemStream) -> int:
-    """The sealed memory that may leave in the place of `departing`, which is sealed too: itself, or a noised copy that the caller closes.
+    """The sealed memory that may leave in the place of `departing`, sealed too: itself, or a noised copy that the caller closes.
 
-    Raises SpecMismatch, TensorsMalformed and ReleaseRefused; then nothing may leave. `stream` is for tests: its bits are the noise.
+    Raises SpecMismatch, TensorsMalformed and ReleaseRefused; then nothing may leave. `stream` is for tests: its bits are the
+    noise.
     """
     with Mapped(departing) as view:
         codec.check(view, spec)
