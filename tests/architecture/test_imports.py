@@ -61,7 +61,7 @@ THIRD_PARTIES: dict[str, frozenset[str]] = {
     "report": frozenset({"jinja2", "matplotlib", "msgspec", "numpy", "scipy"}),
     "tracking": frozenset({"mlflow", "tensorboard"}),
     "study": frozenset({"msgspec", "numpy", "polars", "safetensors", "torch"}),
-    "node": frozenset({"cryptography", "msgspec", "torch"}),  # the agent: msgspec alone, see tests/unit/enrolment
+    "node": frozenset({"cryptography", "msgspec", "numpy", "torch"}),  # the agent: msgspec alone, see tests/unit/enrolment
     "coordinator": frozenset(
         {"aiohttp", "alembic", "cryptography", "msgspec", "obstore", "prometheus_client", "sqlalchemy", "torch"}
     ),

@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from freehold.errors import FreeholdError, NodeError, PeerGone, StoreError, Unreachable
+from freehold.errors import FreeholdError, NodeError, PeerGone, StoreError, Unreachable, by_code
 from freehold.events import Event, Listener, silent
 from freehold.failpoints import failpoint
 from freehold.node.errands import (
@@ -315,7 +315,7 @@ class Agent:
             run=work.run,
             round=work.round,
             code=refused.code,
-            message=refused.message[:2000],
+            message=told(refused.code),
             wait_s=wait_s,
             datasets=datasets,
             pending=self._pending[:MOST_PENDING],
@@ -370,3 +370,9 @@ class Agent:
     def _note(self, found: object) -> None:
         if isinstance(found, PendingRounds):
             self._pending = found.pending
+
+
+def told(code: int) -> str:
+    """What a coordinator hears of an error: a sentence for each number. Its own words, which may quote data, stay here."""
+    kind = by_code(code)
+    return ((kind.__doc__ or "") if kind else "").split("\n", 1)[0] or f"Error {code}."

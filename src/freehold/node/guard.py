@@ -35,9 +35,10 @@ from freehold.node.errands import (
     TrainErrand,
 )
 from freehold.node.jobs import Failed, FromTrainer, MeasuredModel, MeasureJob, Open, Opened, Trained, TrainJob
+from freehold.node.measures import known_choice, may_leave
+from freehold.node.release import released
 from freehold.node.vault import Vault
 from freehold.plan import Plan, Run, digest, parse, runs_of
-from freehold.wire import codec
 from freehold.wire.local import Mapped, Memory, channel_from, close, is_sealed, read, sealed
 from freehold.wire.packing import packed
 from freehold.wire.process import Child, Spawn, spawn
@@ -120,9 +121,10 @@ class Guard:
             if not isinstance(reply, Trained) or len(got) != 2 or not all(map(is_sealed, got)):
                 raise _nonsense(study)
             study.plan.training.check_weight(reply.weight)
-            with Mapped(got[0]) as view:
-                codec.check(view, run.contribution)
-                if run.contribution.compression == "zstd":
+            if (out := released(got[0], run.contribution, study.plan.privacy)) != got[0]:
+                got.insert(0, out)
+            if run.contribution.compression == "zstd":
+                with Mapped(got[0]) as view:
                     got.insert(0, _packed(view))
             with Mapped(got[0]) as view:
                 sha256, length = hashlib.sha256(view).hexdigest(), len(view)
@@ -139,21 +141,22 @@ class Guard:
         personal = self._vault.committed(run.id)
         job = MeasureJob(number=run.number, round=errand.round)
         try:
-            found = self._ask(study, job, [shared] if personal is None else [shared, personal], errand)
+            answered = self._ask(study, job, [shared] if personal is None else [shared, personal], errand)
         finally:
             close([] if personal is None else [personal])
-        if found is None:
+        if answered is None:
             return Busy(), []
-        reply, got = found
+        reply, got = answered
         close(got)
         if not isinstance(reply, MeasuredModel):
             raise _nonsense(study)
+        found = OutgoingMeasures(splits=may_leave(reply.splits), alone=may_leave(reply.alone), served=known_choice(reply.served))
         self._note(
             study.plan,
             "measured",
-            {run.id: {"algorithm": run.algorithm.name, "repeat": run.repeat, **msgspec.to_builtins(reply)}},
+            {run.id: {"algorithm": run.algorithm.name, "repeat": run.repeat, **msgspec.to_builtins(found)}},
         )
-        return OutgoingMeasures(splits=reply.splits, alone=reply.alone, served=reply.served), []
+        return found, []
 
     def _known(self, run_id: str, plan_fd: int) -> tuple[_Study, Run]:
         """The study and the run; the plan's own digest says which run this is, whatever the coordinator calls it."""

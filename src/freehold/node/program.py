@@ -16,12 +16,10 @@ from freehold.data import Population, Prepared, from_files
 from freehold.data.check import check
 from freehold.engines import Feed, LoopEngine, planned_work
 from freehold.errors import DataUnfit, Diverged, FreeholdError
+from freehold.node.measures import FEWEST
 from freehold.plan import AlgorithmRef, Plan, runs_of
 from freehold.tasks import TaskDefinition, build_task, prepare_for, schema_of, task_definition
 from freehold.wire.messages import DIFFERING, Measured
-
-FEWEST = 5
-"""A sum over fewer examples does not leave."""
 
 ALONE = "local"
 """The algorithm that is the measure of every gain."""
@@ -156,7 +154,7 @@ class Program:
             if repeat not in self._prepared:
                 self._prepared[repeat] = prepare_for(self.definition, self.plan, self.population, seed=seed)
             prepared = self._prepared[repeat]
-            task = build_task(self.definition, prepared, self.plan, seed)
+            task = build_task(self.definition, prepared, self.plan, seed, guarded=True)
             work, adaptation = planned_work(self.plan)
             self._engines[key] = LoopEngine(
                 build_algorithm(task, reference, self.plan.contribution.dtype),
