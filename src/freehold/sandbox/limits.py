@@ -8,6 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 
+MAPPED_BYTES = 8 << 30
+"""Address space beside the memory limit, for libraries and files that are mapped."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Limits:
     """Of one jail."""
@@ -34,6 +38,7 @@ def apply(limits: Limits, *, alone: bool) -> None:
     for kind, most in (
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_DATA, limits.memory_bytes),
+        (resource.RLIMIT_AS, limits.memory_bytes + MAPPED_BYTES),
         (resource.RLIMIT_FSIZE, limits.memory_bytes),
         (resource.RLIMIT_NOFILE, limits.files),
         (resource.RLIMIT_NPROC, limits.processes + others),
