@@ -38,7 +38,8 @@ class Held(Exception):
 
 
 def _call(name: str, *arguments: int | bytes | None) -> int:
-    found = int(_LIBC.syscall(NUMBERS[platform.machine()][name], *arguments))
+    whole = [ctypes.c_long(each) if isinstance(each, int) else each for each in arguments]
+    found = int(_LIBC.syscall(NUMBERS[platform.machine()][name], *whole))
     if found < 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
@@ -104,7 +105,9 @@ def trace(facts: Facts) -> None:
 def read_memory(facts: Facts) -> None:
     """Read another process' memory; an address that isn't there is refused only after the right to read was found."""
     try:
-        _call("process_vm_readv", facts["victim"], struct.pack("QQ", 0, 0), 1, struct.pack("QQ", 8, 8), 1, 0)
+        held = ctypes.create_string_buffer(8)
+        here = struct.pack("QQ", ctypes.addressof(held), 8)
+        _call("process_vm_readv", facts["victim"], here, 1, struct.pack("QQ", 4096, 8), 1, 0)
     except OSError as error:
         if error.errno != errno.EFAULT:
             raise
