@@ -156,7 +156,14 @@ def _bwrap(jail: Jail, copy: int) -> list[str]:
     if has(CAPABILITIES):
         out += ["--cap-drop", "ALL", *(["--disable-userns"] if jail.disable_userns else [])]
     else:
-        out += ["--cap-add", "ALL", "--uid", "0", "--gid", "0"]  # as another one bwrap makes a further user namespace, for /dev/pts
+        out += [
+            "--cap-add",
+            "ALL",
+            "--uid",
+            "0",
+            "--gid",
+            "0",
+        ]  # as another one bwrap makes a further user namespace, for /dev/pts
     out += ["--clearenv"] if has(ENVIRONMENT) else []
     for name, value in {**ENVIRON, **jail.environ}.items():
         out += ["--setenv", name, value]

@@ -7,7 +7,6 @@ import resource
 from dataclasses import dataclass
 from pathlib import Path
 
-
 MAPPED_BYTES = 8 << 30
 """Address space beside the memory limit, for libraries and files that are mapped."""
 
