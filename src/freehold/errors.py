@@ -60,7 +60,8 @@
         ├── SandboxEscaped    651  an attempt to get out of the sandbox that succeeded
         └── SandboxMissing    652  a machine that offers no sandbox
 
-Ranges: 100-199 what a user typed or wrote, 200-299 data, 300-399 node, 400-499 coordinator, 500-599 wire, 600-649 simulation, 650-699 sandbox.
+Ranges: 100-199 what a user typed or wrote, 200-299 data, 300-399 node, 400-499 coordinator, 500-599 wire,
+600-649 simulation, 650-699 sandbox.
 """
 
 from __future__ import annotations

@@ -63,9 +63,7 @@ def start(
     ca: Annotated[Path | None, typer.Option("--ca", metavar="FILE", help="Roots of the coordinator's certificate.")] = None,
     insecure_no_sandbox: Annotated[
         bool,
-        typer.Option(
-            "--insecure-no-sandbox", help="Run training code without a sandbox: every plan is trusted with this machine."
-        ),
+        typer.Option("--insecure-no-sandbox", help="Run training code without a sandbox, trusting every plan."),
     ] = False,
     state: NodeState = None,
     log: LogOption = None,

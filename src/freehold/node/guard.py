@@ -164,9 +164,8 @@ class Guard:
         if key not in self._studies:
             plan = parse(text.decode())
             start, table = self._start_trainer(self._hello.datasets.get(plan.task.name, ""))
-            self._studies[key] = _Study(
-                plan, text, Child(TRAINER, FromTrainer, spawn=start, opening=self._opening(plan, text, table))
-            )
+            trainer = Child(TRAINER, FromTrainer, spawn=start, opening=self._opening(plan, text, table))
+            self._studies[key] = _Study(plan, text, trainer)
         study = self._studies[key]
         if run_id not in study.runs:
             raise NodeError(
@@ -185,9 +184,8 @@ class Guard:
                 )
             memory = sealed(text, "plan")
             try:
-                reply, got = child.ask(
-                    Open(client=self._hello.node, data=table), [memory], timeout_s=TRAINING_LIMIT_S, restarts=0
-                )
+                job = Open(client=self._hello.node, data=table)
+                reply, got = child.ask(job, [memory], timeout_s=TRAINING_LIMIT_S, restarts=0)
             finally:
                 close([memory])
             close(got)

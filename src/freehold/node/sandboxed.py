@@ -34,7 +34,7 @@ def unjailed(spawn: Spawn) -> Trainers:
 
 
 def trainers_of(hello: Hello, spawn: Spawn) -> Trainers:
-    """Try the sandbox, unless the node's owner wants none; where it doesn't hold, starting a trainer raises what require raised."""
+    """Try the sandbox, unless the node's owner wants none. Where it doesn't hold, starting a trainer raises why."""
     if hello.sandbox == "off":
         return unjailed(spawn)
     try:

@@ -126,7 +126,7 @@ def layers_of(name: str, jail: Jail) -> tuple[str, ...]:
 
 
 def run(jail: Jail, names: Sequence[str] = tuple(LAYERS_OF)) -> list[Outcome]:
-    """Make these attempts in jails like this one, with data, code and limits for the purpose. Raises OSError if none can be built."""
+    """Make these attempts in jails like this one, with data and limits for the purpose. Raises OSError if none can be built."""
     with _planted(jail) as (inside, facts, answering, secret):
         together = [name for name in names if name != "never-end"]
         found = _attempted(inside, together, facts, answering, secret) if together else {}
@@ -222,7 +222,7 @@ def _attempted(
 ) -> dict[str, tuple[bool, str]]:
     """Attempt -> whether it escaped, and why not."""
     told = b""
-    with _started(jail, names, facts, [secret]) as (process, out), selectors.DefaultSelector() as both:
+    with _started(jail, names, facts, [secret]) as (_, out), selectors.DefaultSelector() as both:
         both.register(out, selectors.EVENT_READ)
         both.register(answering, selectors.EVENT_READ)
         while ready := both.select(PATIENCE_S):

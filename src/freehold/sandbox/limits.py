@@ -32,7 +32,7 @@ def usual() -> Limits:
 
 
 def apply(limits: Limits, *, alone: bool) -> None:
-    """To this process, for good. `alone`: it is in a user namespace of its own, where the kernel counts nobody else's processes."""
+    """To this process, for good. `alone`: in a user namespace of its own, where nobody else's processes are counted."""
     others = 0 if alone else _threads_of(os.getuid())
     for kind, most in (
         (resource.RLIMIT_CORE, 0),

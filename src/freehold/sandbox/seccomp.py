@@ -1,7 +1,8 @@
 """The system calls that a trainer may make, as a program that the kernel runs at each of them.
 
 It is installed from inside by `first`, not handed to bwrap: there it would have to allow what starting Python and closing the
-jail still need (execve, Landlock), and the fallback without bwrap would need another one. Once installed it stays, for all threads.
+jail still need (execve, Landlock), and the fallback without bwrap would need another one.
+Once installed it stays, for all threads.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class Instruction(NamedTuple):
 
 
 def program(machine: str, pid: int) -> list[Instruction]:
-    """For the process `pid`, as it is known inside of its own PID namespace; KeyError for another machine than x86_64 or aarch64."""
+    """For the process that knows itself as `pid`; KeyError for another machine than x86_64 or aarch64."""
     numbers = NUMBERS[machine]
     out = [
         Instruction(_LD, _ARCH_AT),

@@ -25,7 +25,7 @@ class Assessment:
 
 
 def assess(seed: str) -> Assessment:
-    """Probe, and try every attempt at the level that is there. `seed`: of the trainer's user, one for each node. Raises OSError."""
+    """Probe, and try every attempt at the level that is there. `seed`: of the trainer's user, one a node. Raises OSError."""
     offer = probe(trainer_uid(seed))
     return Assessment(offer=offer, outcomes=[] if offer.level == "none" else run(offer.jail()))
 

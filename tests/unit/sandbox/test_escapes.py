@@ -1,4 +1,4 @@
-"""Every attempt is held by the whole jail and by each of its layers alone, and gets through where all that stop it are left out."""
+"""Every attempt is held by the jail and by each of its layers alone, and gets through where all that stop it are left out."""
 
 from __future__ import annotations
 
