@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import os
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -102,6 +103,9 @@ def jailed(
     """
     inside = _inside(jail)
     with contextlib.ExitStack() as stack:
+        if signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN:  # would be inherited, and bwrap would not hear that its child ended
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            stack.callback(signal.signal, signal.SIGCHLD, signal.SIG_IGN)
         passed = list(fds) if DESCRIPTORS in jail.layers else _all_open()
         copy = -1
         if jail.data is not None and not _readable(jail.data, jail.uid):
