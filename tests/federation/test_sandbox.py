@@ -14,7 +14,7 @@ from torch import equal
 from freehold.plan import Plan, RoundPolicy, runs_of
 from freehold.sandbox.probe import LEVELS
 from freehold.study.trials import plan_for
-from freehold.tasks import task_definition
+from freehold.tasks import definition, task_definition
 from tests.federation.harness import Federation, heart_plan, with_spec
 from tests.federation.states import personal_state, server_state
 
@@ -81,7 +81,9 @@ def plug_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         (told / "entry_points.txt").write_text("[freehold.tasks]\ncheat = cheating:cheat\n")
         monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [name, os.environ.get("PYTHONPATH", "")])))
         monkeypatch.syspath_prepend(name)
+        definition._points.cache_clear()
         yield folder
+    definition._points.cache_clear()
 
 
 def cheating_plan() -> Plan:
