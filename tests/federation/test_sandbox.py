@@ -63,9 +63,7 @@ def test_the_result_is_that_of_trainers_without_a_jail(tmp_path: Path, fork: Pat
         finally:
             here.stop()
     inside, outside = states
-    assert all(
-        a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a) for a, b in zip(inside, outside, strict=True)
-    )
+    assert all(a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a) for a, b in zip(inside, outside, strict=True))
 
 
 @pytest.fixture

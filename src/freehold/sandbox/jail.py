@@ -103,7 +103,9 @@ def jailed(
     """
     inside = _inside(jail)
     with contextlib.ExitStack() as stack:
-        if signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN:  # would be inherited, and bwrap would not hear that its child ended
+        if (
+            signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN
+        ):  # would be inherited, and bwrap would not hear that its child ended
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             stack.callback(signal.signal, signal.SIGCHLD, signal.SIG_IGN)
         passed = list(fds) if DESCRIPTORS in jail.layers else _all_open()
