@@ -9,7 +9,7 @@ import time
 import torch
 from torch import nn
 
-STEPS = 60
+STEPS = 300
 
 
 def main() -> None:
