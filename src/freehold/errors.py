@@ -53,13 +53,17 @@
     │   ├── TensorsMalformed  505  bytes that are not safetensors, or not those that were announced
     │   ├── EncodingRefused   506  a contribution not compressed as its plan says, or not to be unpacked
     │   └── WeightRefused     507  a contribution that would count with more than the plan allows
-    └── SimulationError       600  a simulation that cannot go on
-        ├── NotBatchable      601  a module that the vector engine cannot run for many clients at once
-        ├── Diverged          602  a loss or a contribution that is no longer finite
-        ├── NotPrivate        603  an algorithm or a module that record-level privacy does not cover
-        └── TaskError         604  a module, a loss or a head that do not fit together
+    ├── SimulationError       600  a simulation that cannot go on
+    │   ├── NotBatchable      601  a module that the vector engine cannot run for many clients at once
+    │   ├── Diverged          602  a loss or a contribution that is no longer finite
+    │   ├── NotPrivate        603  an algorithm or a module that record-level privacy does not cover
+    │   └── TaskError         604  a module, a loss or a head that do not fit together
+    └── SandboxError          650  a sandbox that cannot be built
+        ├── SandboxEscaped    651  an attempt to get out of the sandbox that succeeded
+        └── SandboxMissing    652  a machine that offers no sandbox
 
-Ranges: 100-199 what a user typed or wrote, 200-299 data, 300-399 node, 400-499 coordinator, 500-599 wire, 600-699 simulation.
+Ranges: 100-199 what a user typed or wrote, 200-299 data, 300-399 node, 400-499 coordinator, 500-599 wire,
+600-649 simulation, 650-699 sandbox.
 """
 
 from __future__ import annotations
@@ -489,3 +493,24 @@ class TaskError(SimulationError):
     """A module, a loss, a head and data that do not fit together."""
 
     code = 604
+
+
+class SandboxError(FreeholdError):
+    """A jail for training code that cannot be built; nothing is trained."""
+
+    code = 650
+    exit_code = 1
+
+
+class SandboxEscaped(SandboxError):
+    """An attempt to get out of the sandbox succeeded in the self-test; the node does not train."""
+
+    code = 651
+    exit_code = 1
+
+
+class SandboxMissing(SandboxError):
+    """The machine offers nothing that a sandbox could be made of; the node does not train."""
+
+    code = 652
+    exit_code = 1

@@ -22,6 +22,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "systemd": frozenset(),
     "failpoints": frozenset(),
     "durable": frozenset({"failpoints"}),
+    "sandbox": frozenset({"errors", "events"}),
     "wire": EVERYWHERE | {"durable", "failpoints"},
     "core": frozenset({"errors", "drawing"}),
     "algorithms": EVERYWHERE | {"core"},
@@ -32,12 +33,14 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "report": EVERYWHERE,
     "tracking": EVERYWHERE,
     "study": EVERYWHERE | {"core", "algorithms", "models", "data", "tasks", "engines", "report", "tracking", "wire"},
-    "node": EVERYWHERE | {"settings", "logs", "durable", "failpoints", "wire", "core", "algorithms", "data", "tasks", "engines"},
+    "node": EVERYWHERE
+    | {"settings", "logs", "durable", "failpoints", "sandbox", "wire"}
+    | {"core", "algorithms", "data", "tasks", "engines"},
     "coordinator": EVERYWHERE | {"durable", "failpoints", "wire", "core", "algorithms", "data", "tasks", "engines"},
     "freehold": EVERYWHERE | {"core", "data", "report", "study"},
     "testing": EVERYWHERE | {"failpoints", "wire", "node", "coordinator", "tasks"},
     "cli": EVERYWHERE
-    | {"settings", "logs", "systemd", "durable", "wire", "node", "coordinator"}
+    | {"settings", "logs", "systemd", "durable", "sandbox", "wire", "node", "coordinator"}
     | {"freehold", "core", "algorithms", "models", "data", "tasks", "engines", "report", "tracking", "study"},
 }
 
@@ -52,6 +55,7 @@ THIRD_PARTIES: dict[str, frozenset[str]] = {
     "failpoints": frozenset(),
     "durable": frozenset(),
     "wire": frozenset({"aiohttp", "msgspec", "numpy", "torch", "zstandard"}),  # torch in tensors.py, which children import
+    "sandbox": frozenset(),
     "core": frozenset({"torch"}),
     "algorithms": frozenset({"torch"}),
     "models": frozenset({"torch"}),

@@ -61,6 +61,10 @@ def start(
     ] = None,
     key: Annotated[Path | None, typer.Option("--key", metavar="FILE", help="The key of --cert.")] = None,
     ca: Annotated[Path | None, typer.Option("--ca", metavar="FILE", help="Roots of the coordinator's certificate.")] = None,
+    insecure_no_sandbox: Annotated[
+        bool,
+        typer.Option("--insecure-no-sandbox", help="Run training code without a sandbox, trusting every plan."),
+    ] = False,
     state: NodeState = None,
     log: LogOption = None,
 ) -> None:
@@ -78,6 +82,7 @@ def start(
         "--log": log.value if log else None,
     }
     arguments = [part for flag, value in given.items() if value is not None for part in (flag, str(value))]
+    arguments += ["--insecure-no-sandbox"] if insecure_no_sandbox else []
     arguments += [part for pair in data or () for part in ("--data", pair)]
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, "-m", "freehold.node", *arguments])
@@ -208,6 +213,7 @@ def _show(told: dict[str, Any]) -> None:
         "certificate": f"until {_time(until)}" if until else "none",
         "rounds": f"{told['rounds']} since it started" if "rounds" in told else None,
         "sent": f"{size(told['sent_bytes'])} of contributions since then" if "sent_bytes" in told else None,
+        "sandbox": told.get("sandbox") or None,
         "rest": resting(told["rest"]) if told.get("rest") else None,
         "last error": told["last_error"] or None,
     }

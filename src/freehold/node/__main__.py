@@ -59,6 +59,7 @@ class Options:
     data: Mapping[str, Path]
     log: str
     rules: Rules
+    insecure_no_sandbox: bool = False
     cert: Path | None = None
     key: Path | None = None
     ca: Path | None = None
@@ -77,6 +78,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--ca", type=Path, metavar="FILE", help="Roots of the coordinator's certificate.")
     made.add_argument("--data", action="append", default=[], metavar="NAME=FILE", help="A table, by the name that plans call it.")
     made.add_argument("--state", type=Path, metavar="FOLDER", help="~/.local/state/freehold/node-NAME if not given.")
+    made.add_argument("--insecure-no-sandbox", action="store_true", help="Run training code without a sandbox.")
     made.add_argument("--log", choices=("json", "plain"), default="", help="Form of the log on standard error.")
     return made
 
@@ -107,6 +109,7 @@ def options_of(arguments: Sequence[str], environ: Mapping[str, str]) -> Options:
         data=data,
         log=given.log or _text(said, "log"),
         rules=rules_of(_text(said, "hours"), _text(said, "metered")),
+        insecure_no_sandbox=given.insecure_no_sandbox,
         **{kind: _file(getattr(given, kind), said, kind, state) for kind in ("cert", "key", "ca")},
     )
 
@@ -187,6 +190,7 @@ def _settings(options: Options, stack: ExitStack) -> tuple[Own | None, Settings]
         federation=options.federation,
         rules=options.rules,
         outside=files,
+        sandbox="off" if options.insecure_no_sandbox else "required",
     )
     return own, settings
 
@@ -240,6 +244,7 @@ def facts(options: Options, service: Service) -> dict[str, Any]:
         "rounds": 0 if agent is None else agent.status.rounds,
         "sent_bytes": 0 if agent is None else agent.status.sent_bytes,
         "received_bytes": 0 if agent is None else agent.status.received_bytes,
+        "sandbox": "" if agent is None else agent.status.sandbox,
         "last_error": "" if agent is None else agent.status.last_error,
         "datasets": {name: str(path) for name, path in service.settings.datasets.items()},
         "certificate": None,

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -83,6 +83,8 @@ class Status:
     last_error: str = ""
     rest: Rest | None = None
     """Why it rests; None while it works."""
+    sandbox: str = ""
+    """What the guard said of it: its level, "off", or "refused: " and why."""
 
 
 class Agent:
@@ -101,10 +103,11 @@ class Agent:
         sleep: Callable[[float], object] = time.sleep,
         rules: Rules | None = None,
         clock: Callable[[], float] = time.time,
+        sandbox: Literal["required", "off"] = "required",
     ) -> None:
         """`clock` is the Unix time by which `rules` have the node work or rest."""
         self._connection, self._tell = connection, tell
-        self._hello = Hello(node=node, state=str(state), datasets={k: str(v) for k, v in datasets.items()})
+        self._hello = Hello(node=node, state=str(state), datasets={k: str(v) for k, v in datasets.items()}, sandbox=sandbox)
         self._guard = Child(GUARD, FromGuard, spawn=spawn, opening=self._greet)
         self._plans: dict[str, bytes] = {}
         self._pending: list[Pending] = []
@@ -370,6 +373,10 @@ class Agent:
     def _note(self, found: object) -> None:
         if isinstance(found, PendingRounds):
             self._pending = found.pending
+            if found.sandbox and found.sandbox != self.status.sandbox:
+                self.status.sandbox = found.sandbox
+                name = {"off": "sandbox.off", "refused": "sandbox.refused"}.get(found.sandbox.split(":")[0], "sandbox.closed")
+                self._tell(Event(name, {} if name == "sandbox.off" else {"level": found.sandbox}))
 
 
 def told(code: int) -> str:

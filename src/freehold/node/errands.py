@@ -21,6 +21,8 @@ class Hello(Errand, frozen=True, kw_only=True, tag="hello"):
     """The node's state folder."""
     datasets: dict[str, str]
     """Name -> path of the table."""
+    sandbox: Literal["required", "off"] = "required"
+    """Whether trainers run in a sandbox; a node trains without one only if its owner says so."""
 
 
 class Settle(Errand, frozen=True, kw_only=True, tag="settle"):
@@ -60,6 +62,8 @@ class PendingRounds(Errand, frozen=True, kw_only=True, tag="pending"):
     """What is pending now."""
 
     pending: list[Pending]
+    sandbox: str = ""
+    """The level that a guard which has just started reached, "off", or "refused: " and why; "" from then on."""
 
 
 class Outgoing(Errand, frozen=True, kw_only=True, tag="outgoing"):

@@ -37,6 +37,7 @@ from freehold.node.errands import (
 from freehold.node.jobs import Failed, FromTrainer, MeasuredModel, MeasureJob, Open, Opened, Trained, TrainJob
 from freehold.node.measures import known_choice, may_leave
 from freehold.node.release import released
+from freehold.node.sandboxed import StartTrainer, trainers_of, unjailed
 from freehold.node.vault import Vault
 from freehold.plan import Plan, Run, digest, parse, runs_of
 from freehold.wire.local import Mapped, Memory, channel_from, close, is_sealed, read, sealed
@@ -81,8 +82,9 @@ class _Study:
 class Guard:
     """Answers the agent's errands."""
 
-    def __init__(self, hello: Hello, *, spawn: Spawn = spawn) -> None:
-        self._hello, self._spawn = hello, spawn
+    def __init__(self, hello: Hello, *, spawn: Spawn = spawn, start_trainer: StartTrainer | None = None) -> None:
+        """`start_trainer`: in production in a sandbox; else `spawn` starts it."""
+        self._hello, self._start_trainer = hello, start_trainer or unjailed(spawn).start
         self._vault = Vault(Path(hello.state) / "vault")
         self._studies: dict[str, _Study] = {}
 
@@ -164,9 +166,9 @@ class Guard:
         key = hashlib.sha256(text).hexdigest()
         if key not in self._studies:
             plan = parse(text.decode())
-            self._studies[key] = _Study(
-                plan, text, Child(TRAINER, FromTrainer, spawn=self._spawn, opening=self._opening(plan, text))
-            )
+            start, table = self._start_trainer(self._hello.datasets.get(plan.task.name, ""))
+            trainer = Child(TRAINER, FromTrainer, spawn=start, opening=self._opening(plan, text, table))
+            self._studies[key] = _Study(plan, text, trainer)
         study = self._studies[key]
         if run_id not in study.runs:
             raise NodeError(
@@ -175,16 +177,18 @@ class Guard:
         study.used = time.monotonic()
         return study, study.runs[run_id]
 
-    def _opening(self, plan: Plan, text: bytes) -> Callable[[Child], None]:
+    def _opening(self, plan: Plan, text: bytes, table: str) -> Callable[[Child], None]:
+        """`table`: where the trainer finds its data."""
+
         def opening(child: Child) -> None:
-            data = self._hello.datasets.get(plan.task.name)
-            if data is None:
+            if not table:
                 raise DataUnfit(
                     f"This node has no data named {plan.task.name}.", hint=f"Start it with --data {plan.task.name}=FILE."
                 )
             memory = sealed(text, "plan")
             try:
-                reply, got = child.ask(Open(client=self._hello.node, data=data), [memory], timeout_s=TRAINING_LIMIT_S, restarts=0)
+                job = Open(client=self._hello.node, data=table)
+                reply, got = child.ask(job, [memory], timeout_s=TRAINING_LIMIT_S, restarts=0)
             finally:
                 close([memory])
             close(got)
@@ -290,12 +294,15 @@ def main(*, spawn: Spawn = spawn) -> None:
             out: list[int] = []
             reply: FromGuard
             try:
+                said = ""
                 if guard is None and isinstance(errand, Hello):
-                    guard = Guard(errand, spawn=spawn)
-                    errand = Settle()
+                    trainers = trainers_of(errand, spawn)
+                    guard, errand, said = Guard(errand, start_trainer=trainers.start), Settle(), trainers.said
                 if guard is None:
                     raise NodeError("The guard was not told whose it is.", hint="This is a defect; please report it.")
                 reply, out = guard.answer(errand, fds)  # type: ignore[arg-type]
+                if said and isinstance(reply, PendingRounds):
+                    reply = msgspec.structs.replace(reply, sandbox=said)
             except FreeholdError as error:
                 reply = Refused(code=error.code, message=error.message, hint=error.hint)
             finally:
