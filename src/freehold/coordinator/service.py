@@ -32,7 +32,7 @@ from freehold.coordinator.metrics import Metrics, serve_plain
 from freehold.coordinator.ownca import OwnCertificates, check_server, open_authority
 from freehold.coordinator.presence import Presence
 from freehold.coordinator.replicas import Replicas, check_blobs, check_roots, name_of
-from freehold.coordinator.signing import trusting
+from freehold.signing import trusting
 from freehold.coordinator.store import Store, connect
 from freehold.coordinator.studies import Studies
 from freehold.errors import CertificateUnfit, CoordinatorError

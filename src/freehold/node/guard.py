@@ -17,7 +17,9 @@ from typing import Any, NamedTuple
 import msgspec
 
 from freehold.errors import DataUnfit, FreeholdError, NodeError, PeerGone, TrainerFailed
+from freehold.events import Event
 from freehold.failpoints import failpoint
+from freehold.node.admission import Admission
 from freehold.node.errands import (
     Busy,
     Erased,
@@ -37,6 +39,7 @@ from freehold.node.errands import (
 from freehold.node.jobs import Failed, FromTrainer, MeasuredModel, MeasureJob, Open, Opened, Trained, TrainJob
 from freehold.node.vault import Vault
 from freehold.plan import Plan, Run, digest, parse, runs_of
+from freehold.policy import DataRules
 from freehold.wire import codec
 from freehold.wire.local import Mapped, Memory, channel_from, close, is_sealed, read, sealed
 from freehold.wire.packing import packed
@@ -83,6 +86,7 @@ class Guard:
     def __init__(self, hello: Hello, *, spawn: Spawn = spawn) -> None:
         self._hello, self._spawn = hello, spawn
         self._vault = Vault(Path(hello.state) / "vault")
+        self._admission = Admission(Path(hello.state), Path(hello.policy) if hello.policy else None)
         self._studies: dict[str, _Study] = {}
 
     def answer(self, errand: ToGuard, fds: Sequence[int]) -> tuple[FromGuard, list[int]]:
@@ -100,10 +104,11 @@ class Guard:
         if isinstance(errand, Hello):
             raise NodeError("The guard was told twice whose it is.", hint="This is a defect; please report it.")
         study, run = self._known(errand.run, fds[0])
+        rules = self._admission.ask(study.plan, run, errand, refused=study.quit)
         return (
             self._train(study, run, errand, fds[1])
             if isinstance(errand, TrainErrand)
-            else self._measure(study, run, errand, fds[1])
+            else self._measure(study, run, errand, fds[1], rules)
         )
 
     def _train(self, study: _Study, run: Run, errand: TrainErrand, shared: int) -> tuple[FromGuard, list[int]]:
@@ -135,7 +140,9 @@ class Guard:
         compression = run.contribution.compression
         return Outgoing(weight=reply.weight, compression=compression, sha256=sha256, length=length), got[:1]
 
-    def _measure(self, study: _Study, run: Run, errand: MeasureErrand, shared: int) -> tuple[FromGuard, list[int]]:
+    def _measure(
+        self, study: _Study, run: Run, errand: MeasureErrand, shared: int, rules: DataRules
+    ) -> tuple[FromGuard, list[int]]:
         personal = self._vault.committed(run.id)
         job = MeasureJob(number=run.number, round=errand.round)
         try:
@@ -153,7 +160,8 @@ class Guard:
             "measured",
             {run.id: {"algorithm": run.algorithm.name, "repeat": run.repeat, **msgspec.to_builtins(reply)}},
         )
-        return OutgoingMeasures(splits=reply.splits, alone=reply.alone, served=reply.served), []
+        out = OutgoingMeasures(splits=reply.splits, alone=reply.alone, served=reply.served)
+        return self._admission.share(rules, out), []
 
     def _known(self, run_id: str, plan_fd: int) -> tuple[_Study, Run]:
         """The study and the run; the plan's own digest says which run this is, whatever the coordinator calls it."""
@@ -232,6 +240,10 @@ class Guard:
             folder.mkdir(mode=0o700, exist_ok=True)
             path.write_text(json.dumps(told, indent=1), encoding="utf-8")
 
+    def events(self) -> list[Event]:
+        """What there is to tell beside an answer."""
+        return self._admission.events()
+
     def rest(self) -> None:
         """End the trainers that had nothing to do for long."""
         for study in self._studies.values():
@@ -298,6 +310,8 @@ def main(*, spawn: Spawn = spawn) -> None:
             finally:
                 close(fds)
             failpoint("guard.answering")
+            if guard is not None:
+                reply = msgspec.structs.replace(reply, events=guard.events())
             channel.send(reply, out)
             close(out)
     except PeerGone:

@@ -137,7 +137,7 @@ class StudyRequest(Message, frozen=True, kw_only=True):
     """
 
     plan: str
-    signature: str | None = None
+    signature: Signature | None = None
     every_s: Annotated[float, msgspec.Meta(ge=1)] | None = None
     times: Annotated[int, msgspec.Meta(ge=1, le=10**6)] | None = None
 

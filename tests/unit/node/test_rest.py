@@ -13,7 +13,7 @@ from freehold.cli.node import node
 from freehold.errors import Resting, UsageError
 from freehold.node.__main__ import facts, options_of
 from freehold.node.agent import Agent
-from freehold.node.hours import Hours
+from freehold.hours import Hours
 from freehold.node.metered import KEPT_S, Metered, ask
 from freehold.node.page import Page
 from freehold.node.rest import Rules, rest_now, rules_of

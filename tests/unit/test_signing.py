@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from freehold.coordinator.signing import make_key, sign, trusting
+from freehold.signing import make_key, sign, trusting
 from freehold.errors import StudyRefused, UsageError
 
 PLAN, OTHER = "sha256:" + "a" * 64, "sha256:" + "b" * 64
