@@ -6,9 +6,9 @@ A signature is one line, `fhs1.<first 16 digits of the key's digest>.<64 bytes, 
 from __future__ import annotations
 
 import base64
+import binascii
 import hashlib
 import os
-import binascii
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -99,12 +99,6 @@ def key_line(public: Path) -> str:
     """A public key as a policy says it: the middle line of its file. Raises UsageError."""
     body = _public(public).public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     return base64.b64encode(body).decode()
-
-
-def signer_of(signature: str | None) -> str:
-    """The id of the key that a signature names; nothing is checked. "" if there is none."""
-    parts = (signature or "").strip().split(".")
-    return parts[1][:16] if len(parts) == 3 and parts[0] == VERSION else ""
 
 
 def _from_line(line: str) -> Ed25519PublicKey:

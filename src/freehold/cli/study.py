@@ -121,8 +121,8 @@ def sign(
 ) -> None:
     """Sign a plan, everything in it: PLAN.toml.sig beside it, which `study run` sends along."""
     from freehold.cli.output import check_writable, write
-    from freehold.signing import sign
     from freehold.plan import digest, load_plan
+    from freehold.signing import sign
 
     identity = digest(load_plan(plan))
     where = _signature_of(plan)

@@ -22,11 +22,11 @@ from freehold.coordinator.lease import Lease
 from freehold.coordinator.restore import restore
 from freehold.coordinator.rounds import Rounds
 from freehold.coordinator.run import OpenRun
-from freehold.signing import Admit, everyone
 from freehold.coordinator.store import Store, in_row
 from freehold.errors import StudyRefused, UnknownRun
 from freehold.events import Event, Listener, silent
 from freehold.plan import Plan, digest, parse, runs_of
+from freehold.signing import Admit, everyone
 from freehold.wire.messages import Declined, Measure, Measures, Pending, Settled, Train, Work
 
 
@@ -196,7 +196,9 @@ class Studies:
         numbered = {row.number: row for row in rows}
         for run in runs_of(plan):
             # The same object if there is one: somebody may be waiting to add to its sum.
-            open_run = self._runs.get(run.id) or OpenRun(run=run, plan=plan, plan_blob=blob, study=identity, signature=study.signature)
+            open_run = self._runs.get(run.id) or OpenRun(
+                run=run, plan=plan, plan_blob=blob, study=identity, signature=study.signature
+            )
             self._place(open_run, numbered[run.number].state, numbered[run.number].round)
             await self._rounds.catch_up(open_run)
 

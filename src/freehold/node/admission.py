@@ -18,10 +18,10 @@ from freehold import durable
 from freehold.errors import ApprovalError, BenefitKept, OwnerDenied, PlanWaits, PolicyError, PolicyRefused
 from freehold.events import Event
 from freehold.node.approvals import Approvals
+from freehold.node.benefit import binned
 from freehold.node.errands import MeasureErrand, OutgoingMeasures, TrainErrand
 from freehold.plan import Plan, Run, digest
-from freehold.policy import FILE, DataRules, Facts, Policy, Verdict, decide, load_policy, parse_policy
-from freehold.policy.benefit import binned
+from freehold.policy import FILE, DataRules, Facts, Policy, Verdict, decide, parse_policy, read_policy
 from freehold.policy.decide import contribution_bytes
 
 IN_FORCE = "policy.in-force.toml"
@@ -43,12 +43,12 @@ class Admission:
         """`policy`: policy.toml in the state folder if it is not given. Whatever it is like, this does not raise."""
         self._state, self._path, self._clock = state, policy or state / FILE, clock
         self._approvals = Approvals(state, clock=clock)
-        self._policy, self._seen = Policy(), ((), "")  # type: tuple[Policy, tuple[tuple[int, ...], str]]
+        self._policy = Policy()
+        self._seen: tuple[tuple[int, ...], str] = ((), "")
         self._events: list[Event] = []
         self._installed = frozenset(point.name for point in entry_points(group=TASKS))
         self._digests: dict[int, tuple[Plan, str]] = {}
         self._told: set[tuple[str, str]] = set()
-        self._done: dict[str, int] = {}
         kept = self._read_kept()
         if kept is not None:
             self._policy = kept
@@ -85,7 +85,9 @@ class Admission:
     def share(self, rules: DataRules, measured: OutgoingMeasures) -> OutgoingMeasures:
         """What leaves of what was measured; raises BenefitKept where nothing does."""
         if rules.share_benefit == "never":
-            raise BenefitKept(SAID["kept"], hint='They are on this node\'s page; share_benefit = "binned" would tell them roughly.')
+            raise BenefitKept(
+                SAID["kept"], hint='They are on this node\'s page; share_benefit = "binned" would tell them roughly.'
+            )
         if rules.share_benefit == "named":
             return measured
         return OutgoingMeasures(splits=binned(measured.splits), alone=binned(measured.alone), served=measured.served)
@@ -103,7 +105,9 @@ class Admission:
         if verdict.says == "waits":
             if self._approvals.wait(plan, identity, signature) or self._first("waits", identity):
                 self._events.append(Event("plan.waits", {"plan": identity, "name": plan.name}))
-            return PlanWaits(SAID["waits"], hint=f"{plan.name} waits for you: freehold node show {short}, then approve or deny it.")
+            return PlanWaits(
+                SAID["waits"], hint=f"{plan.name} waits for you: freehold node show {short}, then approve or deny it."
+            )
         if self._first("denied", identity):
             rules = ", ".join(each.rule for each in verdict.failed)
             self._events.append(Event("plan.denied", {"plan": identity, "name": plan.name, "rules": rules}))
@@ -126,16 +130,18 @@ class Admission:
     # The policy, read again when its file is another one.
 
     def _reload(self) -> None:
+        version: tuple[int, ...] = ()
         try:
             found = os.stat(self._path)
             version = (found.st_mtime_ns, found.st_size, found.st_ino, found.st_ctime_ns)
         except OSError:
-            version = ()
+            pass  # no file: no rules
         if (version, str(self._path)) == self._seen:
             return
         first, self._seen = self._seen == ((), ""), (version, str(self._path))
         try:
-            policy = load_policy(self._path)
+            body = read_policy(self._path)
+            policy = parse_policy(body, str(self._path))
         except PolicyError as error:
             self._events.append(Event("policy.broken", {"code": error.code, "why": error.message}))
             return
@@ -144,13 +150,12 @@ class Admission:
         if policy != self._policy or self._read_kept() != policy:
             self._policy = policy
             self._told.clear()
-            self._keep()
+            self._keep(body)
 
-    def _keep(self) -> None:
+    def _keep(self, body: bytes) -> None:
         """Write down what is in force. Where that cannot be done, the old one must not come back: then nothing is in force."""
         folder = self._approvals.folder
         try:
-            body = self._path.read_bytes() if self._path.exists() else b""
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             durable.write(folder / IN_FORCE, body, point="node.policy")
         except OSError as error:

@@ -1,6 +1,7 @@
 """What a data owner said of plans, one file for each under <state>/approvals, named by the plan's digest.
 
-The guard writes what waits; `freehold node approve|deny` writes what the owner says; the running guard reads it at each piece of work.
+The guard writes what waits; `freehold node approve|deny` writes what the owner says, and the running guard
+reads it at each piece of work.
 """
 
 from __future__ import annotations
@@ -127,7 +128,9 @@ class Approvals:
         except (msgspec.MsgspecError, UnicodeDecodeError, FreeholdError):
             whole = False
         if not whole:
-            raise ApprovalError(f"{path} is damaged: it is not the plan that it is named by.", hint="Delete it; the plan waits anew.")
+            raise ApprovalError(
+                f"{path} is damaged: it is not the plan that it is named by.", hint="Delete it; the plan waits anew."
+            )
         return entry
 
 
@@ -137,5 +140,6 @@ def _explained(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise ApprovalError(
-            f"{folder} cannot be written: {error.strerror}.", hint="Make room on the disk, and look at the folder's owner and mode."
+            f"{folder} cannot be written: {error.strerror}.",
+            hint="Make room on the disk, and look at the folder's owner and mode.",
         ) from error

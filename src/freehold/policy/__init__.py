@@ -5,7 +5,8 @@ A plan is *allowed* by the rules, *waits* where none covers it, or is *denied* w
 
 from freehold.policy.decide import Facts, Finding, Verdict, decide
 from freehold.policy.tables import LIMITS, PERMITS, DataRules, Policy
-from freehold.policy.text import FILE, load_policy, parse_policy
+from freehold.policy.template import new_policy, sample_policy
+from freehold.policy.text import FILE, load_policy, parse_policy, read_policy
 
 __all__ = [
     "FILE",
@@ -18,5 +19,8 @@ __all__ = [
     "Verdict",
     "decide",
     "load_policy",
+    "new_policy",
     "parse_policy",
+    "read_policy",
+    "sample_policy",
 ]

@@ -98,7 +98,8 @@ class DataRules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         for line in self.study_keys:
             if not _is_key(line):
                 raise PolicyError(
-                    f"study_keys has {line[:80]!r}, which is no public study key.", hint="Copy the middle line of FILE.pub, whole."
+                    f"study_keys has {line[:80]!r}, which is no public study key.",
+                    hint="Copy the middle line of FILE.pub.",
                 )
         try:
             Hours(self.hours)

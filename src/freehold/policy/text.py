@@ -20,13 +20,17 @@ _MAY_BE_INF = ("epsilon_per_study", "epsilon_total", "most_clip")
 
 def load_policy(path: Path) -> Policy:
     """The policy in a file; the empty one, by which every plan waits, if there is none. Raises PolicyError."""
+    return parse_policy(read_policy(path), str(path))
+
+
+def read_policy(path: Path) -> bytes:
+    """The bytes of a policy, none if there is no file; raises PolicyError where it cannot be read."""
     try:
-        body = path.read_bytes()
+        return path.read_bytes()
     except FileNotFoundError:
-        return Policy()
+        return b""
     except OSError as error:
         raise PolicyError(f"{path} cannot be read: {error.strerror}.", hint="Check its owner and mode.") from None
-    return parse_policy(body, str(path))
 
 
 def parse_policy(body: bytes | str, name: str = FILE) -> Policy:
@@ -42,7 +46,7 @@ def parse_policy(body: bytes | str, name: str = FILE) -> Policy:
         raise PolicyError(f"{name} is nested too deeply.", hint="A policy has a table for each data set, no more.") from None
     for key in raw:
         if key != "data":
-            hint = f"It belongs in the table of a data set, [data.NAME]." if key in _KEYS else near_miss(key, ["data"])
+            hint = "It belongs in the table of a data set, [data.NAME]." if key in _KEYS else near_miss(key, ["data"])
             raise PolicyError(f"{_at(name, text, key)}: nobody reads {key!r}.", hint=hint)
     tables = raw.get("data", {})
     if not isinstance(tables, dict):
@@ -53,7 +57,7 @@ def parse_policy(body: bytes | str, name: str = FILE) -> Policy:
 def _rules(key: str, value: object, name: str, text: str) -> DataRules:
     where = f"data.{key}"
     if not isinstance(value, dict):
-        hint = f"Write [data.heart] above it." if key in _KEYS else f"Write [data.{key}], and its rules below."
+        hint = "Write [data.heart] above it." if key in _KEYS else f"Write [data.{key}], and its rules below."
         raise PolicyError(f"{_at(name, text, where)}: {where} should be a table.", hint=hint)
     bounded = {k: 1.0 if k in _MAY_BE_INF and v == math.inf else v for k, v in value.items()}
     try:

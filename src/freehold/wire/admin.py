@@ -13,7 +13,7 @@ from typing import Annotated, Protocol, TypeVar
 import msgspec
 
 from freehold.errors import FreeholdError, Unreachable, WireError, by_code
-from freehold.wire.messages import Message, Problem, Role, decode, encode
+from freehold.wire.messages import Message, Problem, Role, Signature, decode, encode
 
 M = TypeVar("M", bound=Message)
 

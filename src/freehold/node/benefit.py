@@ -22,7 +22,7 @@ def _rough(measured: Measured) -> Measured:
     rough = {name: float(_tens(value)) for name, value in counts.items()}
     for name, value in measured.sums.items():
         if name not in counts:
-            base, _, of_class = name.partition("/")
+            _base, _, of_class = name.partition("/")
             count = f"count_by_class/{of_class}" if of_class else "count"
             exact, shown = counts.get(count, measured.examples), rough.get(count, _tens(measured.examples))
             rough[name] = round(value / exact / BIN) * BIN * shown if exact else 0.0
