@@ -50,15 +50,17 @@ class Admission:
         self._digests: dict[int, tuple[Plan, str]] = {}
         self._told: set[tuple[str, str]] = set()
         kept = self._read_kept()
+        self._known = kept is not None
+        """Whether some policy was in force before, so that another one is a change."""
         if kept is not None:
             self._policy = kept
 
     def ask(self, plan: Plan, run: Run, errand: TrainErrand | MeasureErrand, *, refused: Callable[[], object]) -> DataRules:
         """The rules under which the errand is done. Raises PlanWaits, OwnerDenied or PolicyRefused, after calling `refused`."""
-        self._reload()
         identity = self._digest(plan)
         training = isinstance(errand, TrainErrand)
         try:
+            self._reload()
             approval = self._approvals.state_of(identity)
             verdict = decide(
                 self._policy,
@@ -103,7 +105,8 @@ class Admission:
         short = identity[:19]
         why = "; ".join(f"{each.rule}: {each.found}, wanted {each.wanted}" for each in verdict.failed)
         if verdict.says == "waits":
-            if self._approvals.wait(plan, identity, signature) or self._first("waits", identity):
+            new = self._first("waits", identity)
+            if self._approvals.wait(plan, identity, signature) or new:
                 self._events.append(Event("plan.waits", {"plan": identity, "name": plan.name}))
             return PlanWaits(
                 SAID["waits"], hint=f"{plan.name} waits for you: freehold node show {short}, then approve or deny it."
@@ -138,17 +141,18 @@ class Admission:
             pass  # no file: no rules
         if (version, str(self._path)) == self._seen:
             return
-        first, self._seen = self._seen == ((), ""), (version, str(self._path))
+        self._seen = (version, str(self._path))
         try:
             body = read_policy(self._path)
             policy = parse_policy(body, str(self._path))
         except PolicyError as error:
             self._events.append(Event("policy.broken", {"code": error.code, "why": error.message}))
             return
-        if policy != self._policy and not first:
+        if policy != self._policy and self._known:
             self._events.append(Event("policy.changed", {"data": ", ".join(sorted(policy.data))}))
         if policy != self._policy or self._read_kept() != policy:
             self._policy = policy
+            self._known = True
             self._told.clear()
             self._keep(body)
 
