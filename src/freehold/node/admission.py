@@ -20,6 +20,7 @@ from freehold.events import Event
 from freehold.node.approvals import Approvals
 from freehold.node.benefit import binned
 from freehold.node.errands import MeasureErrand, OutgoingMeasures, TrainErrand
+from freehold.node.withheld import can_withhold, narrow
 from freehold.plan import Plan, Run, digest
 from freehold.policy import FILE, DataRules, Facts, Policy, Verdict, decide, parse_policy, read_policy
 from freehold.policy.decide import contribution_bytes
@@ -28,6 +29,7 @@ IN_FORCE = "policy.in-force.toml"
 """The last good policy, beside the approvals: a guard that is started anew goes on with it where policy.toml is broken."""
 TASKS = "freehold.tasks"
 
+NOTHING: Mapping[str, str] = {}
 SAID = {
     "waits": "The owner of the data has not approved this plan yet.",
     "denied": "The owner of the data does not allow this.",
@@ -39,9 +41,19 @@ SAID = {
 class Admission:
     """The owner's word on each errand."""
 
-    def __init__(self, state: Path, policy: Path | None = None, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        state: Path,
+        policy: Path | None = None,
+        *,
+        datasets: Mapping[str, str] = NOTHING,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         """`policy`: policy.toml in the state folder if it is not given. Whatever it is like, this does not raise."""
         self._state, self._path, self._clock = state, policy or state / FILE, clock
+        self._datasets = datasets
+        self._read: dict[int, tuple[Plan, tuple[str, ...] | None]] = {}
+        """Plan -> the columns that its trainer was given; None: all of them."""
         self._approvals = Approvals(state, clock=clock)
         self._policy = Policy()
         self._seen: tuple[tuple[int, ...], str] = ((), "")
@@ -55,8 +67,19 @@ class Admission:
         if kept is not None:
             self._policy = kept
 
-    def ask(self, plan: Plan, run: Run, errand: TrainErrand | MeasureErrand, *, refused: Callable[[], object]) -> DataRules:
-        """The rules under which the errand is done. Raises PlanWaits, OwnerDenied or PolicyRefused, after calling `refused`."""
+    def ask(
+        self,
+        plan: Plan,
+        run: Run,
+        errand: TrainErrand | MeasureErrand,
+        *,
+        refused: Callable[[], object],
+        renewed: Callable[[], object],
+    ) -> DataRules:
+        """The rules under which the errand is done. Raises PlanWaits, OwnerDenied or PolicyRefused, after calling `refused`.
+
+        `renewed` is called where a trainer has read other columns than it now may.
+        """
         identity = self._digest(plan)
         training = isinstance(errand, TrainErrand)
         try:
@@ -73,6 +96,7 @@ class Admission:
                     cohort=errand.cohort if isinstance(errand, TrainErrand) else None,
                     sent_today=self._sent(plan.task.name, f"{errand.run}:{errand.round}"),
                     approval=approval,
+                    narrowed=can_withhold(Path(self._datasets.get(plan.task.name, ""))),
                 ),
             )
             if verdict.rules is None:
@@ -82,7 +106,21 @@ class Admission:
         except (PlanWaits, OwnerDenied, PolicyRefused, ApprovalError):
             refused()
             raise
+        read = self._read.get(id(plan))
+        if read is not None and read[1] != verdict.rules.columns:
+            renewed()
         return verdict.rules
+
+    def table(self, plan: Plan, path: str) -> str:
+        """The table that a trainer of this plan reads: the owner's file, or a copy with the columns that it may read."""
+        rules = self._policy.data.get(plan.task.name)
+        columns = None if rules is None else rules.columns
+        self._read[id(plan)] = (plan, columns)
+        if columns is None:
+            return path
+        copy = self._state / "columns" / f"{plan.task.name}.csv"
+        narrow(Path(path), columns, copy)
+        return str(copy)
 
     def share(self, rules: DataRules, measured: OutgoingMeasures) -> OutgoingMeasures:
         """What leaves of what was measured; raises BenefitKept where nothing does."""

@@ -86,7 +86,8 @@ class Guard:
     def __init__(self, hello: Hello, *, spawn: Spawn = spawn) -> None:
         self._hello, self._spawn = hello, spawn
         self._vault = Vault(Path(hello.state) / "vault")
-        self._admission = Admission(Path(hello.state), Path(hello.policy) if hello.policy else None)
+        rules = Path(hello.policy) if hello.policy else None
+        self._admission = Admission(Path(hello.state), rules, datasets=hello.datasets)
         self._studies: dict[str, _Study] = {}
 
     def answer(self, errand: ToGuard, fds: Sequence[int]) -> tuple[FromGuard, list[int]]:
@@ -104,7 +105,7 @@ class Guard:
         if isinstance(errand, Hello):
             raise NodeError("The guard was told twice whose it is.", hint="This is a defect; please report it.")
         study, run = self._known(errand.run, fds[0])
-        rules = self._admission.ask(study.plan, run, errand, refused=study.quit)
+        rules = self._admission.ask(study.plan, run, errand, refused=study.quit, renewed=study.trainer.end)
         return (
             self._train(study, run, errand, fds[1])
             if isinstance(errand, TrainErrand)
@@ -187,6 +188,7 @@ class Guard:
                 raise DataUnfit(
                     f"This node has no data named {plan.task.name}.", hint=f"Start it with --data {plan.task.name}=FILE."
                 )
+            data = self._admission.table(plan, data)
             memory = sealed(text, "plan")
             try:
                 reply, got = child.ask(Open(client=self._hello.node, data=data), [memory], timeout_s=TRAINING_LIMIT_S, restarts=0)

@@ -31,14 +31,15 @@ class Owner:
     """A node's state folder, and who asks."""
 
     def __init__(self, folder: Path, rules: str | None = None) -> None:
-        self.folder, self.quit = folder, 0
+        self.folder, self.quit, self.renewed = folder, 0, 0
         self.now = NOON
         if rules is not None:
             self.write(rules)
         self.admission = self.restarted()
 
     def restarted(self) -> Admission:
-        return Admission(self.folder, clock=lambda: self.now)
+        datasets = {"heart": str(self.folder / "heart.csv")}
+        return Admission(self.folder, datasets=datasets, clock=lambda: self.now)
 
     def write(self, rules: str) -> None:
         fresh = self.folder / "policy.new"
@@ -56,7 +57,10 @@ class Owner:
         def refused() -> None:
             self.quit += 1
 
-        return self.admission.ask(plan, run, errand, refused=refused)
+        def renewed() -> None:
+            self.renewed += 1
+
+        return self.admission.ask(plan, run, errand, refused=refused, renewed=renewed)
 
     def events(self) -> list[str]:
         return [event.name for event in self.admission.events()]
@@ -187,6 +191,26 @@ def test_what_is_measured_leaves_as_the_owner_says(tmp_path: Path) -> None:
         owner.admission.share(DataRules(), measured)
     assert kept.value.message == SAID["kept"]
     assert owner.admission.share(DataRules(share_benefit="named"), measured) is measured
+
+
+def test_a_trainer_gets_the_columns_that_the_owner_lists_and_no_others(tmp_path: Path) -> None:
+    table = tmp_path / "heart.csv"
+    table.write_text('\ufeffage;name;"the; sum"\n63;"Mr; Doe";1\n\n41;x;2\n')
+    owner, plan = Owner(tmp_path, EVERYTHING), heart()
+    owner.ask(plan)
+    assert owner.admission.table(plan, str(table)) == str(table)
+    owner.write(EVERYTHING + 'columns = ["age", "the; sum", "not there"]\n')
+    owner.ask(plan)
+    assert owner.renewed == 1  # whoever has read all columns is ended
+    copy = Path(owner.admission.table(plan, str(table)))
+    assert copy.read_text() == 'age;"the; sum"\n63;1\n41;2\n'
+    assert copy.stat().st_mode & 0o777 == 0o600
+    owner.ask(plan)
+    assert owner.renewed == 1
+    table.write_bytes(b"PAR1 and so on")
+    with pytest.raises(PolicyRefused) as caught:
+        owner.ask(plan)
+    assert "no CSV file" in caught.value.hint
 
 
 SCRIPT = """
