@@ -25,7 +25,7 @@ def test_a_mock_table_is_read_as_the_task_reads_its_data(tmp_path: Path) -> None
 
 def test_a_seed_says_which_rows_are_made_up() -> None:
     assert mock_table(SCHEMA, 50).equals(mock_table(SCHEMA, 50))
-    assert not mock_table(SCHEMA, 50, seed=1).equals(before)
+    assert not mock_table(SCHEMA, 50, seed=1).equals(mock_table(SCHEMA, 50))
 
 
 def test_like_has_the_shares_of_the_data_and_no_record_of_it(tmp_path: Path) -> None:
