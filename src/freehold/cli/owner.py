@@ -14,7 +14,6 @@ import typer
 from freehold.cli.nodestate import NodeName, NodeState, node_state
 from freehold.cli.places import AsJson
 from freehold.errors import FreeholdError, PolicyRefused, UsageError
-from freehold.settings import read_settings
 
 if TYPE_CHECKING:
     from freehold.node.approvals import Entry
@@ -185,18 +184,16 @@ def new(
 
 
 def _policy(folder: Path | None, file: Path | None) -> Policy:
-    from freehold.policy import FILE, load_policy
+    from freehold.policy import load_policy
 
     if file is not None:
         if not file.is_file():
             raise UsageError(f"There is no policy {file}.", hint="`freehold node policy new NAME --output FILE` writes one.")
         return load_policy(file)
     assert folder is not None
-    from freehold.node.__main__ import FILE as SETTINGS
-    from freehold.node.__main__ import KEYS
+    from freehold.node.admission import rules_file
 
-    said = read_settings(folder / SETTINGS, KEYS).get("policy")
-    return load_policy(folder / str(said) if said else folder / FILE)
+    return load_policy(rules_file(folder))
 
 
 def _facts(folder: Path | None, plan: Plan, signature: str | None) -> Facts:

@@ -10,6 +10,7 @@ import datetime
 import json
 import os
 import time
+import tomllib
 from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -36,6 +37,19 @@ SAID = {
     "kept": "The owner of the data keeps what was measured.",
 }
 """All that a coordinator is told."""
+
+
+def rules_file(state: Path) -> Path:
+    """The policy's file of the node in this folder: what node.toml says, or policy.toml; where there is neither, what is in force.
+
+    A node may have been started with --policy, which nothing else remembers.
+    """
+    try:
+        said = tomllib.loads((state / "node.toml").read_text(encoding="utf-8")).get("policy")
+    except (OSError, ValueError):
+        said = None
+    found = state / str(said) if said else state / FILE
+    return found if found.exists() else state / "approvals" / IN_FORCE
 
 
 class Admission:
