@@ -40,7 +40,7 @@ SAID = {
 
 
 def rules_file(state: Path) -> Path:
-    """The policy's file of the node in this folder: what node.toml says, or policy.toml; where there is neither, what is in force.
+    """The policy's file of the node in this folder: what node.toml says, or policy.toml; else the copy of what is in force.
 
     A node may have been started with --policy, which nothing else remembers.
     """

@@ -5,6 +5,7 @@ Pure: what is known of the node and of the day comes in as `Facts`.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import time
@@ -233,7 +234,7 @@ def _amounts(rules: DataRules, plan: Plan, facts: Facts) -> Iterator[Finding]:
 
 
 def _surroundings(rules: DataRules, facts: Facts) -> Iterator[Finding]:
-    hours = Hours(rules.hours, local=facts.local)
+    hours = _hours(rules.hours, facts.local)
     open_ = hours.open(facts.now)
     yield Finding(
         rule="hours",
@@ -261,6 +262,12 @@ def _surroundings(rules: DataRules, facts: Facts) -> Iterator[Finding]:
         line="" if reached else f'sandbox = "{facts.sandbox}"',
     )
     yield _columns(rules, facts)
+
+
+@functools.lru_cache(maxsize=64)
+def _hours(text: str, local: Callable[[float], time.struct_time]) -> Hours:
+    """Made once: it looks at each minute of a week."""
+    return Hours(text, local=local)
 
 
 def _columns(rules: DataRules, facts: Facts) -> Finding:
