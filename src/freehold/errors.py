@@ -30,8 +30,13 @@
     │   ├── TrainerFailed     306  training code that died, stalled or answered nonsense
     │   ├── JoinTokenError    307  a join token that is malformed
     │   ├── Resting           320  a node outside of its hours, or on a metered connection
-    │   ├── ReleaseRefused    330  what training code made and may not leave
-    │   └── VaultRolledBack   331  a vault, or a part of it, that is older than what this node has kept since
+    │   ├── PolicyError       330  an owner's policy that is malformed
+    │   ├── PolicyRefused     331  a plan to which a rule of the owner says no
+    │   ├── PlanWaits         332  a plan that no rule covers, until the owner approves it
+    │   ├── OwnerDenied       333  a plan that the owner denied
+    │   ├── BenefitKept       334  figures on its own benefit that a node keeps
+    │   ├── ApprovalError     335  approvals that are damaged or cannot be written
+    │   └── ReleaseRefused    336  what training code made and may not leave
     ├── CoordinatorError      400  a coordinator that cannot go on
     │   ├── TokenRefused      401  a join token that is used, expired, revoked or for another node
     │   ├── NoCertificate     402  a request that needs a certificate came without one
@@ -304,17 +309,52 @@ class Resting(NodeError):
     exit_code = 1
 
 
-class ReleaseRefused(NodeError):
-    """The guard lets nothing out that the plan does not list, or that cannot be true."""
+class PolicyError(NodeError):
+    """An owner's policy is malformed."""
 
     code = 330
+    exit_code = 2
+
+
+class PolicyRefused(NodeError):
+    """A rule of the owner's policy says no."""
+
+    code = 331
     exit_code = 1
 
 
-class VaultRolledBack(VaultError):
-    """The vault, or a part of it, is older than what this node has kept since."""
+class PlanWaits(NodeError):
+    """No rule of the owner's policy covers the plan; it waits until the owner approves it."""
 
-    code = 331
+    code = 332
+    exit_code = 1
+
+
+class OwnerDenied(NodeError):
+    """The owner of the data denied the plan."""
+
+    code = 333
+    exit_code = 1
+
+
+class BenefitKept(NodeError):
+    """The owner does not share what the node measures of its own benefit."""
+
+    code = 334
+    exit_code = 1
+
+
+class ApprovalError(NodeError):
+    """The owner's approvals are damaged or cannot be written."""
+
+    code = 335
+    exit_code = 1
+
+
+class ReleaseRefused(NodeError):
+    """The guard lets nothing out that the plan does not list, or that cannot be true."""
+
+    code = 336
     exit_code = 1
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tests.federation import test_kills, test_more_kills, test_replicas, test_schedules
 from tests.unit.enrolment import test_joining
-from tests.unit.node import test_vault
+from tests.unit.node import test_admission, test_vault
 
 SOURCE = Path(__file__).parents[2] / "src" / "freehold"
 WRITERS = {"write", "write_alike", "name", "commit", "put", "put_file", "_transaction", "_write", "failpoint"}
@@ -23,6 +23,7 @@ NOT_KILLED = {
     "node.erase": "leaving erases, and erases again",
     "node.left": "a receipt",
     "node.outside": "where files lie, which the next start says again",
+    "node.sample-policy": "for sample data, at the first start; without it plans wait",
     "node.settings": "written once at the first start, and without it the command line says the same again",
     "coordinator.settings": "written by the command line, before there is anything to lose",
 }
@@ -54,6 +55,7 @@ def killed() -> set[str]:
         *test_kills.COORDINATOR_POINTS,
         *test_kills.FILE_POINTS,
         *test_vault.POINTS,
+        *test_admission.POINTS,
         *test_replicas.POINTS,
         *test_replicas.LEASE_POINTS,
         *test_kills.AGENT_POINTS,

@@ -17,6 +17,9 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "events": frozenset(),
     "drawing": frozenset({"errors"}),
     "plan": frozenset({"errors"}),
+    "hours": frozenset({"errors"}),
+    "signing": frozenset({"errors"}),
+    "policy": frozenset({"errors", "plan", "hours", "signing"}),
     "settings": frozenset({"errors"}),
     "logs": frozenset({"events"}),
     "systemd": frozenset(),
@@ -34,13 +37,13 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "tracking": EVERYWHERE,
     "study": EVERYWHERE | {"core", "algorithms", "models", "data", "tasks", "engines", "report", "tracking", "wire"},
     "node": EVERYWHERE
-    | {"settings", "logs", "durable", "failpoints", "sandbox", "wire"}
+    | {"hours", "policy", "settings", "logs", "durable", "failpoints", "sandbox", "wire"}
     | {"core", "algorithms", "data", "tasks", "engines"},
-    "coordinator": EVERYWHERE | {"durable", "failpoints", "wire", "core", "algorithms", "data", "tasks", "engines"},
+    "coordinator": EVERYWHERE | {"signing", "durable", "failpoints", "wire", "core", "algorithms", "data", "tasks", "engines"},
     "freehold": EVERYWHERE | {"core", "data", "report", "study"},
     "testing": EVERYWHERE | {"failpoints", "wire", "node", "coordinator", "tasks"},
     "cli": EVERYWHERE
-    | {"settings", "logs", "systemd", "durable", "sandbox", "wire", "node", "coordinator"}
+    | {"signing", "policy", "settings", "logs", "systemd", "durable", "sandbox", "wire", "node", "coordinator"}
     | {"freehold", "core", "algorithms", "models", "data", "tasks", "engines", "report", "tracking", "study"},
 }
 
@@ -49,6 +52,9 @@ THIRD_PARTIES: dict[str, frozenset[str]] = {
     "events": frozenset({"msgspec"}),
     "plan": frozenset({"msgspec", "tomli_w"}),
     "drawing": frozenset(),
+    "hours": frozenset(),
+    "signing": frozenset({"cryptography"}),
+    "policy": frozenset({"msgspec"}),
     "settings": frozenset(),
     "logs": frozenset(),
     "systemd": frozenset(),

@@ -98,6 +98,7 @@ def _federated(results: ResultOptions, *, rounds: int | None, repeats: int, keep
         _say(f"\nCoordinator {status.url}, federation demo; each hospital is a node of its own, with processes of its own:")
         for node in nodes:
             _say(f"  {node.name:<14} joined, mutual TLS; its page: {running.page(node.name)}")
+        _say("The policy of each (policy.toml): the installed task heart only, and it may tell how good its models are.")
         _say(f"{len(nodes)} nodes joined within {joined - started:.1f} s of the coordinator's start.")
         info, found = _study(running, plan)
         _report(info, found, results)
@@ -107,10 +108,14 @@ def _federated(results: ResultOptions, *, rounds: int | None, repeats: int, keep
 def _start_hospitals(running: Federation, url: str) -> list[Path]:
     """Write each hospital's file, and start its node with it."""
     from freehold.cli.data import write_hospitals
+    from freehold.policy import FILE, sample_policy
 
     paths = write_hospitals(running.folder / "hospitals")
     for path in paths:
         path.chmod(0o600)
+        state = running.folder / path.stem
+        state.mkdir(mode=0o700)
+        (state / FILE).write_text(sample_policy("heart"), encoding="utf-8")
         running.start_node(path.stem, {"heart": path}, url)
     return paths
 

@@ -13,22 +13,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from freehold.cli import owner
 from freehold.cli.coordinator import LogOption
+from freehold.cli.nodestate import NodeName, NodeState, node_state
 from freehold.cli.options import grouped
 from freehold.cli.places import AsJson, CoordinatorOptions, admin
 from freehold.errors import NotJoined, UsageError
-from freehold.settings import state_home
 
 if TYPE_CHECKING:
     from freehold.node.credentials import Credentials
 
 node = typer.Typer(no_args_is_help=True, help="Run a node, which holds data, and see what it does.")
 
-NodeName = Annotated[str | None, typer.Option("--name", metavar="NAME", help="The node's name in the federation.")]
-NodeState = Annotated[
-    Path | None,
-    typer.Option("--state", metavar="FOLDER", help="The node's state; ~/.local/state/freehold/node-NAME if not given."),
-]
+for each in (owner.pending, owner.show, owner.approve, owner.deny):
+    node.command()(each)
+node.add_typer(owner.policy, name="policy")
 
 
 @node.callback()
@@ -53,6 +52,10 @@ def start(
         list[str] | None,
         typer.Option("--data", metavar="NAME=FILE", help="A table, by the name that plans call it; repeatable."),
     ] = None,
+    policy: Annotated[
+        Path | None,
+        typer.Option("--policy", metavar="FILE", help="The owner's policy; policy.toml in the state folder if not given."),
+    ] = None,
     federation: Annotated[
         str | None, typer.Option("--federation", metavar="NAME", help="Its name; the node joins no other one.")
     ] = None,
@@ -74,6 +77,7 @@ def start(
         "--port": port,
         "--coordinator": coordinator,
         "--join-file": join_file,
+        "--policy": policy,
         "--federation": federation,
         "--cert": cert,
         "--key": key,
@@ -91,7 +95,7 @@ def start(
 @node.command()
 def status(name: NodeName = None, state: NodeState = None, as_json: AsJson = False) -> None:
     """Say what the node on this machine is doing. Exit code 0: connected, or resting by its owner's rules; 1: neither."""
-    folder = _state(name, state)
+    folder = node_state(name, state)
     told = _live(folder) or _resting(folder)
     if as_json:
         sys.stdout.write(json.dumps(told, indent=1) + "\n")
@@ -114,7 +118,7 @@ def leave(
     from freehold.cli.console import visible
     from freehold.node.leave import leave
 
-    receipt = leave(_state(name, state), erase=erase)
+    receipt = leave(node_state(name, state), erase=erase)
     if as_json:
         sys.stdout.write(json.dumps(asdict(receipt)) + "\n")
         return
@@ -146,14 +150,6 @@ def list_(where: CoordinatorOptions, as_json: AsJson = False) -> None:
         heard = _ago(each.last_seen) if each.last_seen else "not since the start"
         lines.append([each.name, "connected" if each.connected else "silent", ", ".join(each.datasets) or "-", heard])
     table(lines, empty="No nodes yet. `freehold token create` makes a token to join with.")
-
-
-def _state(name: str | None, state: Path | None) -> Path:
-    if state is not None:
-        return state.absolute()
-    if name is None:
-        raise UsageError("Which node?", hint="Give --name NAME, or --state FOLDER.")
-    return state_home(os.environ) / f"node-{name}"
 
 
 def _live(folder: Path) -> dict[str, Any] | None:

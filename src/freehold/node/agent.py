@@ -98,6 +98,7 @@ class Agent:
         state: Path,
         datasets: Mapping[str, Path],
         url: str,
+        policy: Path | None = None,
         tell: Listener = silent,
         spawn: Spawn = spawn,
         sleep: Callable[[float], object] = time.sleep,
@@ -107,7 +108,10 @@ class Agent:
     ) -> None:
         """`clock` is the Unix time by which `rules` have the node work or rest."""
         self._connection, self._tell = connection, tell
-        self._hello = Hello(node=node, state=str(state), datasets={k: str(v) for k, v in datasets.items()}, sandbox=sandbox)
+        paths = {k: str(v) for k, v in datasets.items()}
+        self._hello = Hello(
+            node=node, state=str(state), datasets=paths, policy=str(policy or ""), sandbox=sandbox, coordinator=url
+        )
         self._guard = Child(GUARD, FromGuard, spawn=spawn, opening=self._greet)
         self._plans: dict[str, bytes] = {}
         self._pending: list[Pending] = []
@@ -260,8 +264,15 @@ class Agent:
     def _errand_of(self, work: Work) -> TrainErrand | MeasureErrand:
         left_s = max(work.left_s - (time.monotonic() - self._heard), 0.0)
         if isinstance(work, Measure):
-            return MeasureErrand(run=work.run, round=work.round, left_s=left_s)
-        return TrainErrand(run=work.run, round=work.round, cohort=work.cohort, population=work.population, left_s=left_s)
+            return MeasureErrand(run=work.run, round=work.round, signature=work.signature, left_s=left_s)
+        return TrainErrand(
+            run=work.run,
+            round=work.round,
+            cohort=work.cohort,
+            population=work.population,
+            signature=work.signature,
+            left_s=left_s,
+        )
 
     def _answer(self, work: Work, found: Any, out: list[int]) -> WorkReply | None:
         if isinstance(found, Refused):
@@ -371,6 +382,8 @@ class Agent:
         return found, got
 
     def _note(self, found: object) -> None:
+        for event in getattr(found, "events", ()):
+            self._tell(event)
         if isinstance(found, PendingRounds):
             self._pending = found.pending
             if found.sandbox and found.sandbox != self.status.sandbox:

@@ -6,11 +6,15 @@ from typing import Literal
 
 import msgspec
 
+from freehold.events import Event
 from freehold.wire.messages import Measured, Pending, Settled
 
 
 class Errand(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What all errands have."""
+    """What all errands and answers have."""
+
+    events: list[Event] = []
+    """What the guard has to tell beside its answer; it stays on this machine."""
 
 
 class Hello(Errand, frozen=True, kw_only=True, tag="hello"):
@@ -23,6 +27,10 @@ class Hello(Errand, frozen=True, kw_only=True, tag="hello"):
     """Name -> path of the table."""
     sandbox: Literal["required", "off"] = "required"
     """Whether trainers run in a sandbox; a node trains without one only if its owner says so."""
+    coordinator: str = ""
+    """Its URL, for the ledger."""
+    policy: str = ""
+    """The owner's policy; "" is policy.toml in the state folder."""
 
 
 class Settle(Errand, frozen=True, kw_only=True, tag="settle"):
@@ -38,6 +46,8 @@ class TrainErrand(Errand, frozen=True, kw_only=True, tag="train"):
     round: int
     cohort: int
     population: int
+    signature: str | None = None
+    """Of the plan, as the coordinator has it."""
     left_s: float
     """How long to wait for the trainer before `Busy` is answered; the same errand then goes on waiting."""
 
@@ -47,6 +57,7 @@ class MeasureErrand(Errand, frozen=True, kw_only=True, tag="measure"):
 
     run: str
     round: int
+    signature: str | None = None
     left_s: float
 
 

@@ -8,16 +8,19 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
 
 from freehold.errors import DataUnfit, FreeholdError, NodeError, PeerGone, TrainerFailed
+from freehold.events import Event
 from freehold.failpoints import failpoint
+from freehold.node.admission import Admission
 from freehold.node.errands import (
     Busy,
     Erased,
@@ -40,6 +43,7 @@ from freehold.node.release import released
 from freehold.node.sandboxed import StartTrainer, trainers_of, unjailed
 from freehold.node.vault import Vault
 from freehold.plan import Plan, Run, digest, parse, runs_of
+from freehold.policy import DataRules
 from freehold.wire.local import Mapped, Memory, channel_from, close, is_sealed, read, sealed
 from freehold.wire.packing import packed
 from freehold.wire.process import Child, Spawn, spawn
@@ -86,6 +90,8 @@ class Guard:
         """`start_trainer`: in production in a sandbox; else `spawn` starts it."""
         self._hello, self._start_trainer = hello, start_trainer or unjailed(spawn).start
         self._vault = Vault(Path(hello.state) / "vault")
+        rules = Path(hello.policy) if hello.policy else None
+        self._admission = Admission(Path(hello.state), rules, datasets=hello.datasets)
         self._studies: dict[str, _Study] = {}
 
     def answer(self, errand: ToGuard, fds: Sequence[int]) -> tuple[FromGuard, list[int]]:
@@ -103,10 +109,11 @@ class Guard:
         if isinstance(errand, Hello):
             raise NodeError("The guard was told twice whose it is.", hint="This is a defect; please report it.")
         study, run = self._known(errand.run, fds[0])
+        rules = self._admission.ask(study.plan, run, errand, refused=study.quit, renewed=study.trainer.end)
         return (
             self._train(study, run, errand, fds[1])
             if isinstance(errand, TrainErrand)
-            else self._measure(study, run, errand, fds[1])
+            else self._measure(study, run, errand, fds[1], rules)
         )
 
     def _train(self, study: _Study, run: Run, errand: TrainErrand, shared: int) -> tuple[FromGuard, list[int]]:
@@ -139,7 +146,9 @@ class Guard:
         compression = run.contribution.compression
         return Outgoing(weight=reply.weight, compression=compression, sha256=sha256, length=length), got[:1]
 
-    def _measure(self, study: _Study, run: Run, errand: MeasureErrand, shared: int) -> tuple[FromGuard, list[int]]:
+    def _measure(
+        self, study: _Study, run: Run, errand: MeasureErrand, shared: int, rules: DataRules
+    ) -> tuple[FromGuard, list[int]]:
         personal = self._vault.committed(run.id)
         job = MeasureJob(number=run.number, round=errand.round)
         try:
@@ -158,7 +167,7 @@ class Guard:
             "measured",
             {run.id: {"algorithm": run.algorithm.name, "repeat": run.repeat, **msgspec.to_builtins(found)}},
         )
-        return found, []
+        return self._admission.share(rules, found), []
 
     def _known(self, run_id: str, plan_fd: int) -> tuple[_Study, Run]:
         """The study and the run; the plan's own digest says which run this is, whatever the coordinator calls it."""
@@ -166,9 +175,7 @@ class Guard:
         key = hashlib.sha256(text).hexdigest()
         if key not in self._studies:
             plan = parse(text.decode())
-            start, table = self._start_trainer(self._hello.datasets.get(plan.task.name, ""))
-            trainer = Child(TRAINER, FromTrainer, spawn=start, opening=self._opening(plan, text, table))
-            self._studies[key] = _Study(plan, text, trainer)
+            self._studies[key] = self._study(plan, text)
         study = self._studies[key]
         if run_id not in study.runs:
             raise NodeError(
@@ -177,17 +184,24 @@ class Guard:
         study.used = time.monotonic()
         return study, study.runs[run_id]
 
-    def _opening(self, plan: Plan, text: bytes, table: str) -> Callable[[Child], None]:
-        """`table`: where the trainer finds its data."""
+    def _study(self, plan: Plan, text: bytes) -> _Study:
+        """A study whose trainer is started with its first question, and reads the columns that the owner allows then."""
+        found = ""
 
-        def opening(child: Child) -> None:
-            if not table:
+        def start(module: str, fd: int) -> subprocess.Popen[bytes]:
+            nonlocal found
+            path = self._hello.datasets.get(plan.task.name)
+            if path is None:
                 raise DataUnfit(
                     f"This node has no data named {plan.task.name}.", hint=f"Start it with --data {plan.task.name}=FILE."
                 )
+            spawn, found = self._start_trainer(self._admission.table(plan, path))
+            return spawn(module, fd)
+
+        def opening(child: Child) -> None:
             memory = sealed(text, "plan")
             try:
-                job = Open(client=self._hello.node, data=table)
+                job = Open(client=self._hello.node, data=found)
                 reply, got = child.ask(job, [memory], timeout_s=TRAINING_LIMIT_S, restarts=0)
             finally:
                 close([memory])
@@ -197,7 +211,7 @@ class Guard:
             if isinstance(reply, Opened):
                 self._note(plan, "data", {"examples": reply.examples, "findings": reply.findings})
 
-        return opening
+        return _Study(plan, text, Child(TRAINER, FromTrainer, spawn=start, opening=opening))
 
     def _ask(
         self, study: _Study, job: TrainJob | MeasureJob, fds: Sequence[int], errand: TrainErrand | MeasureErrand
@@ -238,6 +252,10 @@ class Guard:
         with contextlib.suppress(OSError):
             folder.mkdir(mode=0o700, exist_ok=True)
             path.write_text(json.dumps(told, indent=1), encoding="utf-8")
+
+    def events(self) -> list[Event]:
+        """What there is to tell beside an answer."""
+        return self._admission.events()
 
     def rest(self) -> None:
         """End the trainers that had nothing to do for long."""
@@ -308,6 +326,8 @@ def main(*, spawn: Spawn = spawn) -> None:
             finally:
                 close(fds)
             failpoint("guard.answering")
+            if guard is not None:
+                reply = msgspec.structs.replace(reply, events=guard.events())
             channel.send(reply, out)
             close(out)
     except PeerGone:

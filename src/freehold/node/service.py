@@ -53,6 +53,8 @@ class Settings:
     federation: str | None = None
     rules: Rules = field(default_factory=Rules)
     """When the node works and when it rests."""
+    policy: Path | None = None
+    """The owner's policy; policy.toml in the state folder if it is not given."""
     outside: outside.Files | None = None
     """A certificate from a CA of the organisation's own, in place of a token."""
     sandbox: Literal["required", "off"] = "required"
@@ -140,6 +142,7 @@ class Service:
             state=self.settings.state,
             datasets=self.settings.datasets,
             url=url,
+            policy=self.settings.policy,
             tell=self._tell,
             spawn=self._spawn,
             sleep=self._sleep,

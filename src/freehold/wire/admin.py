@@ -13,7 +13,7 @@ from typing import Annotated, Protocol, TypeVar
 import msgspec
 
 from freehold.errors import FreeholdError, Unreachable, WireError, by_code
-from freehold.wire.messages import Message, Problem, Role, decode, encode
+from freehold.wire.messages import Message, Problem, Role, Signature, decode, encode
 
 M = TypeVar("M", bound=Message)
 
@@ -137,7 +137,7 @@ class StudyRequest(Message, frozen=True, kw_only=True):
     """
 
     plan: str
-    signature: str | None = None
+    signature: Signature | None = None
     every_s: Annotated[float, msgspec.Meta(ge=1)] | None = None
     times: Annotated[int, msgspec.Meta(ge=1, le=10**6)] | None = None
 

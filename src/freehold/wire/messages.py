@@ -35,6 +35,8 @@ Role = Literal["node", "operator", "researcher"]
 """What a certificate's holder may do: take part, administer, or run studies."""
 TokenId = Annotated[str, msgspec.Meta(pattern=rf"^[0-9a-f]{{8}}{END}")]
 Secret = Annotated[str, msgspec.Meta(min_length=32, max_length=32)]
+Signature = Annotated[str, msgspec.Meta(max_length=200)]
+"""Of a plan by a study key, see `freehold.signing`; the node holds it against its owner's policy."""
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -153,6 +155,7 @@ class Train(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     cohort: int
     population: int
     plan: Blob
+    signature: Signature | None = None
     shared: Blob
     left_s: Seconds
 
@@ -163,6 +166,7 @@ class Measure(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     run: RunId
     round: RoundIndex
     plan: Blob
+    signature: Signature | None = None
     shared: Blob
     left_s: Seconds
 

@@ -100,14 +100,14 @@ class Child:
     def _open(self) -> Channel:
         if self._channel is None:
             self._channel, theirs = pair()
-            with theirs:
-                self._process = self._spawn(self._module, theirs.fileno())
-            if self._opening is not None:
-                try:
+            try:
+                with theirs:
+                    self._process = self._spawn(self._module, theirs.fileno())
+                if self._opening is not None:
                     self._opening(self)
-                except BaseException:
-                    self.end()  # the next question starts one that is opened
-                    raise
+            except BaseException:
+                self.end()  # the next question starts one that is opened
+                raise
         return self._channel
 
     def end(self) -> None:
