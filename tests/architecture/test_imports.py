@@ -23,6 +23,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "failpoints": frozenset(),
     "durable": frozenset({"failpoints"}),
     "wire": EVERYWHERE | {"durable", "failpoints"},
+    "privacy": EVERYWHERE,
     "core": frozenset({"errors", "drawing"}),
     "algorithms": EVERYWHERE | {"core"},
     "models": EVERYWHERE | {"core"},
@@ -32,13 +33,14 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "report": EVERYWHERE,
     "tracking": EVERYWHERE,
     "study": EVERYWHERE | {"core", "algorithms", "models", "data", "tasks", "engines", "report", "tracking", "wire"},
-    "node": EVERYWHERE | {"settings", "logs", "durable", "failpoints", "wire", "core", "algorithms", "data", "tasks", "engines"},
+    "node": EVERYWHERE | {"settings", "logs", "durable", "failpoints", "wire", "privacy"}
+    | {"core", "algorithms", "data", "tasks", "engines"},
     "coordinator": EVERYWHERE | {"durable", "failpoints", "wire", "core", "algorithms", "data", "tasks", "engines"},
     "freehold": EVERYWHERE | {"core", "data", "report", "study"},
     "testing": EVERYWHERE | {"failpoints", "wire", "node", "coordinator", "tasks"},
     "cli": EVERYWHERE
     | {"settings", "logs", "systemd", "durable", "wire", "node", "coordinator"}
-    | {"freehold", "core", "algorithms", "models", "data", "tasks", "engines", "report", "tracking", "study"},
+    | {"freehold", "core", "algorithms", "models", "data", "tasks", "engines", "privacy", "report", "tracking", "study"},
 }
 
 THIRD_PARTIES: dict[str, frozenset[str]] = {
@@ -52,6 +54,7 @@ THIRD_PARTIES: dict[str, frozenset[str]] = {
     "failpoints": frozenset(),
     "durable": frozenset(),
     "wire": frozenset({"aiohttp", "msgspec", "numpy", "safetensors", "zstandard"}),
+    "privacy": frozenset({"dp_accounting", "msgspec"}),
     "core": frozenset({"torch"}),
     "algorithms": frozenset({"torch"}),
     "models": frozenset({"torch"}),
