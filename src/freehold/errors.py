@@ -29,6 +29,11 @@
     │   ├── DataUnfit         305  a node's data that does not fit what a plan asks for
     │   ├── TrainerFailed     306  training code that died, stalled or answered nonsense
     │   ├── JoinTokenError    307  a join token that is malformed
+    │   ├── LedgerError       340  a ledger or budget that cannot be written or read, so nothing leaves
+    │   ├── LedgerDamaged     341  a ledger that this node did not write, or not so
+    │   ├── BudgetDamaged     342  a privacy budget that was changed, lost or put back
+    │   ├── BudgetExceeded    343  a study that would spend more ε than the owner allows
+    │   ├── StateInUse        344  a second guard on one state folder
     │   └── Resting           320  a node outside of its hours, or on a metered connection
     ├── CoordinatorError      400  a coordinator that cannot go on
     │   ├── TokenRefused      401  a join token that is used, expired, revoked or for another node
@@ -295,6 +300,41 @@ class Resting(NodeError):
     """The node is outside of the hours that its owner set, or on a metered connection."""
 
     code = 320
+    exit_code = 1
+
+
+class LedgerError(NodeError):
+    """The ledger or the privacy budget cannot be written or read, so nothing leaves."""
+
+    code = 340
+    exit_code = 1
+
+
+class LedgerDamaged(NodeError):
+    """The ledger is not as this node wrote it."""
+
+    code = 341
+    exit_code = 1
+
+
+class BudgetDamaged(NodeError):
+    """The privacy budget was changed, lost, or put back to an earlier state."""
+
+    code = 342
+    exit_code = 1
+
+
+class BudgetExceeded(NodeError):
+    """A study would spend more ε than the owner of the data allows."""
+
+    code = 343
+    exit_code = 1
+
+
+class StateInUse(NodeError):
+    """Another guard has this state folder."""
+
+    code = 344
     exit_code = 1
 
 

@@ -33,7 +33,8 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "report": EVERYWHERE,
     "tracking": EVERYWHERE,
     "study": EVERYWHERE | {"core", "algorithms", "models", "data", "tasks", "engines", "report", "tracking", "wire"},
-    "node": EVERYWHERE | {"settings", "logs", "durable", "failpoints", "wire", "privacy"}
+    "node": EVERYWHERE
+    | {"settings", "logs", "durable", "failpoints", "wire", "privacy"}
     | {"core", "algorithms", "data", "tasks", "engines"},
     "coordinator": EVERYWHERE | {"durable", "failpoints", "wire", "core", "algorithms", "data", "tasks", "engines"},
     "freehold": EVERYWHERE | {"core", "data", "report", "study"},
