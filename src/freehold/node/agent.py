@@ -104,7 +104,8 @@ class Agent:
     ) -> None:
         """`clock` is the Unix time by which `rules` have the node work or rest."""
         self._connection, self._tell = connection, tell
-        self._hello = Hello(node=node, state=str(state), datasets={k: str(v) for k, v in datasets.items()})
+        paths = {k: str(v) for k, v in datasets.items()}
+        self._hello = Hello(node=node, state=str(state), datasets=paths, coordinator=url)
         self._guard = Child(GUARD, FromGuard, spawn=spawn, opening=self._greet)
         self._plans: dict[str, bytes] = {}
         self._pending: list[Pending] = []

@@ -16,6 +16,8 @@ from freehold.node.lines import FORMAT, START, Head, Line, digest, is_signed, pa
 EVERY = 1000
 """Signatures that are checked: of the first line, of the last, and of each so many; the digests bind all others to these."""
 
+CHANGED = "it was changed after it was signed"
+
 
 class Countersigned(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What somebody else has witnessed: this line was there."""
@@ -41,7 +43,7 @@ class Verdict:
 
 
 def verify(path: Path, *, key: str | None = None, witnessed: Mapping[int, str] | None = None) -> Verdict:
-    """Check every byte of a ledger. `key`: the public key that it must have. `witnessed`: number -> digest of lines known elsewhere.
+    """Check every byte of a ledger. `key`: the public key it must have. `witnessed`: number -> digest of lines known elsewhere.
 
     Raises LedgerError only where the file cannot be read.
     """
@@ -72,7 +74,7 @@ def _walked(lines: Iterator[bytes], key: str | None, witnessed: Mapping[int, str
                 why = "it does not begin a ledger"
             if why is not None:
                 if before and not is_signed(before, public):
-                    return wrong(n - 1, "it was changed after it was signed")
+                    return wrong(n - 1, CHANGED)
                 return wrong(n, why)
         if n in witnessed and witnessed[n] != digest(line):
             return wrong(n, "it is not the line that was witnessed; the ledger was rewritten")
@@ -81,9 +83,7 @@ def _walked(lines: Iterator[bytes], key: str | None, witnessed: Mapping[int, str
         earlier = found.time
         head, before = Head(n, digest(line)), line
     if before and not is_signed(before, public):
-        return Verdict(
-            lines=head.n, head=Head(head.n - 1, ""), key=public, wrong=head.n, why="it was changed after it was signed"
-        )
+        return Verdict(lines=head.n, head=Head(head.n - 1, ""), key=public, wrong=head.n, why=CHANGED)
     missing = min((n for n in witnessed if n > head.n), default=None)
     if missing is not None or not head.n:
         why = "the tail is missing: that line was witnessed" if missing is not None else "the ledger is empty"
@@ -97,7 +97,7 @@ def _fault(line: bytes, found: Line | None, n: int, head: Head, public: str) -> 
     if found is None or not is_signed(line, public):
         if n == 1 and found is not None and found.kind == "opened" and found.key != public:
             return "it names another key than the one that was expected"
-        return "it was changed after it was signed"
+        return CHANGED
     if found.n > n:
         return f"it says that it is line {found.n}: lines before it are missing, or stand elsewhere"
     if found.n < n:
@@ -123,9 +123,7 @@ def entries(folder: Path, *, since: float = 0.0, skip: int = 0) -> Iterator[Line
             if found is None:
                 if not raw.endswith(b"\n"):
                     return  # it is being written
-                raise LedgerError(
-                    f"Line {n} of {path} is damaged.", hint="`freehold ledger verify` says which line is wrong, and why."
-                )
+                raise LedgerError(f"Line {n} of {path} is damaged.", hint="`freehold ledger verify` says which line is wrong.")
             if found.time >= since:
                 yield found
     except OSError as error:

@@ -107,6 +107,8 @@ class Budget:
             raise _unwritable(folder, error) from None
         self.digest, self._file = self._read(body)
         self._text = msgspec.json.encode(self._file)
+        self.ahead = self.digest != ledger.last.budget
+        """Whether it was written after the ledger's last line."""
         for entry in [each for entries in self._file.sets.values() for each in entries]:
             entry.open = []  # whoever trained them is gone, and nothing left: it would have been counted before
 

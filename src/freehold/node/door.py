@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from freehold.errors import FreeholdError
+from freehold.errors import BudgetExceeded, FreeholdError
 from freehold.node.budget import Ask, Budget, Limits, Spent
 from freehold.node.ledger import Ledger
 from freehold.node.lines import Line
@@ -144,7 +144,13 @@ class Door:
         if self._opened is None:
             ledger = Ledger(self._state / "ledger", node=self._node, clock=self._clock)
             try:
-                self._opened = ledger, Budget(self._state / "budget", ledger)
+                budget = Budget(self._state / "budget", ledger)
+                if budget.ahead:
+                    text = (
+                        "the budget was written and no line after it: the guard died there, or the end of this ledger was cut off"
+                    )
+                    ledger.append(Line(prev="", n=0, time=0.0, kind="repaired", budget=budget.digest, text=text))
+                self._opened = ledger, budget
             except BaseException:
                 ledger.close()
                 raise
@@ -161,8 +167,6 @@ class _Failing:
         pass
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        from freehold.errors import BudgetExceeded
-
         if kind is not None and not issubclass(kind, BudgetExceeded):
             self._door.close()
 

@@ -21,6 +21,8 @@ class Hello(Errand, frozen=True, kw_only=True, tag="hello"):
     """The node's state folder."""
     datasets: dict[str, str]
     """Name -> path of the table."""
+    coordinator: str = ""
+    """Its URL, for the ledger."""
 
 
 class Settle(Errand, frozen=True, kw_only=True, tag="settle"):

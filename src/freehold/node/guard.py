@@ -18,6 +18,7 @@ import msgspec
 
 from freehold.errors import DataUnfit, FreeholdError, NodeError, PeerGone, TrainerFailed
 from freehold.failpoints import failpoint
+from freehold.node.door import Door, Piece
 from freehold.node.errands import (
     Busy,
     Erased,
@@ -83,7 +84,9 @@ class Guard:
     def __init__(self, hello: Hello, *, spawn: Spawn = spawn) -> None:
         self._hello, self._spawn = hello, spawn
         self._vault = Vault(Path(hello.state) / "vault")
+        self._door = Door(Path(hello.state), node=hello.node, peer=hello.coordinator)
         self._studies: dict[str, _Study] = {}
+        self._training: dict[str, int] = {}  # digest of a plan -> training examples here, in the smallest split
 
     def answer(self, errand: ToGuard, fds: Sequence[int]) -> tuple[FromGuard, list[int]]:
         """The answer, and the sealed memory that goes with it."""
@@ -94,9 +97,12 @@ class Guard:
         if isinstance(errand, Quit):
             for each in self._studies.values():
                 each.quit()
+            self._door.give_up()
             return PendingRounds(pending=self._vault.pending()), []
         if isinstance(errand, Forget):
-            return Erased(states=self._vault.erase()), []
+            states = self._vault.erase()
+            self._door.note("erased", f"{states} personal states")
+            return Erased(states=states), []
         if isinstance(errand, Hello):
             raise NodeError("The guard was told twice whose it is.", hint="This is a defect; please report it.")
         study, run = self._known(errand.run, fds[0])
@@ -110,7 +116,13 @@ class Guard:
         personal = self._vault.committed(run.id)
         job = TrainJob(number=run.number, round=errand.round, cohort=errand.cohort, population=errand.population)
         try:
+            study.trainer.start()
+            piece = self._piece(study, errand)
+            self._door.begin(piece)
             found = self._ask(study, job, [shared] if personal is None else [shared, personal], errand)
+        except BaseException:
+            self._door.give_up()
+            raise
         finally:
             close([] if personal is None else [personal])
         if found is None:
@@ -127,7 +139,9 @@ class Guard:
             with Mapped(got[0]) as view:
                 sha256, length = hashlib.sha256(view).hexdigest(), len(view)
             self._vault.put_pending(run.id, errand.round, sha256, got[-1])
+            self._door.send("contribution", piece, sha256=sha256, length=length)
         except BaseException:
+            self._door.give_up()
             close(got[:1])
             raise
         finally:
@@ -153,7 +167,22 @@ class Guard:
             "measured",
             {run.id: {"algorithm": run.algorithm.name, "repeat": run.repeat, **msgspec.to_builtins(reply)}},
         )
-        return OutgoingMeasures(splits=reply.splits, alone=reply.alone, served=reply.served), []
+        out = OutgoingMeasures(splits=reply.splits, alone=reply.alone, served=reply.served)
+        body = msgspec.json.encode(out)
+        self._door.send("measures", self._piece(study, errand), sha256=hashlib.sha256(body).hexdigest(), length=len(body))
+        return out, []
+
+    def _piece(self, study: _Study, errand: TrainErrand | MeasureErrand) -> Piece:
+        """What the ledger and the budget are told of a piece of work."""
+        plan = study.plan
+        examples = self._training.get(digest(plan), 0)
+        return Piece(plan=plan, run=errand.run, round=errand.round, dataset=plan.task.name, examples=examples)
+
+    def refused(self, errand: object, error: FreeholdError) -> None:
+        """Write down what this node refuses."""
+        if isinstance(errand, TrainErrand | MeasureErrand):
+            with contextlib.suppress(FreeholdError):
+                self._door.refuse(error, run=errand.run, round=errand.round)
 
     def _known(self, run_id: str, plan_fd: int) -> tuple[_Study, Run]:
         """The study and the run; the plan's own digest says which run this is, whatever the coordinator calls it."""
@@ -188,6 +217,7 @@ class Guard:
             if isinstance(reply, Failed):
                 raise DataUnfit(reply.message, hint=reply.hint)
             if isinstance(reply, Opened):
+                self._training[digest(plan)] = reply.training
                 self._note(plan, "data", {"examples": reply.examples, "findings": reply.findings})
 
         return opening
@@ -294,6 +324,8 @@ def main(*, spawn: Spawn = spawn) -> None:
                     raise NodeError("The guard was not told whose it is.", hint="This is a defect; please report it.")
                 reply, out = guard.answer(errand, fds)  # type: ignore[arg-type]
             except FreeholdError as error:
+                if guard is not None:
+                    guard.refused(errand, error)
                 reply = Refused(code=error.code, message=error.message, hint=error.hint)
             finally:
                 close(fds)

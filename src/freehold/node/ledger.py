@@ -6,6 +6,7 @@ The guard alone writes, one at a time.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import time
@@ -65,10 +66,8 @@ class Ledger:
             self.append(Line(prev="", n=0, time=0.0, kind="repaired", bytes=torn, text="a line that was being written"))
 
     def _stand_on(self, line: bytes) -> None:
-        try:
+        with contextlib.suppress(ValueError):
             self.last = parse(line)
-        except ValueError:
-            pass
         if self.last.n < 1 or not is_signed(line, self.key.public):
             raise LedgerDamaged(
                 f"The last line of the ledger in {self._folder} was not written by this node.",
@@ -84,7 +83,7 @@ class Ledger:
             if (value := getattr(line, name)) is not None and name not in ("prev", "n", "time")
         }
         made = Line(
-            **{"budget": self.last.budget, **given},  # type: ignore[arg-type]
+            **{"budget": self.last.budget, **given},
             prev=self.head.hash,
             n=self.head.n + 1,
             time=round(self._clock(), 3),
