@@ -151,6 +151,9 @@ def _state(name: str | None, state: Path | None) -> Path:
     return state_home(os.environ) / f"node-{name}"
 
 
+folder_of = _state
+
+
 def _live(folder: Path) -> dict[str, Any] | None:
     """What a running node's page says; None where there is no page."""
     try:

@@ -18,10 +18,11 @@ import msgspec
 from freehold import durable
 from freehold.errors import BudgetDamaged, BudgetExceeded, LedgerError
 from freehold.node.ledger import Ledger
-from freehold.node.lines import Head
+from freehold.node.lines import Head, is_sealed
 from freehold.privacy.accounting import Mechanism, epsilon
 
 FORMAT = 1
+FILE = "budget.json"
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -99,7 +100,7 @@ class Budget:
 
     def __init__(self, folder: Path, ledger: Ledger) -> None:
         """Open it, or begin it where the ledger knows of none; BudgetDamaged for a file that is not the one it was."""
-        self._path, self._ledger = folder / "budget.json", ledger
+        self._path, self._ledger = folder / FILE, ledger
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             body = self._path.read_bytes() if self._path.exists() else None
@@ -116,25 +117,12 @@ class Budget:
         last = self._ledger.last.budget
         if body is None:
             if last is not None:
-                raise self._damaged("is gone, but the ledger knows of one")
+                raise _damaged(self._path, "is gone, but the ledger knows of one")
             return None, _File()
-        text, _, signature = body.rstrip(b"\n").rpartition(b"\n")
-        try:
-            found = msgspec.json.decode(text, type=_File)
-        except (ValueError, msgspec.MsgspecError):
-            raise self._damaged("was changed: it cannot be read") from None
-        if not self._ledger.key.sealed(text, signature.decode("ascii", "replace")):
-            raise self._damaged("was changed: its signature is not this node's")
-        digest = hashlib.sha256(text).hexdigest()
+        digest, found = _parsed(self._path, body, self._ledger.key.public)
         if digest != last and Head(found.ledger_n, found.ledger_hash) != self._ledger.head:
-            raise self._damaged("is not the newest: it, or the ledger, was put back to an earlier state")
+            raise _damaged(self._path, "is not the newest: it, or the ledger, was put back to an earlier state")
         return digest, found
-
-    def _damaged(self, what: str) -> BudgetDamaged:
-        return BudgetDamaged(
-            f"The privacy budget {self._path} {what}.",
-            hint="Restore budget/ and ledger/ from the same, newest backup. Nothing leaves before; it is never set back to zero.",
-        )
 
     def reserve(self, ask: Ask) -> None:
         """Open a round before its training.
@@ -165,11 +153,11 @@ class Budget:
             return
         delta = ask.limits.delta
         mine = Entry(plan=ask.plan, unit=ask.unit, mechanism=ask.mechanism, spent=rounds)
-        found = _epsilon([*others, mine], delta)
+        found = composed([*others, mine], delta)
         if found > most:
             raise BudgetExceeded(
                 f"With its rounds to the end, {whose} would cost {_said(found)} on {ask.dataset}, at δ = {delta:g}; the owner "
-                f"allows ε = {most:g}, and other plans have taken {_said(_epsilon(others, delta))}.",
+                f"allows ε = {most:g}, and other plans have taken {_said(composed(others, delta))}.",
                 hint="More noise or fewer rounds in the plan cost less; only the data's owner can allow more, in the policy.",
             )
 
@@ -193,7 +181,7 @@ class Budget:
     def spent(self, dataset: str, plan: str, delta: float) -> Spent:
         """ε of a data set as it counts now, in all and of one study."""
         entries = self._file.sets.get(dataset, [])
-        return Spent(study=_epsilon([e for e in entries if e.plan == plan], delta), total=_epsilon(entries, delta), delta=delta)
+        return Spent(study=composed([e for e in entries if e.plan == plan], delta), total=composed(entries, delta), delta=delta)
 
     def entries(self) -> dict[str, list[Entry]]:
         """Data set -> what was done to it."""
@@ -219,7 +207,48 @@ class Budget:
         self._text, self.digest = text, hashlib.sha256(text).hexdigest()
 
 
-def _epsilon(entries: Sequence[Entry], delta: float) -> float:
+class Kept(msgspec.Struct, frozen=True, kw_only=True):
+    """A budget that was read by somebody else than the guard."""
+
+    digest: str
+    ledger: Head
+    """Where the ledger stood when it was written."""
+    sets: dict[str, list[Entry]]
+
+
+def read(folder: Path, public: str) -> Kept | None:
+    """The budget in `folder` as it is now, None if there is none yet; BudgetDamaged if this key did not sign it."""
+    path = folder / FILE
+    try:
+        body = path.read_bytes() if path.exists() else None
+    except OSError as error:
+        raise _unwritable(folder, error) from None
+    if body is None:
+        return None
+    digest, found = _parsed(path, body, public)
+    return Kept(digest=digest, ledger=Head(found.ledger_n, found.ledger_hash), sets=found.sets)
+
+
+def _parsed(path: Path, body: bytes, public: str) -> tuple[str, _File]:
+    text, _, signature = body.rstrip(b"\n").rpartition(b"\n")
+    try:
+        found = msgspec.json.decode(text, type=_File)
+    except (ValueError, msgspec.MsgspecError):
+        raise _damaged(path, "was changed: it cannot be read") from None
+    if not is_sealed(text, signature.decode("ascii", "replace"), public):
+        raise _damaged(path, "was changed: its signature is not this node's")
+    return hashlib.sha256(text).hexdigest(), found
+
+
+def _damaged(path: Path, what: str) -> BudgetDamaged:
+    return BudgetDamaged(
+        f"The privacy budget {path} {what}.",
+        hint="Restore budget/ and ledger/ from the same, newest backup. Nothing leaves before; it is never set back to zero.",
+    )
+
+
+def composed(entries: Sequence[Entry], delta: float) -> float:
+    """ε of all of them together, inf where something had no noise; rounds that are open count."""
     counted = [(e.mechanism, e.rounds) for e in entries if e.rounds]
     if any(mechanism is None for mechanism, _ in counted):
         return math.inf

@@ -97,9 +97,16 @@ class Key:
         """A signature of something that is no line."""
         return self._private.sign(_OTHER + body).hex()
 
-    def sealed(self, body: bytes, signature: str) -> bool:
-        """Whether `seal` made this signature."""
-        return _holds(self.public, signature, _OTHER + body)
+
+def is_sealed(body: bytes, signature: str, public: str) -> bool:
+    """Whether `Key.seal` made this signature, with the private half of this key."""
+    return _holds(public, signature, _OTHER + body)
+
+
+def public_key(folder: Path) -> str | None:
+    """The public half, in hexadecimal, of the key in a ledger's folder; None where there is none that can be read."""
+    path = folder / "key.pem"
+    return key_in(folder).public if path.is_file() and os.access(path, os.R_OK) else None
 
 
 def key_in(folder: Path) -> Key:

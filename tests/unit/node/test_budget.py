@@ -168,7 +168,9 @@ def test_a_budget_that_was_changed_lost_or_put_back_is_refused_and_stays_as_it_i
     (tmp_path / "ledger" / FILE).write_bytes(ledger)  # the ledger put back instead
     assert "put back" in damaged(tmp_path)
     file.write_bytes(first)  # both, to the same moment: only a witness elsewhere knows
-    Budget(file.parent, Ledger(tmp_path / "ledger", node="alice"))
+    held = Ledger(tmp_path / "ledger", node="alice")
+    assert Budget(file.parent, held).entries()["heart"][0].spent == 1
+    held.close()
     (tmp_path / "ledger" / FILE).write_bytes(whole)
     file.write_bytes(newest)
     assert one_round(opened(tmp_path), piece(3)) == cost(4)
