@@ -36,7 +36,12 @@
     │   ├── OwnerDenied       333  a plan that the owner denied
     │   ├── BenefitKept       334  figures on its own benefit that a node keeps
     │   ├── ApprovalError     335  approvals that are damaged or cannot be written
-    │   └── ReleaseRefused    336  what training code made and may not leave
+    │   ├── ReleaseRefused    336  what training code made and may not leave
+    │   ├── LedgerError       340  a ledger or budget that cannot be written or read, so nothing leaves
+    │   ├── LedgerDamaged     341  a ledger that this node did not write, or not so
+    │   ├── BudgetDamaged     342  a privacy budget that was changed, lost or put back
+    │   ├── BudgetExceeded    343  a study that would spend more ε than the owner allows
+    │   └── StateInUse        344  a second guard on one state folder
     ├── CoordinatorError      400  a coordinator that cannot go on
     │   ├── TokenRefused      401  a join token that is used, expired, revoked or for another node
     │   ├── NoCertificate     402  a request that needs a certificate came without one
@@ -355,6 +360,41 @@ class ReleaseRefused(NodeError):
     """The guard lets nothing out that the plan does not list, or that cannot be true."""
 
     code = 336
+    exit_code = 1
+
+
+class LedgerError(NodeError):
+    """The ledger or the privacy budget cannot be written or read, so nothing leaves."""
+
+    code = 340
+    exit_code = 1
+
+
+class LedgerDamaged(NodeError):
+    """The ledger is not as this node wrote it."""
+
+    code = 341
+    exit_code = 1
+
+
+class BudgetDamaged(NodeError):
+    """The privacy budget was changed, lost, or put back to an earlier state."""
+
+    code = 342
+    exit_code = 1
+
+
+class BudgetExceeded(NodeError):
+    """A study would spend more ε than the owner of the data allows."""
+
+    code = 343
+    exit_code = 1
+
+
+class StateInUse(NodeError):
+    """Another guard has this state folder."""
+
+    code = 344
     exit_code = 1
 
 

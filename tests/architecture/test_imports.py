@@ -27,6 +27,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "durable": frozenset({"failpoints"}),
     "sandbox": frozenset({"errors", "events"}),
     "wire": EVERYWHERE | {"durable", "failpoints"},
+    "privacy": EVERYWHERE,
     "core": frozenset({"errors", "drawing"}),
     "algorithms": EVERYWHERE | {"core"},
     "models": EVERYWHERE | {"core"},
@@ -38,13 +39,13 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "study": EVERYWHERE | {"core", "algorithms", "models", "data", "tasks", "engines", "report", "tracking", "wire"},
     "node": EVERYWHERE
     | {"hours", "policy", "settings", "logs", "durable", "failpoints", "sandbox", "wire"}
-    | {"core", "algorithms", "data", "tasks", "engines"},
+    | {"core", "algorithms", "data", "tasks", "engines", "privacy"},
     "coordinator": EVERYWHERE | {"signing", "durable", "failpoints", "wire", "core", "algorithms", "data", "tasks", "engines"},
     "freehold": EVERYWHERE | {"core", "data", "report", "study"},
     "testing": EVERYWHERE | {"failpoints", "wire", "node", "coordinator", "tasks"},
     "cli": EVERYWHERE
     | {"signing", "policy", "settings", "logs", "systemd", "durable", "sandbox", "wire", "node", "coordinator"}
-    | {"freehold", "core", "algorithms", "models", "data", "tasks", "engines", "report", "tracking", "study"},
+    | {"freehold", "core", "algorithms", "models", "data", "tasks", "engines", "privacy", "report", "tracking", "study"},
 }
 
 THIRD_PARTIES: dict[str, frozenset[str]] = {
@@ -62,6 +63,7 @@ THIRD_PARTIES: dict[str, frozenset[str]] = {
     "durable": frozenset(),
     "wire": frozenset({"aiohttp", "msgspec", "numpy", "torch", "zstandard"}),  # torch in tensors.py, which children import
     "sandbox": frozenset(),
+    "privacy": frozenset({"dp_accounting", "msgspec"}),
     "core": frozenset({"torch"}),
     "algorithms": frozenset({"torch"}),
     "models": frozenset({"torch"}),

@@ -200,6 +200,7 @@ def _facts(folder: Path | None, plan: Plan, signature: str | None) -> Facts:
     from freehold.node.approvals import Approvals
     from freehold.plan import digest
     from freehold.policy import Facts
+    from freehold.sandbox.probe import probe
 
     identity = digest(plan)
     return Facts(
@@ -209,6 +210,8 @@ def _facts(folder: Path | None, plan: Plan, signature: str | None) -> Facts:
         digest=identity,
         columns=_columns(plan),
         approval="" if folder is None else Approvals(folder).state_of(identity),
+        counted=True,
+        sandbox=probe(None).level,
     )
 
 

@@ -25,6 +25,7 @@ from freehold.node.withheld import can_withhold, narrow
 from freehold.plan import Plan, Run, digest
 from freehold.policy import FILE, DataRules, Facts, Policy, Verdict, decide, parse_policy, read_policy
 from freehold.policy.decide import contribution_bytes
+from freehold.policy.tables import Sandbox
 
 IN_FORCE = "policy.in-force.toml"
 """The last good policy, beside the approvals: a guard that is started anew goes on with it where policy.toml is broken."""
@@ -61,11 +62,15 @@ class Admission:
         policy: Path | None = None,
         *,
         datasets: Mapping[str, str] = NOTHING,
+        sandbox: Sandbox = "none",
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`policy`: policy.toml in the state folder if it is not given. Whatever it is like, this does not raise."""
+        """`policy`: policy.toml in the state folder if it is not given. Whatever it is like, this does not raise.
+
+        `sandbox`: the level at which trainers run.
+        """
         self._state, self._path, self._clock = state, policy or state / FILE, clock
-        self._datasets = datasets
+        self._datasets, self._sandbox = datasets, sandbox
         self._read: dict[int, tuple[Plan, tuple[str, ...] | None]] = {}
         """Plan -> the columns that its trainer was given; None: all of them."""
         self._approvals = Approvals(state, clock=clock)
@@ -110,6 +115,8 @@ class Admission:
                     cohort=errand.cohort if isinstance(errand, TrainErrand) else None,
                     sent_today=self._sent(plan.task.name, f"{errand.run}:{errand.round}"),
                     approval=approval,
+                    counted=True,
+                    sandbox=self._sandbox,
                     narrowed=can_withhold(Path(self._datasets.get(plan.task.name, ""))),
                 ),
             )

@@ -21,6 +21,8 @@ from freehold.errors import DataUnfit, FreeholdError, NodeError, PeerGone, Train
 from freehold.events import Event
 from freehold.failpoints import failpoint
 from freehold.node.admission import Admission
+from freehold.node.budget import Limits
+from freehold.node.door import Door, Piece
 from freehold.node.errands import (
     Busy,
     Erased,
@@ -40,7 +42,7 @@ from freehold.node.errands import (
 from freehold.node.jobs import Failed, FromTrainer, MeasuredModel, MeasureJob, Open, Opened, Trained, TrainJob
 from freehold.node.measures import known_choice, may_leave
 from freehold.node.release import released
-from freehold.node.sandboxed import StartTrainer, trainers_of, unjailed
+from freehold.node.sandboxed import Trainers, trainers_of, unjailed
 from freehold.node.vault import Vault
 from freehold.plan import Plan, Run, digest, parse, runs_of
 from freehold.policy import DataRules
@@ -86,13 +88,16 @@ class _Study:
 class Guard:
     """Answers the agent's errands."""
 
-    def __init__(self, hello: Hello, *, spawn: Spawn = spawn, start_trainer: StartTrainer | None = None) -> None:
-        """`start_trainer`: in production in a sandbox; else `spawn` starts it."""
-        self._hello, self._start_trainer = hello, start_trainer or unjailed(spawn).start
+    def __init__(self, hello: Hello, *, spawn: Spawn = spawn, trainers: Trainers | None = None) -> None:
+        """`trainers`: in production in a sandbox; else `spawn` starts them."""
+        found = trainers or unjailed(spawn)
+        self._hello, self._start_trainer, self._level = hello, found.start, found.level
         self._vault = Vault(Path(hello.state) / "vault")
         rules = Path(hello.policy) if hello.policy else None
-        self._admission = Admission(Path(hello.state), rules, datasets=hello.datasets)
+        self._admission = Admission(Path(hello.state), rules, datasets=hello.datasets, sandbox=found.level)
+        self._door = Door(Path(hello.state), node=hello.node, peer=hello.coordinator)
         self._studies: dict[str, _Study] = {}
+        self._training: dict[str, int] = {}  # digest of a plan -> training examples here, in the smallest split
 
     def answer(self, errand: ToGuard, fds: Sequence[int]) -> tuple[FromGuard, list[int]]:
         """The answer, and the sealed memory that goes with it."""
@@ -103,24 +108,33 @@ class Guard:
         if isinstance(errand, Quit):
             for each in self._studies.values():
                 each.quit()
+            self._door.give_up()
             return PendingRounds(pending=self._vault.pending()), []
         if isinstance(errand, Forget):
-            return Erased(states=self._vault.erase()), []
+            states = self._vault.erase()
+            self._door.note("erased", f"{states} personal states")
+            return Erased(states=states), []
         if isinstance(errand, Hello):
             raise NodeError("The guard was told twice whose it is.", hint="This is a defect; please report it.")
         study, run = self._known(errand.run, fds[0])
         rules = self._admission.ask(study.plan, run, errand, refused=study.quit, renewed=study.trainer.end)
         return (
-            self._train(study, run, errand, fds[1])
+            self._train(study, run, errand, fds[1], rules)
             if isinstance(errand, TrainErrand)
             else self._measure(study, run, errand, fds[1], rules)
         )
 
-    def _train(self, study: _Study, run: Run, errand: TrainErrand, shared: int) -> tuple[FromGuard, list[int]]:
+    def _train(self, study: _Study, run: Run, errand: TrainErrand, shared: int, rules: DataRules) -> tuple[FromGuard, list[int]]:
         personal = self._vault.committed(run.id)
         job = TrainJob(number=run.number, round=errand.round, cohort=errand.cohort, population=errand.population)
         try:
+            study.trainer.start()
+            piece = self._piece(study, errand, rules)
+            self._door.begin(piece)
             found = self._ask(study, job, [shared] if personal is None else [shared, personal], errand)
+        except BaseException:
+            self._door.give_up()
+            raise
         finally:
             close([] if personal is None else [personal])
         if found is None:
@@ -138,7 +152,9 @@ class Guard:
             with Mapped(got[0]) as view:
                 sha256, length = hashlib.sha256(view).hexdigest(), len(view)
             self._vault.put_pending(run.id, errand.round, sha256, got[-1])
+            self._door.send("contribution", piece, sha256=sha256, length=length)
         except BaseException:
+            self._door.give_up()
             close(got[:1])
             raise
         finally:
@@ -167,7 +183,34 @@ class Guard:
             "measured",
             {run.id: {"algorithm": run.algorithm.name, "repeat": run.repeat, **msgspec.to_builtins(found)}},
         )
-        return self._admission.share(rules, found), []
+        out = self._admission.share(rules, found)
+        body = msgspec.json.encode(out)
+        self._door.send("measures", self._piece(study, errand, rules), sha256=hashlib.sha256(body).hexdigest(), length=len(body))
+        return out, []
+
+    def _piece(self, study: _Study, errand: TrainErrand | MeasureErrand, rules: DataRules) -> Piece:
+        """What the ledger and the budget are told of a piece of work."""
+        plan = study.plan
+        return Piece(
+            plan=plan,
+            run=errand.run,
+            round=errand.round,
+            dataset=plan.task.name,
+            examples=self._training.get(digest(plan), 0),
+            limits=Limits(
+                epsilon_total=rules.epsilon_total,
+                epsilon_per_study=rules.epsilon_per_study,
+                delta=rules.delta or plan.privacy.delta,
+            ),
+            sandbox=self._level,
+            release=rules.release or "approved",
+        )
+
+    def refused(self, errand: object, error: FreeholdError) -> None:
+        """Write down what this node refuses."""
+        if isinstance(errand, TrainErrand | MeasureErrand):
+            with contextlib.suppress(FreeholdError):
+                self._door.refuse(error, run=errand.run, round=errand.round)
 
     def _known(self, run_id: str, plan_fd: int) -> tuple[_Study, Run]:
         """The study and the run; the plan's own digest says which run this is, whatever the coordinator calls it."""
@@ -209,6 +252,7 @@ class Guard:
             if isinstance(reply, Failed):
                 raise DataUnfit(reply.message, hint=reply.hint)
             if isinstance(reply, Opened):
+                self._training[digest(plan)] = reply.training
                 self._note(plan, "data", {"examples": reply.examples, "findings": reply.findings})
 
         return _Study(plan, text, Child(TRAINER, FromTrainer, spawn=start, opening=opening))
@@ -315,13 +359,15 @@ def main(*, spawn: Spawn = spawn) -> None:
                 said = ""
                 if guard is None and isinstance(errand, Hello):
                     trainers = trainers_of(errand, spawn)
-                    guard, errand, said = Guard(errand, start_trainer=trainers.start), Settle(), trainers.said
+                    guard, errand, said = Guard(errand, trainers=trainers), Settle(), trainers.said
                 if guard is None:
                     raise NodeError("The guard was not told whose it is.", hint="This is a defect; please report it.")
                 reply, out = guard.answer(errand, fds)  # type: ignore[arg-type]
                 if said and isinstance(reply, PendingRounds):
                     reply = msgspec.structs.replace(reply, sandbox=said)
             except FreeholdError as error:
+                if guard is not None:
+                    guard.refused(errand, error)
                 reply = Refused(code=error.code, message=error.message, hint=error.hint)
             finally:
                 close(fds)

@@ -11,6 +11,7 @@ from pathlib import Path
 from freehold import failpoints
 from freehold.errors import FreeholdError, SandboxError
 from freehold.node.errands import Hello
+from freehold.policy.tables import SANDBOXES, Sandbox
 from freehold.sandbox.jail import Jail, data_path, jailed
 from freehold.sandbox.selftest import assess, require
 from freehold.wire.process import Spawn
@@ -26,6 +27,11 @@ class Trainers:
     start: StartTrainer
     said: str
     """The sandbox's level, "off", or why no trainer can be started."""
+
+    @property
+    def level(self) -> Sandbox:
+        """The level that a policy may ask for."""
+        return next((level for level in SANDBOXES if level == self.said), "none")
 
 
 def unjailed(spawn: Spawn) -> Trainers:

@@ -44,6 +44,8 @@ class Facts:
     """What the whole plan costs each record or client; None: nobody can tell."""
     spent: float = 0.0
     """What earlier studies cost."""
+    counted: bool = False
+    """Whether the node's budget counts ε by itself, and refuses what would overdraw it, before anything is trained."""
     sandbox: Sandbox = "none"
     """What this node reaches."""
     bounded: bool = False
@@ -199,6 +201,10 @@ def _privacy(rules: DataRules, plan: Plan, facts: Facts) -> Iterator[Finding]:
     told = "no promise" if said.unit == "none" else "not known" if facts.epsilon is None else f"{epsilon:.4g}"
     for name, cost in (("epsilon_per_study", epsilon), ("epsilon_total", facts.spent + epsilon)):
         most = getattr(rules, name)
+        if facts.counted and facts.epsilon is None and said.unit != "none":
+            wanted = "any" if most is None else f"at most {most:g}"
+            yield Finding(rule=name, passed=True, found="the node's budget counts it before it trains", wanted=wanted)
+            continue
         found = told if name == "epsilon_per_study" or math.isinf(cost) else f"{facts.spent:.4g} spent + {told}"
         yield _most(name, cost, most, found)
     yield _most("delta", 0.0 if said.unit == "none" else said.delta, rules.delta, f"{said.delta:g}")

@@ -86,6 +86,11 @@ class Child:
                         self.end()
                     raise
 
+    def start(self) -> None:
+        """Start the process now, if there is none; raises what its opening raises."""
+        with self._lock:
+            self._open()
+
     def await_answer(self, *, timeout_s: float) -> tuple[Any, list[int]]:
         """Wait on for the answer to a question that was asked patiently; raises what `ask` does."""
         with self._lock:
