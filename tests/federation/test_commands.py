@@ -193,7 +193,7 @@ def test_a_name_that_two_studies_have_is_ambiguous(world: World) -> None:
     plan = world.home / "again.toml"
     new = ("study", "new", "heart", "--algorithm", "fedavg", "--companions", "none", "--rounds", "3", "--repeats", "1")
     world.run(*new, "--least-nodes", "3", "--name", "heart-fedavg", "--output", plan)
-    assert "companions" not in plan.read_text(encoding="utf-8")
+    assert "companions = []" in plan.read_text(encoding="utf-8")
     world.run("study", "sign", plan, "--key", world.home / "key")
     said = world.run("study", "run", plan)
     assert "waiting for nodes, 2 of 3 here" in said
