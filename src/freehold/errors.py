@@ -30,8 +30,7 @@
     │   ├── TrainerFailed     306  training code that died, stalled or answered nonsense
     │   ├── JoinTokenError    307  a join token that is malformed
     │   ├── Resting           320  a node outside of its hours, or on a metered connection
-    │   ├── ReleaseRefused    330  what training code made and may not leave
-    │   └── VaultRolledBack   331  a vault, or a part of it, that is older than what this node has kept since
+    │   └── ReleaseRefused    330  what training code made and may not leave
     ├── CoordinatorError      400  a coordinator that cannot go on
     │   ├── TokenRefused      401  a join token that is used, expired, revoked or for another node
     │   ├── NoCertificate     402  a request that needs a certificate came without one
@@ -304,13 +303,6 @@ class ReleaseRefused(NodeError):
     """The guard lets nothing out that the plan does not list, or that cannot be true."""
 
     code = 330
-    exit_code = 1
-
-
-class VaultRolledBack(VaultError):
-    """The vault, or a part of it, is older than what this node has kept since."""
-
-    code = 331
     exit_code = 1
 
 
