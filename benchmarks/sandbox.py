@@ -50,7 +50,15 @@ def run() -> dict[str, Any]:
         plain = _started_s(outside("freehold.sandbox"), began)
         began = time.perf_counter()
         starts.append((plain, _started_s(jailed("freehold.sandbox", [], jail), began)))
-    trainings = [(_trained_s(outside), _trained_s(lambda module, fd: jailed(module, [int(fd)], jail))) for _ in range(TRAININGS)]
+
+    def inside(module: str, fd: str) -> subprocess.Popen[bytes]:
+        return jailed(module, [int(fd)], jail)
+
+    trainings = []
+    for index in range(TRAININGS):  # each one is first in half of the pairs
+        order = (outside, inside) if index % 2 else (inside, outside)
+        taken = {start: _trained_s(start) for start in order}
+        trainings.append((taken[outside], taken[inside]))
     return {
         "level": found.offer.level,
         "attempts": len(found.outcomes),

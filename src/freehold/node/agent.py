@@ -388,8 +388,12 @@ class Agent:
             self._pending = found.pending
             if found.sandbox and found.sandbox != self.status.sandbox:
                 self.status.sandbox = found.sandbox
-                name = {"off": "sandbox.off", "refused": "sandbox.refused"}.get(found.sandbox.split(":")[0], "sandbox.closed")
-                self._tell(Event(name, {} if name == "sandbox.off" else {"level": found.sandbox}))
+                if found.sandbox == "off":
+                    self._tell(Event("sandbox.off", {}))
+                elif found.sandbox.startswith("refused"):
+                    self._tell(Event("sandbox.refused", {"why": found.sandbox}))
+                else:
+                    self._tell(Event("sandbox.closed", {"level": found.sandbox}))
 
 
 def told(code: int) -> str:

@@ -2,3 +2,5 @@
 
 Standard library only: it runs in the guard, and inside of the jail before anything that is not trusted.
 """
+
+__all__: tuple[str, ...] = ()

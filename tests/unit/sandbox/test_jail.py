@@ -8,6 +8,8 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,14 +46,13 @@ signal.pause()
 
 
 @pytest.fixture
-def code(tmp_path_factory: pytest.TempPathFactory) -> str:
+def code() -> Iterator[str]:
     """A folder with the module `inside`, which every user may read."""
-    import tempfile
-
-    folder = Path(tempfile.mkdtemp(prefix="fh-inside-"))
-    folder.chmod(0o755)
-    (folder / "inside.py").write_text(INSIDE)
-    return str(folder)
+    with tempfile.TemporaryDirectory(prefix="fh-inside-") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        (folder / "inside.py").write_text(INSIDE)
+        yield name
 
 
 def the_jail(kind: str, code: str) -> Jail:
