@@ -79,7 +79,7 @@ def sample_rules(state: Path) -> None:
 def welcome(own: Own, *, name: str, page: str, samples: Path | None) -> str:
     """What can be done next."""
     other = "bob" if name != "bob" else "carol"
-    data = f"{SAMPLE}={samples / f'{NEXT}.csv'}" if samples else "NAME=FILE"
+    data = f"{SAMPLE}={samples / f'{NEXT}.csv'} --policy {samples.parent / 'policy.toml'}" if samples else "NAME=FILE"
     lines = [f"Node {name}, with a coordinator of its own at {own.url}"]
     if page:
         lines.append(f"Its page: {page}")
