@@ -107,7 +107,7 @@ async def contribute(
     assert buffer is not None and run.tally is not None
     spans = await asyncio.to_thread(check, shown, run, run.tally.sum, weight)
     whose = hashlib.sha256(node.encode()).hexdigest()[:8]
-    name = run.place(round, f"{whose}.{sha256}")
+    name = run.place(round, f"{whose}.{sha256[:16]}")
     put = await store.put(body, name=name, point="coordinator.contribution", sha256=sha256)
     try:
         there = await _place(store, run, buffer, node, round, sha256, closing)

@@ -105,7 +105,7 @@ class Intake:
             else:
                 spans = await asyncio.to_thread(check, shown, open_run, open_run.tally.sum, weight)
             whose = hashlib.sha256(node.encode()).hexdigest()[:8]
-            name = open_run.place(round, f"{whose}.{sha256}")
+            name = open_run.place(round, f"{whose}.{sha256[:16]}")
             put = await self._store.put(body, name=name, point="coordinator.contribution", sha256=sha256)
             arrived = records.Arrived(run, round, node, put, weight, self._clock(), round)
             try:

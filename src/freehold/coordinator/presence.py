@@ -37,8 +37,6 @@ class Presence:
         self._store, self._clock = store, clock
         self._nodes: dict[str, Seen] = {}
         self._heard: set[str] = set()
-        self._said: dict[str, frozenset[str]] = {}
-        """What is on its way into the store."""
         self.refresh()
 
     def refresh(self) -> None:
@@ -70,8 +68,7 @@ class Presence:
         self._heard.add(node)
         if before is not None:
             before.last, before.stopped = self._clock(), False
-        known = self._said.get(node, before.datasets if before is not None else None)
-        if datasets is None or known == frozenset(datasets):
+        if datasets is None or (before is not None and before.datasets == frozenset(datasets)):
             return None
         offered, now = frozenset(datasets), self._clock()
 
@@ -80,13 +77,7 @@ class Presence:
             connection.execute(sa.insert(offers).values(node=node, datasets=",".join(sorted(offered)), seen=now))
             self._store.announce(connection, "nodes")
 
-        # Two requests of a node that is started again may be here at once: the later one counts, as in the store.
-        self._said[node] = offered
-        try:
-            await self._store.write(write, "coordinator.offer")
-        finally:
-            if self._said.get(node) is offered:
-                del self._said[node]
+        await self._store.write(write, "coordinator.offer")
         self._nodes[node] = Seen(datasets=offered, last=now)
         return frozenset() if before is None else before.datasets - offered
 
