@@ -79,7 +79,7 @@ THIRD_PARTIES: dict[str, frozenset[str]] = {
     ),
     "freehold": frozenset(),
     "testing": frozenset({"sklearn", "torch"}),
-    "cli": frozenset({"rich", "typer"}),
+    "cli": frozenset({"msgspec", "rich", "typer"}),
 }
 
 HEAVY = ("torch", "numpy", "polars", "matplotlib", "scipy", "sklearn", "pandas", "jinja2")

@@ -8,7 +8,7 @@ import sys
 import time
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -123,30 +123,22 @@ def budget(
     folder = _folder(name, state)
     kept = read(folder.parent / "budget", public_key(folder) or "")
     sets = kept.sets if kept else {}
-    rows: list[dict[str, Any]] = []
+    rows: list[dict[str, object]] = []
+    shown = [["data", "plan", "rounds", "unit", f"ε at δ = {delta:g}"]]
     for dataset, entries in sorted(sets.items()):
         plans = {entry.plan: [e for e in entries if e.plan == entry.plan] for entry in entries}
         for plan, mine in [*plans.items(), ("all studies", entries)]:
             value = composed(mine, delta)
-            units = sorted({entry.unit for entry in mine})
-            told = {"dataset": dataset, "plan": plan, "rounds": sum(e.rounds for e in mine), "units": units, "delta": delta}
-            rows.append(told | {"epsilon": value if math.isfinite(value) else None})
+            rounds, units = sum(e.rounds for e in mine), sorted({entry.unit for entry in mine})
+            epsilon = value if math.isfinite(value) else None
+            rows.append({"dataset": dataset, "plan": plan, "rounds": rounds, "units": units, "delta": delta, "epsilon": epsilon})
+            shown.append([dataset, plan.removeprefix("sha256:")[:16], str(rounds), ", ".join(units), _epsilon(epsilon)])
     if as_json:
         sys.stdout.write(json.dumps(rows, indent=1) + "\n")
         return
     from freehold.cli.show import table
 
-    shown = [
-        [
-            r["dataset"],
-            str(r["plan"]).removeprefix("sha256:")[:16],
-            str(r["rounds"]),
-            ", ".join(r["units"]),
-            _epsilon(r["epsilon"]),
-        ]
-        for r in rows
-    ]
-    table([["data", "plan", "rounds", "unit", f"ε at δ = {delta:g}"], *shown], empty="Nothing was spent.")
+    table(shown, empty="Nothing was spent.")
 
 
 def _own(folder: Path, key: str | None) -> tuple[Path, str | None, dict[int, str], str]:
