@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from freehold.errors import FreeholdError, NodeError, PeerGone, StoreError, Unreachable, by_code
+from freehold.errors import FreeholdError, NodeError, PeerGone, StoreError, Unreachable
 from freehold.events import Event, Listener, silent
 from freehold.failpoints import failpoint
 from freehold.node.errands import (
@@ -31,6 +31,7 @@ from freehold.node.errands import (
     Refused,
     Settle,
     TrainErrand,
+    told,
 )
 from freehold.node.rest import Rest, Rules
 from freehold.wire.client import Connection, retry
@@ -394,9 +395,3 @@ class Agent:
                     self._tell(Event("sandbox.refused", {"why": found.sandbox}))
                 else:
                     self._tell(Event("sandbox.closed", {"level": found.sandbox}))
-
-
-def told(code: int) -> str:
-    """What a coordinator hears of an error: a sentence for each number. Its own words, which may quote data, stay here."""
-    kind = by_code(code)
-    return ((kind.__doc__ or "") if kind else "").split("\n", 1)[0] or f"Error {code}."

@@ -6,6 +6,7 @@ from typing import Literal
 
 import msgspec
 
+from freehold.errors import by_code
 from freehold.events import Event
 from freehold.wire.messages import Measured, Pending, Settled
 
@@ -114,3 +115,9 @@ class Erased(Errand, frozen=True, kw_only=True, tag="erased"):
 
 ToGuard = Hello | Settle | TrainErrand | MeasureErrand | Quit | Forget
 FromGuard = PendingRounds | Outgoing | OutgoingMeasures | Busy | Refused | Erased
+
+
+def told(code: int) -> str:
+    """What a coordinator hears of an error: a sentence for each number. Its own words, which may quote data, stay here."""
+    kind = by_code(code)
+    return ((kind.__doc__ or "") if kind else "").split("\n", 1)[0] or f"Error {code}."
