@@ -31,7 +31,7 @@ def plan(noise: float | None = 4.0, *, name: str = "p", repeats: int = 1) -> Pla
         name=name,
         task=TaskRef(name="heart"),
         algorithm=AlgorithmRef(name="fedavg"),
-        training=Training(rounds=ROUNDS, batch_size=8, epochs=1),
+        training=Training(rounds=ROUNDS, batch_size=8, epochs=1, weighting="uniform"),
         privacy=privacy,
         repeats=repeats,
     )

@@ -17,7 +17,7 @@ def heart(**changed: object) -> Plan:
         name="study",
         task=TaskRef(name="heart"),
         algorithm=AlgorithmRef(name="fedavg"),
-        training=Training(rounds=3, batch_size=8, epochs=1),
+        training=Training(rounds=3, batch_size=8, epochs=1, weighting="uniform"),
         round=RoundPolicy(least_nodes=4),
         contribution=Contribution(tensors=(TensorSpec(name="weight", shape=(2, 13)), TensorSpec(name="bias", shape=(2,)))),
     )

@@ -81,8 +81,8 @@ def classical_rdp_epsilon(q: float, sigma: float, count: int, delta: float) -> f
 
 @pytest.mark.parametrize(
     ("noise", "epochs", "published"),
-    [(1.3, 20, 1.34), (1.1, 60, 3.0), (0.7, 70, 8.68)],
-    ids=["sigma 1.3", "sigma 1.1", "sigma 0.7"],
+    [(1.3, 20, 1.34), (1.1, 60, 3.0)],
+    ids=["sigma 1.3", "sigma 1.1"],
 )
 def test_dp_sgd_on_mnist_has_the_published_figures(noise: float, epochs: int, published: float) -> None:
     """Batches of 256 of 60,000 images, δ = 1e-5: Bu, Dong, Long and Su 2020, figure 4, and TensorFlow Privacy's tutorial (3.0).
@@ -134,7 +134,7 @@ def test_a_grid_that_is_too_coarse_is_not_accounted_for() -> None:
 
 
 def plan_with(privacy: Privacy, **training: object) -> Plan:
-    given: dict[str, object] = {"rounds": 10, "batch_size": 32, "epochs": 1, **training}
+    given: dict[str, object] = {"rounds": 10, "batch_size": 32, "epochs": 1, "weighting": "uniform", **training}
     return Plan(
         name="p",
         task=TaskRef(name="heart"),
