@@ -36,10 +36,10 @@ def unpacked(fd: int) -> dict[str, Tensor]:
     found = {}
     for name, (kind, shape, begin, end) in entries.items():
         dtype = getattr(torch, kind)
-        if begin % dtype.itemsize:  # another writer did not align it
-            found[name] = torch.frombuffer(bytearray(mapped[begin:end]), dtype=dtype).reshape(shape)
-        elif begin == end:
+        if begin == end:
             found[name] = torch.empty(shape, dtype=dtype)
+        elif begin % dtype.itemsize:  # another writer did not align it
+            found[name] = torch.frombuffer(bytearray(mapped[begin:end]), dtype=dtype).reshape(shape)
         else:
             found[name] = torch.frombuffer(mapped, dtype=dtype, count=math.prod(shape), offset=begin).reshape(shape)
     return found

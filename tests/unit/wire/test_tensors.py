@@ -65,6 +65,14 @@ def test_tensors_that_another_writer_did_not_align() -> None:
     assert found["a"].tolist() == [7] and found["b"].tolist() == [1.5, -2.0]
 
 
+def test_an_empty_tensor_that_another_writer_did_not_align() -> None:
+    header = b'{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"b":{"dtype":"F32","shape":[0],"data_offsets":[1,1]}}'
+    fd = sealed(len(header).to_bytes(8, "little") + header + b"\x07", "test")
+    found: dict[str, Tensor] = unpacked(fd)
+    os.close(fd)
+    assert found["b"].shape == (0,)
+
+
 @pytest.mark.parametrize("body", [b"", b"\x00" * 9, b"\xff" * 64])
 def test_what_is_no_safetensors_is_refused(body: bytes) -> None:
     fd = sealed(body, "test")
