@@ -85,10 +85,10 @@ def measure(size: str = "10kb", nodes: int = 4, rounds: int = 60, *, watch: bool
             at = min(2, rounds - 1)
             federation.coordinator.wait_for("round.closed", round=at)
             before = cpu_s(coordinator)
-            if at < rounds - 1:  # one contribution, and the round's sum is all there
-                federation.coordinator.wait_for("contribution.received", round=at + 1)
             loaded_kb = rss_kb(coordinator)
             if at < rounds - 1:
+                federation.coordinator.wait_for("contribution.received", round=at + 1)
+                loaded_kb = rss_kb(coordinator)  # one contribution, and the round's sum is all there
                 federation.coordinator.wait_for("round.closed", round=rounds - 1)
             used = cpu_s(coordinator) - before
             peak_kb, agent_peak_kb = rss_kb(coordinator, "VmHWM"), max(rss_kb(a, "VmHWM") for a in agents)

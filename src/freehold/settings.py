@@ -1,9 +1,14 @@
-"""Settings files: strict TOML. A key that nobody reads is an error that suggests the near miss, and so is a wrong type."""
+"""Settings files and state folders. The files are strict TOML: a key that nobody reads is an error that suggests the near miss,
+and so is a wrong type.
+"""
 
 from __future__ import annotations
 
+import fcntl
+import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from freehold.errors import Unreadable, UsageError, near_miss
@@ -56,3 +61,18 @@ def _fits(value: object, kind: type) -> bool:
     if isinstance(value, dict):
         return kind is dict and all(isinstance(item, str) for item in value.values())
     return type(value) is kind
+
+
+@contextmanager
+def only_one(state: Path, who: str) -> Iterator[None]:
+    """Hold a state folder, made if it is not there; raises UsageError while another process does. `who`: node or coordinator."""
+    state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    fd = os.open(state / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UsageError(f"A {who} runs in {state} already.", hint="Stop it first, or give another --state.") from None
+    else:
+        yield
+    finally:
+        os.close(fd)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import json
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -22,7 +20,7 @@ from freehold.cli.deny import allow, deny
 from freehold.cli.options import grouped
 from freehold.cli.places import CoordinatorState, coordinator_state
 from freehold.errors import FreeholdError, UsageError
-from freehold.settings import Setting, read_settings
+from freehold.settings import Setting, only_one, read_settings
 
 if TYPE_CHECKING:
     from freehold.coordinator.ownca import OwnCertificates
@@ -189,23 +187,8 @@ def start(
         sys.stdout.write(welcome(service, state, token=print_token))
         sys.stdout.flush()
 
-    with _only_one(folder):
+    with only_one(folder, "coordinator"):  # another one would take its socket and its rounds
         asyncio.run(_until_signaled(service, options, Notifier(os.environ, os.getpid()), announce))
-
-
-@contextmanager
-def _only_one(folder: Path) -> Iterator[None]:
-    """Hold the state folder; raises UsageError while another coordinator does, whose socket and rounds this one would take."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    fd = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UsageError(f"A coordinator runs in {folder} already.", hint="Stop it first, or give another --state.") from None
-    else:
-        yield
-    finally:
-        os.close(fd)
 
 
 async def _started(service: Service, options: ServiceOptions) -> None:

@@ -19,6 +19,7 @@ from freehold.cli.nodestate import NodeName, NodeState, node_state
 from freehold.cli.options import grouped
 from freehold.cli.places import AsJson, CoordinatorOptions, admin
 from freehold.errors import NotJoined, UsageError
+from freehold.settings import only_one
 
 if TYPE_CHECKING:
     from freehold.node.credentials import Credentials
@@ -167,7 +168,6 @@ def _live(folder: Path) -> dict[str, Any] | None:
 def _resting(folder: Path) -> dict[str, Any]:
     """What the state folder says of a node without a page."""
     from freehold.node import credentials
-    from freehold.node.leave import only_one
     from freehold.node.page import studies_of
     from freehold.node.rest import rest_now
 
@@ -179,7 +179,7 @@ def _resting(folder: Path) -> dict[str, Any]:
     except NotJoined:
         found = None
     try:
-        with only_one(folder):
+        with only_one(folder, "node"):
             running = False
     except UsageError:
         running = True

@@ -162,7 +162,7 @@ def run(
     digest = coordinator.post("/v1/studies", request, StudyStarted).digest
     if not wait:
         info = find(coordinator, digest)
-        told = told_state(info).replace("running", "under way")
+        told = "under way" if told_state(info) == "running" else told_state(info)
         told = told if info.state == "running" else f"over: it has run before, and is {info.state}"
         sys.stdout.write(f"Study {digest} is {told}.\nLook at it: freehold study show {digest[7:19]}{flags(where)}\n")
         return

@@ -140,8 +140,7 @@ class App:
     async def _offered(self, node: Identity, datasets: list[str] | None) -> None:
         lost = await self._presence.heard(node.name, datasets)
         if lost is not None:
-            await self._studies.advance()
-            await self._studies.lost(node.name, lost)
+            await self._studies.offered(node.name, lost)
 
     async def _next(
         self,

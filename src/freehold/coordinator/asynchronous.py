@@ -7,7 +7,6 @@ A node is asked again when that round has closed, so its next work starts from t
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
@@ -106,8 +105,7 @@ async def contribute(
     buffer = run.buffer
     assert buffer is not None and run.tally is not None
     spans = await asyncio.to_thread(check, shown, run, run.tally.sum, weight)
-    whose = hashlib.sha256(node.encode()).hexdigest()[:8]
-    name = run.place(round, f"{whose}.{sha256[:16]}")
+    name = run.place_of(round, node, sha256)
     put = await store.put(body, name=name, point="coordinator.contribution", sha256=sha256)
     try:
         there = await _place(store, run, buffer, node, round, sha256, closing)

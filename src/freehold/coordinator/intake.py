@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -104,8 +103,7 @@ class Intake:
                 spans = check(shown, open_run, open_run.tally.sum, weight)
             else:
                 spans = await asyncio.to_thread(check, shown, open_run, open_run.tally.sum, weight)
-            whose = hashlib.sha256(node.encode()).hexdigest()[:8]
-            name = open_run.place(round, f"{whose}.{sha256[:16]}")
+            name = open_run.place_of(round, node, sha256)
             put = await self._store.put(body, name=name, point="coordinator.contribution", sha256=sha256)
             arrived = records.Arrived(run, round, node, put, weight, self._clock(), round)
             try:

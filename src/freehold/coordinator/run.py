@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import mmap
 import os
 from collections.abc import Sequence
@@ -94,6 +95,10 @@ class OpenRun:
     def place(self, round: int, what: str) -> str:
         """The name of a file of this run, if it is one: `what` is the state, or whose contribution and which."""
         return f"{self.id}.{round}.{what}"
+
+    def place_of(self, round: int, node: str, sha256: str) -> str:
+        """The same of a node's contribution: too long for two of its making to have one name, short enough for its column."""
+        return self.place(round, hashlib.sha256(f"{node} {sha256}".encode()).hexdigest()[:26])
 
     @cached_property
     def limit_bytes(self) -> int:

@@ -314,19 +314,22 @@ class Studies:
         return [None] * len(answers)
 
     async def gone(self, node: str) -> None:
-        """A node has left: open rounds no longer wait for it."""
+        """A node has left: open rounds no longer wait for it, and those that it was the last of ask others."""
         for run in list(self._runs.values()):
             if run.awaits(node):
                 await self._rounds.withdraw(run, node)
+        await self.advance()
 
-    async def lost(self, node: str, datasets: Collection[str]) -> None:
-        """A node offers these no longer: it rests, or is about to stop. Open rounds of training do not wait for it.
+    async def offered(self, node: str, lost: Collection[str]) -> None:
+        """A node is new, or offers something else than before, and `lost` no longer: it rests, or is about to stop.
 
-        Those that measure do until their deadline, if it does not decline: without its measures a report is not whole.
+        Open rounds of training do not wait for it, and those that it was the last of ask others. Those that measure wait until
+        their deadline, if it does not decline: without its measures a report is not whole.
         """
         for run in list(self._runs.values()):
-            if run.state == "training" and run.plan.task.name in datasets and run.awaits(node):
+            if run.state == "training" and run.plan.task.name in lost and run.awaits(node):
                 await self._rounds.withdraw(run, node)
+        await self.advance()
 
     async def advance(self) -> None:
         """A node is new: runs that waited for it may open."""

@@ -18,10 +18,9 @@ from freehold import durable, logs
 from freehold.errors import FreeholdError, NotJoined, UsageError
 from freehold.node import credentials
 from freehold.node.join import read_token
-from freehold.node.leave import only_one
 from freehold.node.rest import Rules, rules_of
 from freehold.node.service import Service, Settings, Stopped, stop_when_told
-from freehold.settings import Setting, read_settings, state_home
+from freehold.settings import Setting, only_one, read_settings, state_home
 from freehold.wire.messages import NAME_PATTERN
 
 if TYPE_CHECKING:
@@ -124,7 +123,7 @@ def run(options: Options) -> None:
     form = logs.form_for(sys.stderr, os.environ, wanted=options.log)
     color = form == "plain" and sys.stderr.isatty() and "NO_COLOR" not in os.environ
     with ExitStack() as stack:
-        stack.enter_context(only_one(options.state))
+        stack.enter_context(only_one(options.state, "node"))
         own, settings = _settings(options, stack)
         ruled = _check_policy(options)
         service = Service(settings, listener=logs.listener(sys.stderr, form, color=color))

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from freehold import durable
-from freehold.errors import NodeError, UsageError
+from freehold.errors import NodeError
 from freehold.node import credentials
 from freehold.node.errands import Erased, Forget, FromGuard, Hello
+from freehold.settings import only_one
 from freehold.wire.client import Connection, trusting
 from freehold.wire.local import close
 from freehold.wire.messages import Leave, WorkReply
@@ -36,26 +33,11 @@ class Receipt:
     """Personal states that were deleted; None where they were kept."""
 
 
-@contextmanager
-def only_one(state: Path) -> Iterator[None]:
-    """Hold the state folder; raises UsageError while another process of this node does."""
-    state.mkdir(mode=0o700, parents=True, exist_ok=True)
-    fd = os.open(state / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UsageError(f"A node runs in {state} already.", hint="Stop it first, or give another --state.") from None
-    else:
-        yield
-    finally:
-        os.close(fd)
-
-
 def leave(state: Path, *, erase: bool, spawn: Spawn = spawn) -> Receipt:
     """Leave the federation. Raises NotJoined, Unreachable, and UsageError while the node runs; then nothing has changed."""
     found = credentials.load(state)
     member = found.membership
-    with only_one(state):
+    with only_one(state, "node"):
         connection = Connection(member.url, trusting(found.roots.read_text(encoding="ascii"), found.files))
         try:
             connection.post(LEAVE.path, Leave(), WorkReply)

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from freehold.cli.coordinator import FILE, ServiceOptions, _only_one, _settings, _started
+from freehold.cli.coordinator import FILE, ServiceOptions, _settings, _started
 from freehold.errors import CoordinatorError, UsageError
+from freehold.settings import only_one
 
 GIVEN = ServiceOptions(federation="cardio", port=0, names=["fl.example.org"])
 
@@ -60,7 +61,7 @@ def test_a_first_start_that_fails_is_forgotten(tmp_path: Path) -> None:
 
 
 def test_a_state_folder_has_one_coordinator(tmp_path: Path) -> None:
-    with _only_one(tmp_path), pytest.raises(UsageError, match="runs in"), _only_one(tmp_path):
+    with only_one(tmp_path, "coordinator"), pytest.raises(UsageError, match="runs in"), only_one(tmp_path, "coordinator"):
         pass
-    with _only_one(tmp_path):
+    with only_one(tmp_path, "coordinator"):
         assert (tmp_path / "lock").stat().st_mode & 0o777 == 0o600

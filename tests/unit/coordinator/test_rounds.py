@@ -295,17 +295,46 @@ def test_who_stops_or_rests_is_waited_for_where_the_study_measures_only(party: C
         await p.start()
         await p.work("b")
         await p.train("a", 0)
-        await p.studies.lost("b", {"another"})
+        await p.studies.offered("b", {"another"})
         assert p.row(rounds.c.cohort) == ["a,b"]
-        await p.studies.lost("b", {"heart"})
+        await p.studies.offered("b", {"heart"})
         for node in ("a", "b"):
             await p.train(node, 1)
-        await p.studies.lost("b", {"heart"})
+        await p.studies.offered("b", {"heart"})
         for node in ("a", "b"):
             await p.measure(node)
         await p.until(lambda: not p.studies.open_runs())
         assert p.row(rounds.c.heard, rounds.c.round < 2) == [1, 2]
         assert sorted(p.row(measures.c.node)) == ["a", "b"]
+
+    party(test)
+
+
+@pytest.mark.parametrize("how", ["left", "stops"])
+def test_when_the_last_of_a_round_goes_another_is_asked_at_once(party: Callable[[Any], None], how: str) -> None:
+    async def test(p: Party) -> None:
+        p.plan = msgspec.structs.replace(p.plan, round=msgspec.structs.replace(p.plan.round, cohort=1))
+        p.run = runs_of(p.plan)[0]
+        await p.start()
+        await p.until(lambda: bool(p.studies.open_runs()[0].cohort))
+        (asked,) = p.studies.open_runs()[0].cohort
+        p.nodes.remove(asked)
+        await (p.studies.gone(asked) if how == "left" else p.studies.offered(asked, {"heart"}))
+        await p.train(p.nodes[0], 0)
+        await p.until(lambda: p.studies.open_runs()[0].round == 1)
+        assert p.row(rounds.c.heard, rounds.c.round == 0) == [1]
+
+    party(test)
+
+
+def test_two_contributions_have_one_name_only_if_they_are_the_same_of_the_same_node(party: Callable[[Any], None]) -> None:
+    async def test(p: Party) -> None:
+        await p.start()
+        (run,) = p.studies.open_runs()
+        same, near = "a" * 64, "a" * 16 + "b" * 48
+        names = [run.place_of(9**9, node, sha256) for node in ("a", "b") for sha256 in (same, near)]
+        assert len(set(names)) == 4 and names[0] == run.place_of(9**9, "a", same)
+        assert all(len(f"{name}.{'0' * 8}.safetensors") <= 80 for name in names), "the width of its column"
 
     party(test)
 

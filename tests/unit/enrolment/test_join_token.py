@@ -49,7 +49,7 @@ def test_a_changed_letter_makes_another_token_or_none_and_is_never_quoted(at: in
 @pytest.mark.parametrize(
     ("text", "part"),
     [
-        ("", "beginning"),
+        ("", "empty"),
         (f"fh2.{PIN}.0123abcd.{SECRET}", "beginning"),
         (f"fh1.{PIN}.{SECRET}", "parts are 3"),
         (f"fh1.{PIN[:-1]}.0123abcd.{SECRET}", "pin"),
