@@ -77,6 +77,14 @@ class PendingRounds(Errand, frozen=True, kw_only=True, tag="pending"):
     sandbox: str = ""
     """The level that a guard which has just started reached, "off", or "refused: " and why; "" from then on."""
 
+    def sandbox_event(self) -> Event:
+        """What the node tells of that."""
+        if self.sandbox == "off":
+            return Event("sandbox.off", {})
+        if self.sandbox.startswith("refused"):
+            return Event("sandbox.refused", {"why": self.sandbox})
+        return Event("sandbox.closed", {"level": self.sandbox})
+
 
 class Outgoing(Errand, frozen=True, kw_only=True, tag="outgoing"):
     """What the guard lets out. Descriptor: the contribution as it travels, sealed; digest and length are those of these bytes."""
