@@ -87,6 +87,8 @@ class Status:
     """Why it rests; None while it works."""
     sandbox: str = ""
     """What the guard said of it: its level, "off", or "refused: " and why."""
+    held: int = 0
+    """Attempts to get out of it that held."""
 
 
 class Agent:
@@ -393,5 +395,5 @@ class Agent:
         if isinstance(found, PendingRounds):
             self._pending = found.pending
             if found.sandbox and found.sandbox != self.status.sandbox:
-                self.status.sandbox = found.sandbox
+                self.status.sandbox, self.status.held = found.sandbox, found.held
                 self._tell(found.sandbox_event())

@@ -27,6 +27,8 @@ class Trainers:
     start: StartTrainer
     said: str
     """The sandbox's level, "off", or why no trainer can be started."""
+    held: int = 0
+    """Attempts to get out of it that were made now, and held."""
 
     @property
     def level(self) -> Sandbox:
@@ -44,7 +46,8 @@ def trainers_of(hello: Hello, spawn: Spawn) -> Trainers:
     if hello.sandbox == "off":
         return unjailed(spawn)
     try:
-        offer = require(assess(hello.state))
+        found = assess(hello.state)
+        offer = require(found)
     except (FreeholdError, OSError, subprocess.SubprocessError) as error:
         refusal = error if isinstance(error, FreeholdError) else _not_built(error)
 
@@ -59,7 +62,7 @@ def trainers_of(hello: Hello, spawn: Spawn) -> Trainers:
         own = replace(jail, data=Path(table) if table else None, environ=environ)
         return in_jail(own), data_path(own)
 
-    return Trainers(start=start, said=offer.level)
+    return Trainers(start=start, said=offer.level, held=len(found.outcomes))
 
 
 def in_jail(jail: Jail) -> Spawn:
