@@ -61,3 +61,13 @@ def commit(finish: Callable[[], object], *points: str) -> None:
     finish()
     for point in points:
         failpoint(f"{point}.committed")
+
+
+def append(fd: int, body: bytes, *, point: str) -> None:
+    """Write at the end of an open file, and return once it is on the disk; failpoints `<point>.writing` and `<point>.written`."""
+    failpoint(f"{point}.writing")
+    rest = memoryview(body)
+    while rest:
+        rest = rest[os.write(fd, rest) :]
+    os.fsync(fd)
+    failpoint(f"{point}.written")

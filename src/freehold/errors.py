@@ -29,7 +29,19 @@
     │   ├── DataUnfit         305  a node's data that does not fit what a plan asks for
     │   ├── TrainerFailed     306  training code that died, stalled or answered nonsense
     │   ├── JoinTokenError    307  a join token that is malformed
-    │   └── Resting           320  a node outside of its hours, or on a metered connection
+    │   ├── Resting           320  a node outside of its hours, or on a metered connection
+    │   ├── PolicyError       330  an owner's policy that is malformed
+    │   ├── PolicyRefused     331  a plan to which a rule of the owner says no
+    │   ├── PlanWaits         332  a plan that no rule covers, until the owner approves it
+    │   ├── OwnerDenied       333  a plan that the owner denied
+    │   ├── BenefitKept       334  figures on its own benefit that a node keeps
+    │   ├── ApprovalError     335  approvals that are damaged or cannot be written
+    │   ├── ReleaseRefused    336  what training code made and may not leave
+    │   ├── LedgerError       340  a ledger or budget that cannot be written or read, so nothing leaves
+    │   ├── LedgerDamaged     341  a ledger that this node did not write, or not so
+    │   ├── BudgetDamaged     342  a privacy budget that was changed, lost or put back
+    │   ├── BudgetExceeded    343  a study that would spend more ε than the owner allows
+    │   └── StateInUse        344  a second guard on one state folder
     ├── CoordinatorError      400  a coordinator that cannot go on
     │   ├── TokenRefused      401  a join token that is used, expired, revoked or for another node
     │   ├── NoCertificate     402  a request that needs a certificate came without one
@@ -51,13 +63,17 @@
     │   ├── TensorsMalformed  505  bytes that are not safetensors, or not those that were announced
     │   ├── EncodingRefused   506  a contribution not compressed as its plan says, or not to be unpacked
     │   └── WeightRefused     507  a contribution that would count with more than the plan allows
-    └── SimulationError       600  a simulation that cannot go on
-        ├── NotBatchable      601  a module that the vector engine cannot run for many clients at once
-        ├── Diverged          602  a loss or a contribution that is no longer finite
-        ├── NotPrivate        603  an algorithm or a module that record-level privacy does not cover
-        └── TaskError         604  a module, a loss or a head that do not fit together
+    ├── SimulationError       600  a simulation that cannot go on
+    │   ├── NotBatchable      601  a module that the vector engine cannot run for many clients at once
+    │   ├── Diverged          602  a loss or a contribution that is no longer finite
+    │   ├── NotPrivate        603  an algorithm or a module that record-level privacy does not cover
+    │   └── TaskError         604  a module, a loss or a head that do not fit together
+    └── SandboxError          650  a sandbox that cannot be built
+        ├── SandboxEscaped    651  an attempt to get out of the sandbox that succeeded
+        └── SandboxMissing    652  a machine that offers no sandbox
 
-Ranges: 100-199 what a user typed or wrote, 200-299 data, 300-399 node, 400-499 coordinator, 500-599 wire, 600-699 simulation.
+Ranges: 100-199 what a user typed or wrote, 200-299 data, 300-399 node, 400-499 coordinator, 500-599 wire,
+600-649 simulation, 650-699 sandbox.
 """
 
 from __future__ import annotations
@@ -298,6 +314,90 @@ class Resting(NodeError):
     exit_code = 1
 
 
+class PolicyError(NodeError):
+    """An owner's policy is malformed."""
+
+    code = 330
+    exit_code = 2
+
+
+class PolicyRefused(NodeError):
+    """A rule of the owner's policy says no."""
+
+    code = 331
+    exit_code = 1
+
+
+class PlanWaits(NodeError):
+    """No rule of the owner's policy covers the plan; it waits until the owner approves it."""
+
+    code = 332
+    exit_code = 1
+
+
+class OwnerDenied(NodeError):
+    """The owner of the data denied the plan."""
+
+    code = 333
+    exit_code = 1
+
+
+class BenefitKept(NodeError):
+    """The owner does not share what the node measures of its own benefit."""
+
+    code = 334
+    exit_code = 1
+
+
+class ApprovalError(NodeError):
+    """The owner's approvals are damaged or cannot be written."""
+
+    code = 335
+    exit_code = 1
+
+
+class ReleaseRefused(NodeError):
+    """The guard lets nothing out that the plan does not list, or that cannot be true."""
+
+    code = 336
+    exit_code = 1
+
+
+class LedgerError(NodeError):
+    """The ledger or the privacy budget cannot be written or read, so nothing leaves."""
+
+    code = 340
+    exit_code = 1
+
+
+class LedgerDamaged(NodeError):
+    """The ledger is not as this node wrote it."""
+
+    code = 341
+    exit_code = 1
+
+
+class BudgetDamaged(NodeError):
+    """The privacy budget was changed, lost, or put back to an earlier state."""
+
+    code = 342
+    exit_code = 1
+
+
+class BudgetExceeded(NodeError):
+    """A study would spend more ε than the owner of the data allows."""
+
+    code = 343
+    exit_code = 1
+
+
+class StateInUse(NodeError):
+    """Another guard has this state folder."""
+
+    code = 344
+    exit_code = 1
+
+
 class CoordinatorError(FreeholdError):
     """A coordinator cannot go on."""
 
@@ -473,3 +573,24 @@ class TaskError(SimulationError):
     """A module, a loss, a head and data that do not fit together."""
 
     code = 604
+
+
+class SandboxError(FreeholdError):
+    """A jail for training code that cannot be built; nothing is trained."""
+
+    code = 650
+    exit_code = 1
+
+
+class SandboxEscaped(SandboxError):
+    """An attempt to get out of the sandbox succeeded in the self-test; the node does not train."""
+
+    code = 651
+    exit_code = 1
+
+
+class SandboxMissing(SandboxError):
+    """The machine offers nothing that a sandbox could be made of; the node does not train."""
+
+    code = 652
+    exit_code = 1

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from tests.federation import test_kills, test_more_kills, test_replicas, test_schedules
 from tests.unit.enrolment import test_joining
-from tests.unit.node import test_vault
+from tests.unit.node import test_admission, test_budget, test_ledger, test_vault
 
 SOURCE = Path(__file__).parents[2] / "src" / "freehold"
-WRITERS = {"write", "write_alike", "name", "commit", "put", "put_file", "_transaction", "_write", "failpoint"}
+WRITERS = {"write", "write_alike", "append", "name", "commit", "put", "put_file", "_transaction", "_write", "failpoint"}
 POINT = re.compile(r"(coordinator|node|agent|guard|trainer)(\.[a-z_-]+)+")
 STEPS = re.compile(r"\.(writing|written|named|committing|committed)$")
 
@@ -23,6 +23,7 @@ NOT_KILLED = {
     "node.erase": "leaving erases, and erases again",
     "node.left": "a receipt",
     "node.outside": "where files lie, which the next start says again",
+    "node.sample-policy": "for sample data, at the first start; without it plans wait",
     "node.settings": "written once at the first start, and without it the command line says the same again",
     "coordinator.settings": "written by the command line, before there is anything to lose",
 }
@@ -54,6 +55,10 @@ def killed() -> set[str]:
         *test_kills.COORDINATOR_POINTS,
         *test_kills.FILE_POINTS,
         *test_vault.POINTS,
+        *test_admission.POINTS,
+        *test_ledger.POINTS,
+        *test_ledger.KEY_POINTS,
+        *test_budget.POINTS,
         *test_replicas.POINTS,
         *test_replicas.LEASE_POINTS,
         *test_kills.AGENT_POINTS,
@@ -75,7 +80,7 @@ def test_each_durable_write_says_its_point() -> None:
         for name, call in calls(path):
             owner = call.func.value if isinstance(call.func, ast.Attribute) else None
             written = ast.unparse(owner) if owner is not None else ""
-            if (written == "durable" and name in ("write", "name", "commit")) or (
+            if (written == "durable" and name in ("write", "append", "name", "commit")) or (
                 written.endswith("store") and written != "obstore" and name in ("write", "put", "put_file")
             ):
                 given = [*call.args, *(keyword.value for keyword in call.keywords)]

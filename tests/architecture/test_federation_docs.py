@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 from collections.abc import Iterator
 
@@ -12,6 +13,7 @@ from freehold.cli import coordinator as coordinator_commands
 from freehold.coordinator.metrics import Metrics
 from freehold.coordinator.presence import Presence
 from freehold.node import __main__ as node_program
+from freehold.policy import LIMITS, PERMITS, DataRules
 from tests.architecture.imports import ROOT, SOURCE
 from tests.architecture.wire_docs import PAGE, render
 
@@ -35,6 +37,18 @@ def test_every_setting_is_documented_and_every_documented_setting_exists(heading
     text = (REFERENCE / "settings.md").read_text(encoding="utf-8")
     part = text.partition(f"## {heading}\n")[2].partition("\n## ")[0]
     assert set(re.findall(r"^\| `(\w+)` \|", part, flags=re.MULTILINE)) == set(keys)
+
+
+def test_every_rule_of_a_policy_is_documented_with_its_default() -> None:
+    text = (REFERENCE / "policy.md").read_text(encoding="utf-8")
+    for heading, keys in (("What permits", PERMITS), ("What forbids", LIMITS)):
+        part = text.partition(f"## {heading}\n")[2].partition("\n## ")[0]
+        told = dict(re.findall(r"^\| `(\w+)` \| [^|]+ \| ([^|]+) \|", part, flags=re.MULTILINE))
+        assert set(told) == set(keys)
+        for key in keys:
+            default = getattr(DataRules(), key)
+            if default not in (None, (), ""):
+                assert told[key] == f"`{json.dumps(default)}`", key
 
 
 def test_every_metric_is_documented_and_every_documented_metric_exists() -> None:

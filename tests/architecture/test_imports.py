@@ -17,12 +17,17 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "events": frozenset(),
     "drawing": frozenset({"errors"}),
     "plan": frozenset({"errors"}),
+    "hours": frozenset({"errors"}),
+    "signing": frozenset({"errors"}),
+    "policy": frozenset({"errors", "plan", "hours", "signing"}),
     "settings": frozenset({"errors"}),
     "logs": frozenset({"events"}),
     "systemd": frozenset(),
     "failpoints": frozenset(),
     "durable": frozenset({"failpoints"}),
+    "sandbox": frozenset({"errors", "events"}),
     "wire": EVERYWHERE | {"durable", "failpoints"},
+    "privacy": EVERYWHERE,
     "core": frozenset({"errors", "drawing"}),
     "algorithms": EVERYWHERE | {"core"},
     "models": EVERYWHERE | {"core"},
@@ -32,13 +37,15 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "report": EVERYWHERE,
     "tracking": EVERYWHERE,
     "study": EVERYWHERE | {"core", "algorithms", "models", "data", "tasks", "engines", "report", "tracking", "wire"},
-    "node": EVERYWHERE | {"settings", "logs", "durable", "failpoints", "wire", "core", "algorithms", "data", "tasks", "engines"},
-    "coordinator": EVERYWHERE | {"durable", "failpoints", "wire", "core", "algorithms", "data", "tasks", "engines"},
+    "node": EVERYWHERE
+    | {"hours", "policy", "settings", "logs", "durable", "failpoints", "sandbox", "wire"}
+    | {"core", "algorithms", "data", "tasks", "engines", "privacy"},
+    "coordinator": EVERYWHERE | {"signing", "durable", "failpoints", "wire", "core", "algorithms", "data", "tasks", "engines"},
     "freehold": EVERYWHERE | {"core", "data", "report", "study"},
     "testing": EVERYWHERE | {"failpoints", "wire", "node", "coordinator", "tasks"},
     "cli": EVERYWHERE
-    | {"settings", "logs", "systemd", "durable", "wire", "node", "coordinator"}
-    | {"freehold", "core", "algorithms", "models", "data", "tasks", "engines", "report", "tracking", "study"},
+    | {"signing", "policy", "settings", "logs", "systemd", "durable", "sandbox", "wire", "node", "coordinator"}
+    | {"freehold", "core", "algorithms", "models", "data", "tasks", "engines", "privacy", "report", "tracking", "study"},
 }
 
 THIRD_PARTIES: dict[str, frozenset[str]] = {
@@ -46,12 +53,17 @@ THIRD_PARTIES: dict[str, frozenset[str]] = {
     "events": frozenset({"msgspec"}),
     "plan": frozenset({"msgspec", "tomli_w"}),
     "drawing": frozenset(),
+    "hours": frozenset(),
+    "signing": frozenset({"cryptography"}),
+    "policy": frozenset({"msgspec"}),
     "settings": frozenset(),
     "logs": frozenset(),
     "systemd": frozenset(),
     "failpoints": frozenset(),
     "durable": frozenset(),
     "wire": frozenset({"aiohttp", "msgspec", "numpy", "torch", "zstandard"}),  # torch in tensors.py, which children import
+    "sandbox": frozenset(),
+    "privacy": frozenset({"dp_accounting", "msgspec"}),
     "core": frozenset({"torch"}),
     "algorithms": frozenset({"torch"}),
     "models": frozenset({"torch"}),
@@ -61,13 +73,13 @@ THIRD_PARTIES: dict[str, frozenset[str]] = {
     "report": frozenset({"jinja2", "matplotlib", "msgspec", "numpy", "scipy"}),
     "tracking": frozenset({"mlflow", "tensorboard"}),
     "study": frozenset({"msgspec", "numpy", "polars", "safetensors", "torch"}),
-    "node": frozenset({"cryptography", "msgspec", "torch"}),  # the agent: msgspec alone, see tests/unit/enrolment
+    "node": frozenset({"cryptography", "msgspec", "numpy", "torch"}),  # the agent: msgspec alone, see tests/unit/enrolment
     "coordinator": frozenset(
         {"aiohttp", "alembic", "cryptography", "msgspec", "obstore", "prometheus_client", "sqlalchemy", "torch"}
     ),
     "freehold": frozenset(),
     "testing": frozenset({"sklearn", "torch"}),
-    "cli": frozenset({"rich", "typer"}),
+    "cli": frozenset({"msgspec", "rich", "typer"}),
 }
 
 HEAVY = ("torch", "numpy", "polars", "matplotlib", "scipy", "sklearn", "pandas", "jinja2")

@@ -65,7 +65,12 @@ def node(name: str, state: str, url: str, token: str, data: str, dataset: str, s
     from freehold.node.join import read_token
     from freehold.node.rest import rules_of
     from freehold.node.service import Service, Settings, Stopped, stop_when_told
+    from freehold.policy import sample_policy
 
+    rules = Path(state) / "policy.toml"
+    if not rules.exists():
+        rules.parent.mkdir(mode=0o700, exist_ok=True)
+        rules.write_text(sample_policy(dataset))
     known = read_token(token) if Path(token).exists() else None
     given = json.loads(settings)
     service = Service(
@@ -76,6 +81,7 @@ def node(name: str, state: str, url: str, token: str, data: str, dataset: str, s
             token=known,
             datasets={dataset: Path(data)},
             rules=rules_of(given.get("hours", ""), given.get("metered", "always")),
+            sandbox=given.get("sandbox", "off"),  # the fork server's trainers are in none
         ),
         listener=tell,
         spawn=spawn,

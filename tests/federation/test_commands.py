@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from freehold.policy import sample_policy
 from tests.federation.programs import Running, freehold, left_behind, short_folder
 
 PLAN = ("study", "new", "heart", "--algorithm", "fedavg", "--companions", "", "--rounds", "2", "--repeats", "1")
@@ -46,7 +47,9 @@ def world() -> Iterator[World]:
             token = home / f"{name}.token"
             token.write_text(world.run("token", "create", "--node", name))
             given = ("--name", name, "--coordinator", url, "--join-file", token, "--data", f"heart={home / 'data' / name}.csv")
-            nodes.append(Running(home, "node", "start", *given, "--port", "0", "--log", "json"))
+            rules = home / f"{name}.policy.toml"
+            rules.write_text(sample_policy("heart"))
+            nodes.append(Running(home, "node", "start", *given, "--policy", rules, "--port", "0", "--log", "json"))
             running.callback(nodes[-1].stop)
         for node in nodes:
             node.wait_for("coordinator.connected")

@@ -106,7 +106,7 @@ def test_a_researcher_runs_studies_of_their_own_and_an_operator_everything(bare:
 
 
 def test_a_study_key_holds_for_researchers_too(tmp_path: Path, fork: Path) -> None:
-    from freehold.coordinator.signing import make_key
+    from freehold.signing import make_key
 
     make_key(tmp_path / "key", tmp_path / "key.pub")
     federation = Federation(tmp_path, [], fork=fork, settings={"study_keys": [str(tmp_path / "key.pub")]})

@@ -69,6 +69,42 @@ def get(
         sys.stdout.write(f"{path}\n")
 
 
+@data.command()
+def mock(
+    source: Annotated[str, typer.Argument(metavar="NAME|SCHEMA", help="A task with a schema, or a schema's TOML file.")],
+    output: Annotated[Path, typer.Option("--output", metavar="FILE.csv", help="Where the table goes; no file is replaced.")],
+    rows: Annotated[int, typer.Option("--rows", min=1, max=10_000_000, metavar="N", help="How many.")] = 300,
+    seed: Annotated[int, typer.Option("--seed", min=0, metavar="N", help="Another one makes other rows.")] = 0,
+    like: Annotated[
+        Path | None,
+        typer.Option("--like", metavar="FILE", help="Learn each column's range or shares from this data: they are told then."),
+    ] = None,
+) -> None:
+    """Make up a table for researchers to try a plan on: the schema's columns and ranges, and nothing of anybody's records."""
+    from freehold.cli.console import visible
+    from freehold.data import from_files, load_schema
+    from freehold.data.mocktable import mock_table
+    from freehold.tasks import task_definition
+
+    path = Path(source)
+    schema = load_schema(path) if path.suffix == ".toml" or path.is_file() else task_definition(source).schema
+    if schema is None:
+        raise UsageError(f"The task {source} has no schema.", hint="Give a schema's TOML file.")
+    seen = None if like is None else from_files({"data": like}, schema=schema)
+    made = mock_table(schema, rows, seed=seed, like=seen)
+    try:
+        with output.open("xb") as file:
+            made.write_csv(file)
+    except OSError as error:
+        raise UsageError(f"{output} cannot be written: {error.strerror}.", hint="Give another file; none is replaced.") from None
+    if like is not None:
+        sys.stderr.write(
+            f"warning: the table tells of {visible(str(like))}: for each column the share of gaps, the shares of its values "
+            "or the 1st and 99th percentile, and the shares of the labels. Give it only to whom you would tell those.\n"
+        )
+    sys.stdout.write(f"{visible(str(output))}: {counted(rows, 'row')}, made up; columns are independent of each other.\n")
+
+
 def write_hospitals(folder: Path) -> list[Path]:
     """The records of the four hospitals, a file each, named as their nodes are."""
     from freehold.data.heart import heart_records

@@ -13,22 +13,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from freehold.cli import owner
 from freehold.cli.coordinator import LogOption
+from freehold.cli.nodestate import NodeName, NodeState, node_state
 from freehold.cli.options import grouped
 from freehold.cli.places import AsJson, CoordinatorOptions, admin
 from freehold.errors import NotJoined, UsageError
-from freehold.settings import only_one, state_home
+from freehold.settings import only_one
 
 if TYPE_CHECKING:
     from freehold.node.credentials import Credentials
 
 node = typer.Typer(no_args_is_help=True, help="Run a node, which holds data, and see what it does.")
 
-NodeName = Annotated[str | None, typer.Option("--name", metavar="NAME", help="The node's name in the federation.")]
-NodeState = Annotated[
-    Path | None,
-    typer.Option("--state", metavar="FOLDER", help="The node's state; ~/.local/state/freehold/node-NAME if not given."),
-]
+for each in (owner.pending, owner.show, owner.approve, owner.deny):
+    node.command()(each)
+node.add_typer(owner.policy, name="policy")
 
 
 @node.callback()
@@ -53,6 +53,10 @@ def start(
         list[str] | None,
         typer.Option("--data", metavar="NAME=FILE", help="A table, by the name that plans call it; repeatable."),
     ] = None,
+    policy: Annotated[
+        Path | None,
+        typer.Option("--policy", metavar="FILE", help="The owner's policy; policy.toml in the state folder if not given."),
+    ] = None,
     federation: Annotated[
         str | None, typer.Option("--federation", metavar="NAME", help="Its name; the node joins no other one.")
     ] = None,
@@ -61,6 +65,10 @@ def start(
     ] = None,
     key: Annotated[Path | None, typer.Option("--key", metavar="FILE", help="The key of --cert.")] = None,
     ca: Annotated[Path | None, typer.Option("--ca", metavar="FILE", help="Roots of the coordinator's certificate.")] = None,
+    insecure_no_sandbox: Annotated[
+        bool,
+        typer.Option("--insecure-no-sandbox", help="Run training code without a sandbox, trusting every plan."),
+    ] = False,
     state: NodeState = None,
     log: LogOption = None,
 ) -> None:
@@ -70,6 +78,7 @@ def start(
         "--port": port,
         "--coordinator": coordinator,
         "--join-file": join_file,
+        "--policy": policy,
         "--federation": federation,
         "--cert": cert,
         "--key": key,
@@ -78,6 +87,7 @@ def start(
         "--log": log.value if log else None,
     }
     arguments = [part for flag, value in given.items() if value is not None for part in (flag, str(value))]
+    arguments += ["--insecure-no-sandbox"] if insecure_no_sandbox else []
     arguments += [part for pair in data or () for part in ("--data", pair)]
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, "-m", "freehold.node", *arguments])
@@ -86,7 +96,7 @@ def start(
 @node.command()
 def status(name: NodeName = None, state: NodeState = None, as_json: AsJson = False) -> None:
     """Say what the node on this machine is doing. Exit code 0: connected, or resting by its owner's rules; 1: neither."""
-    folder = _state(name, state)
+    folder = node_state(name, state)
     told = _live(folder) or _resting(folder)
     if as_json:
         sys.stdout.write(json.dumps(told, indent=1) + "\n")
@@ -109,7 +119,7 @@ def leave(
     from freehold.cli.console import visible
     from freehold.node.leave import leave
 
-    receipt = leave(_state(name, state), erase=erase)
+    receipt = leave(node_state(name, state), erase=erase)
     if as_json:
         sys.stdout.write(json.dumps(asdict(receipt)) + "\n")
         return
@@ -141,14 +151,6 @@ def list_(where: CoordinatorOptions, as_json: AsJson = False) -> None:
         heard = _ago(each.last_seen) if each.last_seen else "not since the start"
         lines.append([each.name, "connected" if each.connected else "silent", ", ".join(each.datasets) or "-", heard])
     table(lines, empty="No nodes yet. `freehold token create` makes a token to join with.")
-
-
-def _state(name: str | None, state: Path | None) -> Path:
-    if state is not None:
-        return state.absolute()
-    if name is None:
-        raise UsageError("Which node?", hint="Give --name NAME, or --state FOLDER.")
-    return state_home(os.environ) / f"node-{name}"
 
 
 def _live(folder: Path) -> dict[str, Any] | None:
@@ -207,6 +209,7 @@ def _show(told: dict[str, Any]) -> None:
         "certificate": f"until {_time(until)}" if until else "none",
         "rounds": f"{told['rounds']} since it started" if "rounds" in told else None,
         "sent": f"{size(told['sent_bytes'])} of contributions since then" if "sent_bytes" in told else None,
+        "sandbox": told.get("sandbox") or None,
         "rest": resting(told["rest"]) if told.get("rest") else None,
         "last error": told["last_error"] or None,
     }

@@ -17,6 +17,7 @@ from freehold.cli.data import data
 from freehold.cli.demo import demo
 from freehold.cli.doctor import doctor
 from freehold.cli.invocation import remember
+from freehold.cli.ledger import budget, ledger
 from freehold.cli.login import login
 from freehold.cli.node import node
 from freehold.cli.simulate import simulate
@@ -80,6 +81,8 @@ app.add_typer(data, name="data")
 app.add_typer(coordinator, name="coordinator")
 app.add_typer(token, name="token")
 app.add_typer(node, name="node")
+node.command("budget")(budget)
+app.add_typer(ledger, name="ledger")
 app.add_typer(study, name="study")
 app.command()(login)
 app.command()(status)

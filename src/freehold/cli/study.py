@@ -104,7 +104,7 @@ def keygen(
     key: Annotated[Path, typer.Argument(metavar="FILE", help="Where the private key goes; the public one goes to FILE.pub.")],
 ) -> None:
     """Make a study key. Who holds it may start studies on coordinators that were started with --study-key FILE.pub."""
-    from freehold.coordinator.signing import make_key
+    from freehold.signing import make_key
 
     public = key.with_name(key.name + ".pub")
     made = make_key(key, public)
@@ -121,8 +121,8 @@ def sign(
 ) -> None:
     """Sign a plan, everything in it: PLAN.toml.sig beside it, which `study run` sends along."""
     from freehold.cli.output import check_writable, write
-    from freehold.coordinator.signing import sign
     from freehold.plan import digest, load_plan
+    from freehold.signing import sign
 
     identity = digest(load_plan(plan))
     where = _signature_of(plan)

@@ -57,6 +57,8 @@ class OpenRun:
     plan: Plan
     plan_blob: Blob
     study: str
+    signature: str | None = None
+    """Of the plan."""
     state: State = "waiting"
     round: int = 0
     server: str | None = None

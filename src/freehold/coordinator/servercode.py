@@ -55,7 +55,8 @@ def _built(text: bytes, number: int) -> Built:
     prepared = prepare_for(
         definition, plan, mock_population(schema, ("mock",), examples=max(64, 4 * plan.min_examples)), seed=run.seed
     )
-    algorithm = build_algorithm(build_task(definition, prepared, plan, run.seed), run.algorithm, plan.contribution.dtype)
+    task = build_task(definition, prepared, plan, run.seed, guarded=True)
+    algorithm = build_algorithm(task, run.algorithm, plan.contribution.dtype)
     feed = Feed(x=prepared.x, y=prepared.y, rows=prepared.rows, seed=run.seed)
     as_made: tuple[TensorSpec, ...] = ()
     if algorithm.sent_as is not None:

@@ -32,11 +32,11 @@ from freehold.coordinator.metrics import Metrics, serve_plain
 from freehold.coordinator.ownca import OwnCertificates, check_server, open_authority
 from freehold.coordinator.presence import Presence
 from freehold.coordinator.replicas import Replicas, check_blobs, check_roots, name_of
-from freehold.coordinator.signing import trusting
 from freehold.coordinator.store import Store, connect
 from freehold.coordinator.studies import Studies
 from freehold.errors import CertificateUnfit, CoordinatorError
 from freehold.events import Event, Listener, silent
+from freehold.signing import trusting
 from freehold.wire import spki
 from freehold.wire.ingest import Ingest, Pace
 from freehold.wire.process import Spawn, spawn

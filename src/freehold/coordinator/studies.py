@@ -22,11 +22,11 @@ from freehold.coordinator.lease import Lease
 from freehold.coordinator.restore import restore
 from freehold.coordinator.rounds import Rounds
 from freehold.coordinator.run import OpenRun
-from freehold.coordinator.signing import Admit, everyone
 from freehold.coordinator.store import Store, in_row
 from freehold.errors import StudyRefused, UnknownRun
 from freehold.events import Event, Listener, silent
 from freehold.plan import Plan, digest, parse, runs_of
+from freehold.signing import Admit, everyone
 from freehold.wire.messages import Declined, Measure, Measures, Pending, Settled, Train, Work
 
 
@@ -196,7 +196,9 @@ class Studies:
         numbered = {row.number: row for row in rows}
         for run in runs_of(plan):
             # The same object if there is one: somebody may be waiting to add to its sum.
-            open_run = self._runs.get(run.id) or OpenRun(run=run, plan=plan, plan_blob=blob, study=identity)
+            open_run = self._runs.get(run.id) or OpenRun(
+                run=run, plan=plan, plan_blob=blob, study=identity, signature=study.signature
+            )
             self._place(open_run, numbered[run.number].state, numbered[run.number].round)
             await self._rounds.catch_up(open_run)
 
@@ -271,13 +273,16 @@ class Studies:
         assert run.shared is not None
         left_s = max(run.deadline - self._clock(), 0.0)
         if run.state == "measuring":
-            return Measure(run=run.id, round=run.round, plan=run.plan_blob, shared=run.shared, left_s=left_s)
+            return Measure(
+                run=run.id, round=run.round, plan=run.plan_blob, signature=run.signature, shared=run.shared, left_s=left_s
+            )
         return Train(
             run=run.id,
             round=run.round,
             cohort=len(run.cohort) if run.buffer is None else run.quorum,
             population=run.population,
             plan=run.plan_blob,
+            signature=run.signature,
             shared=run.shared,
             left_s=left_s,
         )

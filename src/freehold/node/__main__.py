@@ -38,6 +38,7 @@ KEYS: Mapping[str, type] = {
     "key": str,
     "ca": str,
     "data": dict,
+    "policy": str,
     "hours": str,
     "metered": str,
     "log": str,
@@ -58,6 +59,8 @@ class Options:
     data: Mapping[str, Path]
     log: str
     rules: Rules
+    insecure_no_sandbox: bool = False
+    policy: Path | None = None
     cert: Path | None = None
     key: Path | None = None
     ca: Path | None = None
@@ -75,7 +78,11 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--key", type=Path, metavar="FILE", help="Its key.")
     made.add_argument("--ca", type=Path, metavar="FILE", help="Roots of the coordinator's certificate.")
     made.add_argument("--data", action="append", default=[], metavar="NAME=FILE", help="A table, by the name that plans call it.")
+    made.add_argument(
+        "--policy", type=Path, metavar="FILE", help="The owner's policy; policy.toml in the state folder if not given."
+    )
     made.add_argument("--state", type=Path, metavar="FOLDER", help="~/.local/state/freehold/node-NAME if not given.")
+    made.add_argument("--insecure-no-sandbox", action="store_true", help="Run training code without a sandbox.")
     made.add_argument("--log", choices=("json", "plain"), default="", help="Form of the log on standard error.")
     return made
 
@@ -106,7 +113,8 @@ def options_of(arguments: Sequence[str], environ: Mapping[str, str]) -> Options:
         data=data,
         log=given.log or _text(said, "log"),
         rules=rules_of(_text(said, "hours"), _text(said, "metered")),
-        **{kind: _file(getattr(given, kind), said, kind, state) for kind in ("cert", "key", "ca")},
+        insecure_no_sandbox=given.insecure_no_sandbox,
+        **{kind: _file(getattr(given, kind), said, kind, state) for kind in ("policy", "cert", "key", "ca")},
     )
 
 
@@ -117,6 +125,7 @@ def run(options: Options) -> None:
     with ExitStack() as stack:
         stack.enter_context(only_one(options.state, "node"))
         own, settings = _settings(options, stack)
+        ruled = _check_policy(options)
         service = Service(settings, listener=logs.listener(sys.stderr, form, color=color))
         stop_when_told()
         page = ""
@@ -133,7 +142,20 @@ def run(options: Options) -> None:
             _say(f"Node {options.name} has no data, so no study can ask it: give --data NAME=FILE, or write it to {FILE}.\n")
         service.identity()
         _remember(options)  # not before it has joined: who corrects a slip of the first attempt means what is said then
+        if lacking := sorted(set(settings.datasets) - ruled):
+            _say(f"No rule covers {', '.join(lacking)}: plans wait for you (freehold node pending, policy new).\n")
         service.run()
+
+
+def _check_policy(options: Options) -> set[str]:
+    """The data sets that the policy has rules for; raises PolicyError, so that a node does not start with a broken one."""
+    from freehold.policy.text import FILE, load_policy
+
+    if options.policy is not None and not options.policy.is_file():
+        raise UsageError(
+            f"There is no policy {options.policy}.", hint="`freehold node policy new NAME --output FILE` writes one."
+        )
+    return set(load_policy(options.policy or options.state / FILE).data)
 
 
 def _remember(options: Options) -> None:
@@ -176,7 +198,10 @@ def _settings(options: Options, stack: ExitStack) -> tuple[Own | None, Settings]
         own = alone.start(beside)
         stack.callback(own.end)
         url, token = own.url, None if joined else own.token(options.name)
-        data = data or alone.sample_data(options.state / "sample")
+        if not data:
+            data = alone.sample_data(options.state / "sample")
+            if options.policy is None:
+                alone.sample_rules(options.state)
     settings = Settings(
         name=options.name,
         state=options.state,
@@ -185,7 +210,9 @@ def _settings(options: Options, stack: ExitStack) -> tuple[Own | None, Settings]
         token=token,
         federation=options.federation,
         rules=options.rules,
+        policy=options.policy,
         outside=files,
+        sandbox="off" if options.insecure_no_sandbox else "required",
     )
     return own, settings
 
@@ -239,6 +266,8 @@ def facts(options: Options, service: Service) -> dict[str, Any]:
         "rounds": 0 if agent is None else agent.status.rounds,
         "sent_bytes": 0 if agent is None else agent.status.sent_bytes,
         "received_bytes": 0 if agent is None else agent.status.received_bytes,
+        "sandbox": "" if agent is None else agent.status.sandbox,
+        "escapes_held": 0 if agent is None else agent.status.held,
         "last_error": "" if agent is None else agent.status.last_error,
         "datasets": {name: str(path) for name, path in service.settings.datasets.items()},
         "certificate": None,

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -31,6 +31,7 @@ from freehold.node.errands import (
     Refused,
     Settle,
     TrainErrand,
+    told,
 )
 from freehold.node.rest import Rest, Rules
 from freehold.wire.client import Connection, retry
@@ -45,6 +46,7 @@ from freehold.wire.routes import (
     ENCODING_HEADER,
     MEASURES,
     PENDING_HEADER,
+    SANDBOX_HEADER,
     WAIT_HEADER,
     WEIGHT_HEADER,
     WORK,
@@ -83,6 +85,10 @@ class Status:
     last_error: str = ""
     rest: Rest | None = None
     """Why it rests; None while it works."""
+    sandbox: str = ""
+    """What the guard said of it: its level, "off", or "refused: " and why."""
+    held: int = 0
+    """Attempts to get out of it that held."""
 
 
 class Agent:
@@ -96,15 +102,20 @@ class Agent:
         state: Path,
         datasets: Mapping[str, Path],
         url: str,
+        policy: Path | None = None,
         tell: Listener = silent,
         spawn: Spawn = spawn,
         sleep: Callable[[float], object] = time.sleep,
         rules: Rules | None = None,
         clock: Callable[[], float] = time.time,
+        sandbox: Literal["required", "off"] = "required",
     ) -> None:
         """`clock` is the Unix time by which `rules` have the node work or rest."""
         self._connection, self._tell = connection, tell
-        self._hello = Hello(node=node, state=str(state), datasets={k: str(v) for k, v in datasets.items()})
+        paths = {k: str(v) for k, v in datasets.items()}
+        self._hello = Hello(
+            node=node, state=str(state), datasets=paths, policy=str(policy or ""), sandbox=sandbox, coordinator=url
+        )
         self._guard = Child(GUARD, FromGuard, spawn=spawn, opening=self._greet)
         self._plans: dict[str, bytes] = {}
         self._pending: list[Pending] = []
@@ -137,7 +148,7 @@ class Agent:
         wait_s = self._wait_s() if self.status.state == "connected" and working is None else 0.0
         pending = self._pending[:MOST_PENDING]
         datasets = sorted(self._hello.datasets) if working is not None else self._offers()
-        request = WorkRequest(wait_s=wait_s, datasets=datasets, pending=pending, working=working)
+        request = WorkRequest(wait_s=wait_s, datasets=datasets, pending=pending, working=working, sandbox=self._level())
         try:
             reply = self._connection.post(WORK.path, request, WorkReply, wait_s=wait_s)
         except Unreachable:
@@ -257,8 +268,15 @@ class Agent:
     def _errand_of(self, work: Work) -> TrainErrand | MeasureErrand:
         left_s = max(work.left_s - (time.monotonic() - self._heard), 0.0)
         if isinstance(work, Measure):
-            return MeasureErrand(run=work.run, round=work.round, left_s=left_s)
-        return TrainErrand(run=work.run, round=work.round, cohort=work.cohort, population=work.population, left_s=left_s)
+            return MeasureErrand(run=work.run, round=work.round, signature=work.signature, left_s=left_s)
+        return TrainErrand(
+            run=work.run,
+            round=work.round,
+            cohort=work.cohort,
+            population=work.population,
+            signature=work.signature,
+            left_s=left_s,
+        )
 
     def _answer(self, work: Work, found: Any, out: list[int]) -> WorkReply | None:
         if isinstance(found, Refused):
@@ -279,6 +297,7 @@ class Agent:
             WEIGHT_HEADER: repr(found.weight),
             WAIT_HEADER: repr(wait_s),
             DATASETS_HEADER: ",".join(datasets),
+            SANDBOX_HEADER: self._level(),
             PENDING_HEADER: ",".join(f"{p.run}:{p.round}" for p in self._pending[-MOST_PENDING:]),
         }
         if found.compression != "none":
@@ -315,7 +334,7 @@ class Agent:
             run=work.run,
             round=work.round,
             code=refused.code,
-            message=refused.message[:2000],
+            message=told(refused.code),
             wait_s=wait_s,
             datasets=datasets,
             pending=self._pending[:MOST_PENDING],
@@ -350,6 +369,9 @@ class Agent:
             raise
         return memory.seal()
 
+    def _level(self) -> Any:
+        return self.status.sandbox.partition(":")[0]
+
     # The guard.
 
     def _greet(self, child: Child) -> None:
@@ -368,5 +390,10 @@ class Agent:
         return found, got
 
     def _note(self, found: object) -> None:
+        for event in getattr(found, "events", ()):
+            self._tell(event)
         if isinstance(found, PendingRounds):
             self._pending = found.pending
+            if found.sandbox and found.sandbox != self.status.sandbox:
+                self.status.sandbox, self.status.held = found.sandbox, found.held
+                self._tell(found.sandbox_event())

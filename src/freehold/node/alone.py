@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from freehold import durable
 from freehold.errors import CoordinatorError, FreeholdError, NodeError, Unreachable
 from freehold.wire import tether
 from freehold.wire.admin import Admin, Status, TokenMade, TokenRequest
@@ -66,10 +67,19 @@ def sample_data(folder: Path) -> dict[str, Path]:
     return {SAMPLE: folder / f"{MINE}.csv"}
 
 
+def sample_rules(state: Path) -> None:
+    """Have the node's owner allow what studies do with the sample data, unless there is a policy already."""
+    from freehold.policy.template import sample_policy
+    from freehold.policy.text import FILE
+
+    if not (state / FILE).exists():
+        durable.write(state / FILE, sample_policy(SAMPLE).encode(), point="node.sample-policy")
+
+
 def welcome(own: Own, *, name: str, page: str, samples: Path | None) -> str:
     """What can be done next."""
     other = "bob" if name != "bob" else "carol"
-    data = f"{SAMPLE}={samples / f'{NEXT}.csv'}" if samples else "NAME=FILE"
+    data = f"{SAMPLE}={samples / f'{NEXT}.csv'} --policy {samples.parent / 'policy.toml'}" if samples else "NAME=FILE"
     lines = [f"Node {name}, with a coordinator of its own at {own.url}"]
     if page:
         lines.append(f"Its page: {page}")
@@ -81,6 +91,7 @@ def welcome(own: Own, *, name: str, page: str, samples: Path | None) -> str:
     if samples:
         plan = samples / "study.toml"
         lines += [
+            f"What may be done with the sample data says {samples.parent / 'policy.toml'}; other plans wait for you.",
             "Then run a sample study:",
             f"  freehold study new {SAMPLE} --output {plan} && freehold study run {plan} --wait --state {own.state}",
         ]

@@ -6,11 +6,16 @@ from typing import Literal
 
 import msgspec
 
+from freehold.errors import by_code
+from freehold.events import Event
 from freehold.wire.messages import Measured, Pending, Settled
 
 
 class Errand(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What all errands have."""
+    """What all errands and answers have."""
+
+    events: list[Event] = []
+    """What the guard has to tell beside its answer; it stays on this machine."""
 
 
 class Hello(Errand, frozen=True, kw_only=True, tag="hello"):
@@ -21,6 +26,12 @@ class Hello(Errand, frozen=True, kw_only=True, tag="hello"):
     """The node's state folder."""
     datasets: dict[str, str]
     """Name -> path of the table."""
+    sandbox: Literal["required", "off"] = "required"
+    """Whether trainers run in a sandbox; a node trains without one only if its owner says so."""
+    coordinator: str = ""
+    """Its URL, for the ledger."""
+    policy: str = ""
+    """The owner's policy; "" is policy.toml in the state folder."""
 
 
 class Settle(Errand, frozen=True, kw_only=True, tag="settle"):
@@ -36,6 +47,8 @@ class TrainErrand(Errand, frozen=True, kw_only=True, tag="train"):
     round: int
     cohort: int
     population: int
+    signature: str | None = None
+    """Of the plan, as the coordinator has it."""
     left_s: float
     """How long to wait for the trainer before `Busy` is answered; the same errand then goes on waiting."""
 
@@ -45,6 +58,7 @@ class MeasureErrand(Errand, frozen=True, kw_only=True, tag="measure"):
 
     run: str
     round: int
+    signature: str | None = None
     left_s: float
 
 
@@ -60,6 +74,18 @@ class PendingRounds(Errand, frozen=True, kw_only=True, tag="pending"):
     """What is pending now."""
 
     pending: list[Pending]
+    sandbox: str = ""
+    """The level that a guard which has just started reached, "off", or "refused: " and why; "" from then on."""
+    held: int = 0
+    """Attempts to get out of it that were made then, and held."""
+
+    def sandbox_event(self) -> Event:
+        """What the node tells of that."""
+        if self.sandbox == "off":
+            return Event("sandbox.off", {})
+        if self.sandbox.startswith("refused"):
+            return Event("sandbox.refused", {"why": self.sandbox})
+        return Event("sandbox.closed", {"level": self.sandbox, "held": self.held})
 
 
 class Outgoing(Errand, frozen=True, kw_only=True, tag="outgoing"):
@@ -99,3 +125,9 @@ class Erased(Errand, frozen=True, kw_only=True, tag="erased"):
 
 ToGuard = Hello | Settle | TrainErrand | MeasureErrand | Quit | Forget
 FromGuard = PendingRounds | Outgoing | OutgoingMeasures | Busy | Refused | Erased
+
+
+def told(code: int) -> str:
+    """What a coordinator hears of an error: a sentence for each number. Its own words, which may quote data, stay here."""
+    kind = by_code(code)
+    return ((kind.__doc__ or "") if kind else "").split("\n", 1)[0] or f"Error {code}."

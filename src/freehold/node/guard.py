@@ -8,16 +8,21 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
 
 from freehold.errors import DataUnfit, FreeholdError, NodeError, PeerGone, TrainerFailed
+from freehold.events import Event
 from freehold.failpoints import failpoint
+from freehold.node.admission import Admission
+from freehold.node.budget import Limits
+from freehold.node.door import Door, Piece
 from freehold.node.errands import (
     Busy,
     Erased,
@@ -35,9 +40,12 @@ from freehold.node.errands import (
     TrainErrand,
 )
 from freehold.node.jobs import Failed, FromTrainer, MeasuredModel, MeasureJob, Open, Opened, Trained, TrainJob
+from freehold.node.measures import known_choice, may_leave
+from freehold.node.release import released
+from freehold.node.sandboxed import Trainers, trainers_of, unjailed
 from freehold.node.vault import Vault
 from freehold.plan import Plan, Run, digest, parse, runs_of
-from freehold.wire import codec
+from freehold.policy import DataRules
 from freehold.wire.local import Mapped, Memory, channel_from, close, is_sealed, read, sealed
 from freehold.wire.packing import packed
 from freehold.wire.process import Child, Spawn, spawn
@@ -80,10 +88,16 @@ class _Study:
 class Guard:
     """Answers the agent's errands."""
 
-    def __init__(self, hello: Hello, *, spawn: Spawn = spawn) -> None:
-        self._hello, self._spawn = hello, spawn
+    def __init__(self, hello: Hello, *, spawn: Spawn = spawn, trainers: Trainers | None = None) -> None:
+        """`trainers`: in production in a sandbox; else `spawn` starts them."""
+        found = trainers or unjailed(spawn)
+        self._hello, self._start_trainer, self._level = hello, found.start, found.level
         self._vault = Vault(Path(hello.state) / "vault")
+        rules = Path(hello.policy) if hello.policy else None
+        self._admission = Admission(Path(hello.state), rules, datasets=hello.datasets, sandbox=found.level)
+        self._door = Door(Path(hello.state), node=hello.node, peer=hello.coordinator)
         self._studies: dict[str, _Study] = {}
+        self._training: dict[str, int] = {}  # digest of a plan -> training examples here, in the smallest split
 
     def answer(self, errand: ToGuard, fds: Sequence[int]) -> tuple[FromGuard, list[int]]:
         """The answer, and the sealed memory that goes with it."""
@@ -94,23 +108,33 @@ class Guard:
         if isinstance(errand, Quit):
             for each in self._studies.values():
                 each.quit()
+            self._door.give_up()
             return PendingRounds(pending=self._vault.pending()), []
         if isinstance(errand, Forget):
-            return Erased(states=self._vault.erase()), []
+            states = self._vault.erase()
+            self._door.note("erased", f"{states} personal states")
+            return Erased(states=states), []
         if isinstance(errand, Hello):
             raise NodeError("The guard was told twice whose it is.", hint="This is a defect; please report it.")
         study, run = self._known(errand.run, fds[0])
+        rules = self._admission.ask(study.plan, run, errand, refused=study.quit, renewed=study.trainer.end)
         return (
-            self._train(study, run, errand, fds[1])
+            self._train(study, run, errand, fds[1], rules)
             if isinstance(errand, TrainErrand)
-            else self._measure(study, run, errand, fds[1])
+            else self._measure(study, run, errand, fds[1], rules)
         )
 
-    def _train(self, study: _Study, run: Run, errand: TrainErrand, shared: int) -> tuple[FromGuard, list[int]]:
+    def _train(self, study: _Study, run: Run, errand: TrainErrand, shared: int, rules: DataRules) -> tuple[FromGuard, list[int]]:
         personal = self._vault.committed(run.id)
         job = TrainJob(number=run.number, round=errand.round, cohort=errand.cohort, population=errand.population)
         try:
+            study.trainer.start()
+            piece = self._piece(study, errand, rules)
+            self._door.begin(piece)
             found = self._ask(study, job, [shared] if personal is None else [shared, personal], errand)
+        except BaseException:
+            self._door.give_up()
+            raise
         finally:
             close([] if personal is None else [personal])
         if found is None:
@@ -120,14 +144,17 @@ class Guard:
             if not isinstance(reply, Trained) or len(got) != 2 or not all(map(is_sealed, got)):
                 raise _nonsense(study)
             study.plan.training.check_weight(reply.weight)
-            with Mapped(got[0]) as view:
-                codec.check(view, run.contribution)
-                if run.contribution.compression == "zstd":
+            if (out := released(got[0], run.contribution, study.plan.privacy)) != got[0]:
+                got.insert(0, out)
+            if run.contribution.compression == "zstd":
+                with Mapped(got[0]) as view:
                     got.insert(0, _packed(view))
             with Mapped(got[0]) as view:
                 sha256, length = hashlib.sha256(view).hexdigest(), len(view)
             self._vault.put_pending(run.id, errand.round, sha256, got[-1])
+            self._door.send("contribution", piece, sha256=sha256, length=length)
         except BaseException:
+            self._door.give_up()
             close(got[:1])
             raise
         finally:
@@ -135,25 +162,55 @@ class Guard:
         compression = run.contribution.compression
         return Outgoing(weight=reply.weight, compression=compression, sha256=sha256, length=length), got[:1]
 
-    def _measure(self, study: _Study, run: Run, errand: MeasureErrand, shared: int) -> tuple[FromGuard, list[int]]:
+    def _measure(
+        self, study: _Study, run: Run, errand: MeasureErrand, shared: int, rules: DataRules
+    ) -> tuple[FromGuard, list[int]]:
         personal = self._vault.committed(run.id)
         job = MeasureJob(number=run.number, round=errand.round)
         try:
-            found = self._ask(study, job, [shared] if personal is None else [shared, personal], errand)
+            answered = self._ask(study, job, [shared] if personal is None else [shared, personal], errand)
         finally:
             close([] if personal is None else [personal])
-        if found is None:
+        if answered is None:
             return Busy(), []
-        reply, got = found
+        reply, got = answered
         close(got)
         if not isinstance(reply, MeasuredModel):
             raise _nonsense(study)
+        found = OutgoingMeasures(splits=may_leave(reply.splits), alone=may_leave(reply.alone), served=known_choice(reply.served))
         self._note(
             study.plan,
             "measured",
-            {run.id: {"algorithm": run.algorithm.name, "repeat": run.repeat, **msgspec.to_builtins(reply)}},
+            {run.id: {"algorithm": run.algorithm.name, "repeat": run.repeat, **msgspec.to_builtins(found)}},
         )
-        return OutgoingMeasures(splits=reply.splits, alone=reply.alone, served=reply.served), []
+        out = self._admission.share(rules, found)
+        body = msgspec.json.encode(out)
+        self._door.send("measures", self._piece(study, errand, rules), sha256=hashlib.sha256(body).hexdigest(), length=len(body))
+        return out, []
+
+    def _piece(self, study: _Study, errand: TrainErrand | MeasureErrand, rules: DataRules) -> Piece:
+        """What the ledger and the budget are told of a piece of work."""
+        plan = study.plan
+        return Piece(
+            plan=plan,
+            run=errand.run,
+            round=errand.round,
+            dataset=plan.task.name,
+            examples=self._training.get(digest(plan), 0),
+            limits=Limits(
+                epsilon_total=rules.epsilon_total,
+                epsilon_per_study=rules.epsilon_per_study,
+                delta=rules.delta or plan.privacy.delta,
+            ),
+            sandbox=self._level,
+            release=rules.release or "approved",
+        )
+
+    def refused(self, errand: object, error: FreeholdError) -> None:
+        """Write down what this node refuses."""
+        if isinstance(errand, TrainErrand | MeasureErrand):
+            with contextlib.suppress(FreeholdError):
+                self._door.refuse(error, run=errand.run, round=errand.round)
 
     def _known(self, run_id: str, plan_fd: int) -> tuple[_Study, Run]:
         """The study and the run; the plan's own digest says which run this is, whatever the coordinator calls it."""
@@ -161,9 +218,7 @@ class Guard:
         key = hashlib.sha256(text).hexdigest()
         if key not in self._studies:
             plan = parse(text.decode())
-            self._studies[key] = _Study(
-                plan, text, Child(TRAINER, FromTrainer, spawn=self._spawn, opening=self._opening(plan, text))
-            )
+            self._studies[key] = self._study(plan, text)
         study = self._studies[key]
         if run_id not in study.runs:
             raise NodeError(
@@ -172,25 +227,35 @@ class Guard:
         study.used = time.monotonic()
         return study, study.runs[run_id]
 
-    def _opening(self, plan: Plan, text: bytes) -> Callable[[Child], None]:
-        def opening(child: Child) -> None:
-            data = self._hello.datasets.get(plan.task.name)
-            if data is None:
+    def _study(self, plan: Plan, text: bytes) -> _Study:
+        """A study whose trainer is started with its first question, and reads the columns that the owner allows then."""
+        found = ""
+
+        def start(module: str, fd: int) -> subprocess.Popen[bytes]:
+            nonlocal found
+            path = self._hello.datasets.get(plan.task.name)
+            if path is None:
                 raise DataUnfit(
                     f"This node has no data named {plan.task.name}.", hint=f"Start it with --data {plan.task.name}=FILE."
                 )
+            spawn, found = self._start_trainer(self._admission.table(plan, path))
+            return spawn(module, fd)
+
+        def opening(child: Child) -> None:
             memory = sealed(text, "plan")
             try:
-                reply, got = child.ask(Open(client=self._hello.node, data=data), [memory], timeout_s=TRAINING_LIMIT_S, restarts=0)
+                job = Open(client=self._hello.node, data=found)
+                reply, got = child.ask(job, [memory], timeout_s=TRAINING_LIMIT_S, restarts=0)
             finally:
                 close([memory])
             close(got)
             if isinstance(reply, Failed):
                 raise DataUnfit(reply.message, hint=reply.hint)
             if isinstance(reply, Opened):
+                self._training[digest(plan)] = reply.training
                 self._note(plan, "data", {"examples": reply.examples, "findings": reply.findings})
 
-        return opening
+        return _Study(plan, text, Child(TRAINER, FromTrainer, spawn=start, opening=opening))
 
     def _ask(
         self, study: _Study, job: TrainJob | MeasureJob, fds: Sequence[int], errand: TrainErrand | MeasureErrand
@@ -231,6 +296,10 @@ class Guard:
         with contextlib.suppress(OSError):
             folder.mkdir(mode=0o700, exist_ok=True)
             path.write_text(json.dumps(told, indent=1), encoding="utf-8")
+
+    def events(self) -> list[Event]:
+        """What there is to tell beside an answer."""
+        return self._admission.events()
 
     def rest(self) -> None:
         """End the trainers that had nothing to do for long."""
@@ -287,17 +356,24 @@ def main(*, spawn: Spawn = spawn) -> None:
             out: list[int] = []
             reply: FromGuard
             try:
+                said = None
                 if guard is None and isinstance(errand, Hello):
-                    guard = Guard(errand, spawn=spawn)
-                    errand = Settle()
+                    trainers = trainers_of(errand, spawn)
+                    guard, errand, said = Guard(errand, trainers=trainers), Settle(), trainers
                 if guard is None:
                     raise NodeError("The guard was not told whose it is.", hint="This is a defect; please report it.")
                 reply, out = guard.answer(errand, fds)  # type: ignore[arg-type]
+                if said is not None and isinstance(reply, PendingRounds):
+                    reply = msgspec.structs.replace(reply, sandbox=said.said, held=said.held)
             except FreeholdError as error:
+                if guard is not None:
+                    guard.refused(errand, error)
                 reply = Refused(code=error.code, message=error.message, hint=error.hint)
             finally:
                 close(fds)
             failpoint("guard.answering")
+            if guard is not None:
+                reply = msgspec.structs.replace(reply, events=guard.events())
             channel.send(reply, out)
             close(out)
     except PeerGone:

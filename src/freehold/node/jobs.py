@@ -40,6 +40,8 @@ class Opened(Job, frozen=True, kw_only=True, tag="opened"):
     """The data fits the plan. `findings` say what is odd; they stay on the node."""
 
     examples: int
+    training: int = 0
+    """Of them, those that are trained on, in the split with the fewest; only where the plan has record-level privacy."""
     findings: list[str]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,12 +17,10 @@ from freehold.data import Population, Prepared, from_files
 from freehold.data.check import check
 from freehold.engines import Feed, LoopEngine, planned_work
 from freehold.errors import DataUnfit, Diverged, FreeholdError
+from freehold.node.measures import FEWEST
 from freehold.plan import AlgorithmRef, Plan, runs_of
 from freehold.tasks import TaskDefinition, build_task, prepare_for, schema_of, task_definition
 from freehold.wire.messages import DIFFERING, Measured
-
-FEWEST = 5
-"""A sum over fewer examples does not leave."""
 
 ALONE = "local"
 """The algorithm that is the measure of every gain."""
@@ -149,18 +148,33 @@ class Program:
         run = self.runs[number]
         return self._engine_of(run.algorithm, run.repeat, key=number)
 
+    def _draws(self, seed: int) -> int:
+        """What batches and noise are drawn from: the plan's seed, or a secret of each run where privacy rests on it.
+
+        Who knows the seed could draw the same noise and take it away again, and would know who was in a batch.
+        """
+        return secrets.randbits(62) if self.plan.privacy.unit == "record" else seed
+
+    def _prepared_for(self, repeat: int) -> Prepared:
+        if repeat not in self._prepared:
+            seed = self.plan.training.seed + repeat
+            self._prepared[repeat] = prepare_for(self.definition, self.plan, self.population, seed=seed)
+        return self._prepared[repeat]
+
+    def training(self) -> int:
+        """Examples that are trained on, in the repeat that has the fewest."""
+        return min(len(self._prepared_for(repeat).rows[self.client]["train"]) for repeat in range(self.plan.repeats))
+
     def _engine_of(self, reference: AlgorithmRef, repeat: int, *, key: int) -> LoopEngine:
         """`key`: the run's number; that of training alone is negative."""
         if key not in self._engines:
             seed = self.plan.training.seed + repeat
-            if repeat not in self._prepared:
-                self._prepared[repeat] = prepare_for(self.definition, self.plan, self.population, seed=seed)
-            prepared = self._prepared[repeat]
-            task = build_task(self.definition, prepared, self.plan, seed)
+            prepared = self._prepared_for(repeat)
+            task = build_task(self.definition, prepared, self.plan, seed, guarded=True)
             work, adaptation = planned_work(self.plan)
             self._engines[key] = LoopEngine(
                 build_algorithm(task, reference, self.plan.contribution.dtype),
-                Feed(x=prepared.x, y=prepared.y, rows=prepared.rows, seed=seed),
+                Feed(x=prepared.x, y=prepared.y, rows=prepared.rows, seed=self._draws(seed)),
                 work,
                 adaptation=adaptation,
                 weighting=self.plan.training.weighting,

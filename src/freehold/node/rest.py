@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from freehold.errors import Resting, UsageError
-from freehold.node.hours import Hours
+from freehold.hours import Hours
 from freehold.node.metered import Metered
 
 

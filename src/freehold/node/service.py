@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from freehold.errors import CertificateUnfit, FreeholdError, NotJoined, UsageError
 from freehold.events import Event, Listener, silent
@@ -52,8 +53,12 @@ class Settings:
     federation: str | None = None
     rules: Rules = field(default_factory=Rules)
     """When the node works and when it rests."""
+    policy: Path | None = None
+    """The owner's policy; policy.toml in the state folder if it is not given."""
     outside: outside.Files | None = None
     """A certificate from a CA of the organisation's own, in place of a token."""
+    sandbox: Literal["required", "off"] = "required"
+    """Whether trainers run in a sandbox; "off" trusts every plan with what this user may do."""
 
     def __post_init__(self) -> None:
         for name, path in self.datasets.items():
@@ -137,11 +142,13 @@ class Service:
             state=self.settings.state,
             datasets=self.settings.datasets,
             url=url,
+            policy=self.settings.policy,
             tell=self._tell,
             spawn=self._spawn,
             sleep=self._sleep,
             rules=self.settings.rules,
             clock=self._clock,
+            sandbox=self.settings.sandbox,
         )
         work = self._keep_fresh if found.outside_key is None else self._look_again
         renewing = threading.Thread(target=work, args=(found, connection), name="renewal", daemon=True)

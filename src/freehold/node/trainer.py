@@ -37,7 +37,8 @@ class Trainer:
             plan: Plan = parse(read(fds[0]).decode())
             self._program = Program(plan, job.client, load(plan, job.client, Path(job.data)))
             population = self._program.population
-            return Opened(examples=len(population.target), findings=self._program.findings()), []
+            training = self._program.training() if plan.privacy.unit == "record" else 0
+            return Opened(examples=len(population.target), training=training, findings=self._program.findings()), []
         if self._program is None:
             raise ValueError("a job before the study was opened")
         shared, personal = self._states(job.number, fds)

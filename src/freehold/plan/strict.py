@@ -15,26 +15,29 @@ from freehold.plan.checks import dotted, shown
 from freehold.plan.tables import Plan
 
 
-def examine(value: object, kind: object, path: str) -> None:
-    """Refuse keys that `kind` does not have, words it does not know and numbers that are none; types are msgspec's to check."""
+def examine(value: object, kind: object, path: str, top: type[msgspec.Struct] = Plan) -> None:
+    """Refuse keys that `kind` does not have, words it does not know and numbers that are none; types are msgspec's to check.
+
+    `top`: in whose tables a misplaced key is looked for.
+    """
     kind = present(kind)
     if isinstance(value, float) and not math.isfinite(value):
-        raise PlanError(f"{path} is {value}, but must be a finite number.", hint="Write a number; a plan has no nan and no inf.")
+        raise PlanError(f"{path} is {value}, but must be a finite number.", hint="Write a number, not nan and not inf.")
     if isinstance(kind, type) and issubclass(kind, msgspec.Struct) and isinstance(value, dict):
         hints = get_type_hints(kind)
         for key, item in value.items():
             if key not in hints:
-                raise _unknown(key, path, hints)
-            examine(item, hints[key], dotted(path, key))
+                raise _unknown(key, path, hints, top)
+            examine(item, hints[key], dotted(path, key), top)
     elif get_origin(kind) is Literal and isinstance(value, str) and value not in get_args(kind):
         raise PlanError(f"{path} is {shown(value)}, which is none of its values.", hint=near_miss(value, get_args(kind)))
     elif isinstance(value, list):
         item_kind = get_args(kind)[0] if get_origin(kind) is tuple else None
         for index, item in enumerate(value):
-            examine(item, item_kind, f"{path}[{index}]")
+            examine(item, item_kind, f"{path}[{index}]", top)
     elif isinstance(value, dict):
         for key, item in value.items():
-            examine(item, None, dotted(path, key))
+            examine(item, None, dotted(path, key), top)
 
 
 def present(kind: object) -> object:
@@ -43,8 +46,8 @@ def present(kind: object) -> object:
     return kinds[0] if len(kinds) == 1 else kind
 
 
-def _unknown(key: str, path: str, known: Iterable[str]) -> UnknownKey:
-    for table, name in _fields(Plan, ""):
+def _unknown(key: str, path: str, known: Iterable[str], top: type[msgspec.Struct]) -> UnknownKey:
+    for table, name in _fields(top, ""):
         if name == key:
             hint = f"It belongs in [{table}]." if table else "It belongs at the top, before the first [table]."
             break

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import math
+from typing import Final, Literal
 
 import msgspec
 
@@ -17,6 +18,7 @@ from freehold.plan.checks import (
     check_positive,
     check_range,
     check_work,
+    shown,
 )
 from freehold.plan.spec import Contribution, TensorSpec
 
@@ -98,7 +100,12 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
                 )
 
     def check_weight(self, weight: float) -> None:
-        """Raise WeightRefused for a contribution that would count with more than this plan allows."""
+        """Raise WeightRefused for a contribution that would count with more, or with something else, than this plan allows."""
+        if self.weighting == "uniform" and weight != 1:
+            raise WeightRefused(
+                f"A contribution has the weight {weight}, but the plan weighs uniformly.",
+                hint='With training.weighting = "uniform" each contribution weighs 1.',
+            )
         if self.most_weight is not None and not weight <= self.most_weight:
             raise WeightRefused(
                 f"A contribution has the weight {weight}, but the plan allows at most {self.most_weight}.",
@@ -237,6 +244,38 @@ _USED = {
 """Which figures the promise of each unit rests on."""
 
 
+MOST_UNITS: Final = 2.0**40
+"""What `max_norm` and the noise may be in units of the fixed point: sums over many clients must stay exact."""
+
+
+def check_released(plan: Plan) -> None:
+    """Raise PlanError where a plan with noise per client cannot keep its promise."""
+    if plan.training.weighting != "uniform":
+        raise PlanError(
+            'privacy.unit is "client", but a weight by examples tells a number without noise.',
+            hint='Add weighting = "uniform" to [training].',
+        )
+    privacy, unit = plan.privacy, 2.0**plan.contribution.scale
+    assert privacy.max_norm is not None and privacy.noise_multiplier is not None, "checked with the table"
+    if max(1.0, privacy.noise_multiplier) * privacy.max_norm * unit > MOST_UNITS:
+        raise PlanError(
+            f"With contribution.scale {plan.contribution.scale}, max_norm and its noise are too large for exact sums.",
+            hint="Lower contribution.scale: noise hides what lies that far after the point.",
+        )
+    for tensors in (plan.contribution.tensors, *(companion.tensors for companion in plan.companions)):
+        for tensor in tensors:
+            if "float" not in tensor.dtype:
+                raise PlanError(
+                    f'{shown(tensor.name)} is {tensor.dtype}, and privacy.unit is "client", which clips and noises floats only.',
+                    hint="Choose an algorithm that sends no whole numbers, or another unit.",
+                )
+        if (privacy.max_norm * unit) ** 2 < sum(math.prod(tensor.shape) for tensor in tensors):
+            raise PlanError(
+                f"With contribution.scale {plan.contribution.scale}, rounding could move a contribution by more than max_norm.",
+                hint="Raise contribution.scale.",
+            )
+
+
 class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A whole run. The same plan is tried in the simulator and run on the federation.
 
@@ -263,3 +302,5 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         check_name("name", self.name)
         check_least("min_examples", self.min_examples, 1)
         check_range("repeats", self.repeats, 1, 1000)
+        if self.privacy.unit == "client":
+            check_released(self)

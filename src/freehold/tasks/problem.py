@@ -9,12 +9,15 @@ from freehold.plan import Plan
 from freehold.tasks.definition import TaskDefinition, task_digest, task_names
 
 
-def build_task(definition: TaskDefinition, prepared: Prepared, plan: Plan, seed: int) -> Task:
-    """The learning problem of a plan, under its privacy; PlanError where the plan is about another task than `definition`."""
+def build_task(definition: TaskDefinition, prepared: Prepared, plan: Plan, seed: int, *, guarded: bool = False) -> Task:
+    """The learning problem of a plan, under its privacy; PlanError where the plan is about another task than `definition`.
+
+    `guarded`: what is made of it leaves through a node's guard, which clips and adds noise where the plan says so.
+    """
     _check_task(definition, plan)
     task = definition.build(prepared, seed)
     promised = plan.privacy
-    if promised.unit == "client":
+    if promised.unit == "client" and not guarded:
         raise PlanError(
             'privacy.unit = "client" is what a node\'s guard does, and there is no guard in a simulation.',
             hint='Simulate with unit = "none" or "record".',

@@ -10,7 +10,7 @@ import json
 import math
 import mmap
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final, NamedTuple, NoReturn, TypeAlias
 
 import numpy as np
@@ -73,7 +73,7 @@ def write(tensors: Mapping[str, Tensor]) -> bytes:
 def pieces(tensors: Mapping[str, Tensor]) -> Iterator[Buffer]:
     """What `write` returns, piece by piece: first the header, then each tensor's own memory, not copied where it is C-ordered."""
     order = _order(tensors)
-    yield _header(order)
+    yield _header((name, dtype, array.shape, array.nbytes) for name, dtype, array in order)
     for _, dtype, array in order:
         if array.size:
             yield np.ascontiguousarray(array, _stored(dtype)).data.cast("B")
@@ -82,7 +82,14 @@ def pieces(tensors: Mapping[str, Tensor]) -> Iterator[Buffer]:
 def length(tensors: Mapping[str, Tensor]) -> int:
     """How many bytes `write` returns, without writing them."""
     order = _order(tensors)
-    return len(_header(order)) + sum(array.nbytes for _, _, array in order)
+    header = _header((name, dtype, array.shape, array.nbytes) for name, dtype, array in order)
+    return len(header) + sum(array.nbytes for _, _, array in order)
+
+
+def header(spec: Contribution) -> bytes:
+    """What every contribution of this spec begins with, if nothing is said in it but the spec."""
+    order = sorted(spec.tensors, key=lambda tensor: (_RANK[tensor.dtype], tensor.name.encode()))
+    return _header((t.name, t.dtype, t.shape, math.prod(t.shape) * _stored(t.dtype).itemsize) for t in order)
 
 
 def _order(tensors: Mapping[str, Tensor]) -> list[tuple[str, str, NDArray[np.generic]]]:
@@ -99,11 +106,12 @@ def _plain(name: str, tensor: Tensor) -> tuple[str, NDArray[np.generic]]:
     return dtype, array
 
 
-def _header(order: list[tuple[str, str, NDArray[np.generic]]]) -> bytes:
+def _header(order: Iterable[tuple[str, str, tuple[int, ...], int]]) -> bytes:
+    """`order`: name, dtype, shape and bytes."""
     entries, at = {}, 0
-    for name, dtype, array in order:
-        offsets = [at, at := at + array.nbytes]
-        entries[name] = {"dtype": _TAGS[dtype], "shape": list(array.shape), "data_offsets": offsets}
+    for name, dtype, shape, nbytes in order:
+        offsets = [at, at := at + nbytes]
+        entries[name] = {"dtype": _TAGS[dtype], "shape": list(shape), "data_offsets": offsets}
     text = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text

@@ -86,6 +86,11 @@ class Child:
                         self.end()
                     raise
 
+    def start(self) -> None:
+        """Start the process now, if there is none; raises what its opening raises."""
+        with self._lock:
+            self._open()
+
     def await_answer(self, *, timeout_s: float) -> tuple[Any, list[int]]:
         """Wait on for the answer to a question that was asked patiently; raises what `ask` does."""
         with self._lock:
@@ -100,14 +105,14 @@ class Child:
     def _open(self) -> Channel:
         if self._channel is None:
             self._channel, theirs = pair()
-            with theirs:
-                self._process = self._spawn(self._module, theirs.fileno())
-            if self._opening is not None:
-                try:
+            try:
+                with theirs:
+                    self._process = self._spawn(self._module, theirs.fileno())
+                if self._opening is not None:
                     self._opening(self)
-                except BaseException:
-                    self.end()  # the next question starts one that is opened
-                    raise
+            except BaseException:
+                self.end()  # the next question starts one that is opened
+                raise
         return self._channel
 
     def end(self) -> None:

@@ -20,6 +20,7 @@ from freehold.node.errands import Busy, FromGuard, Hello, Outgoing, PendingRound
 from freehold.node.guard import Guard
 from freehold.node.jobs import Open, Opened, ToTrainer, Trained, TrainJob
 from freehold.plan import Plan, dumps, runs_of
+from freehold.policy import sample_policy
 from freehold.study.federated import federated_plan
 from freehold.wire import codec
 from freehold.wire.local import Channel, channel_from, close, sealed
@@ -76,6 +77,8 @@ class Node:
 
     def __init__(self, folder: Path, plan: Plan) -> None:
         self.trainers, self.plan, self.run = Trainers(plan), dumps(plan).encode(), runs_of(plan)[0].id
+        folder.mkdir(exist_ok=True)
+        (folder / "policy.toml").write_text(sample_policy(plan.task.name))
         hello = Hello(node="alice", state=str(folder), datasets={plan.task.name: "heart.csv"})
         self.guard = Guard(hello, spawn=self.trainers.spawn)
 

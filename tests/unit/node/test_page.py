@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from freehold.errors import NodeError
-from freehold.node.page import Page, studies_of
+from freehold.node.page import Page, html, studies_of
 
 STATUS: dict[str, Any] = {
     "node": "alice",
@@ -106,3 +106,11 @@ def test_a_port_that_is_taken_is_an_error(page: Page, tmp_path: Path) -> None:
 
 def test_a_node_without_studies_shows_none(tmp_path: Path) -> None:
     assert studies_of(tmp_path) == []
+
+
+def test_what_runs_without_a_sandbox_is_said_in_red() -> None:
+    assert '<p class="error">Training code runs without a sandbox' in html({**STATUS, "studies": [], "sandbox": "off"})
+    assert '<p class="error">This node does not train. &lt;why&gt;' in html(
+        {**STATUS, "studies": [], "sandbox": "refused: <why>"}
+    )
+    assert "level strict" in html({**STATUS, "studies": [], "sandbox": "strict"})

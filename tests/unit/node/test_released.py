@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from freehold.core import class_sums
-from freehold.node.program import FEWEST, released
+from freehold.node.measures import FEWEST, may_leave
+from freehold.node.program import released
 
 
 @given(st.lists(st.integers(0, 2), max_size=40))
@@ -16,6 +17,7 @@ def test_no_count_below_five_leaves_nor_can_be_worked_out(labels: list[int]) -> 
     outputs = torch.randn(len(y), 3, generator=torch.Generator().manual_seed(len(y)))
     sums = class_sums(outputs, y, classes=3, losses=_losses)
     told = released(sums, len(y))
+    assert may_leave({"test": told}) == {"test": told}, "the guard believes what is honest"
     assert told.examples == len(y)
     counts = torch.bincount(y, minlength=3)
     if len(y) < FEWEST:

@@ -11,9 +11,9 @@ from typer.testing import CliRunner
 
 from freehold.cli.node import node
 from freehold.errors import Resting, UsageError
+from freehold.hours import Hours
 from freehold.node.__main__ import facts, options_of
 from freehold.node.agent import Agent
-from freehold.node.hours import Hours
 from freehold.node.metered import KEPT_S, Metered, ask
 from freehold.node.page import Page
 from freehold.node.rest import Rules, rest_now, rules_of

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from freehold.errors import UsageError
-from freehold.node.hours import DAY, DAYS, Hours
+from freehold.hours import DAY, DAYS, Hours
 
 BERLIN = ZoneInfo("Europe/Berlin")
 MINUTES = st.integers(0, DAY - 1)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from freehold.coordinator.signing import make_key, sign, trusting
 from freehold.errors import StudyRefused, UsageError
+from freehold.signing import make_key, sign, trusting
 
 PLAN, OTHER = "sha256:" + "a" * 64, "sha256:" + "b" * 64
 

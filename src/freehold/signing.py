@@ -6,9 +6,10 @@ A signature is one line, `fhs1.<first 16 digits of the key's digest>.<64 bytes, 
 from __future__ import annotations
 
 import base64
+import binascii
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from cryptography.exceptions import InvalidSignature
@@ -18,6 +19,7 @@ from cryptography.hazmat.primitives.serialization import (
     NoEncryption,
     PrivateFormat,
     PublicFormat,
+    load_der_public_key,
     load_pem_private_key,
     load_pem_public_key,
 )
@@ -72,23 +74,55 @@ def trusting(keys: Sequence[Path]) -> Admit:
                 "The plan is not signed, and this coordinator takes signed plans only.",
                 hint="Sign it: `freehold study sign PLAN --key FILE`, with a key that the coordinator was started with.",
             )
-        version, _, rest = signature.strip().partition(".")
-        who, _, made = rest.partition(".")
-        key = known.get(who) if version == VERSION else None
-        if key is None:
+        found = _checked(digest, signature, known)
+        if found is None:
             raise StudyRefused(
                 "The plan is signed with a key that this coordinator does not know.",
                 hint="Start the coordinator with --study-key FILE, the public half of that key.",
             )
-        try:
-            key.verify(base64.urlsafe_b64decode(made + "=" * (-len(made) % 4)), _CONTEXT + digest.encode())
-        except (InvalidSignature, ValueError):
+        if not found:
             raise StudyRefused(
                 "The signature does not belong to this plan: the plan was changed after it was signed.",
                 hint="Look at what changed, then sign it anew.",
-            ) from None
+            )
 
     return admit
+
+
+def is_signed(digest: str, signature: str | None, keys: Sequence[str]) -> bool:
+    """Whether one of these keys signed the plan. A key is the middle line of a public key's file."""
+    made = {key_id(key): key for key in map(_from_line, keys)}
+    return bool(signature and _checked(digest, signature, made))
+
+
+def key_line(public: Path) -> str:
+    """A public key as a policy says it: the middle line of its file. Raises UsageError."""
+    body = _public(public).public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    return base64.b64encode(body).decode()
+
+
+def _from_line(line: str) -> Ed25519PublicKey:
+    try:
+        key = load_der_public_key(base64.b64decode(line, validate=True))
+    except (ValueError, binascii.Error):
+        key = None
+    if not isinstance(key, Ed25519PublicKey):
+        raise UsageError("That is no public study key.", hint="It is the middle line of the file FILE.pub.")
+    return key
+
+
+def _checked(digest: str, signature: str, known: Mapping[str, Ed25519PublicKey]) -> bool | None:
+    """Whether the signature belongs to this plan; None if nobody knows the key."""
+    version, _, rest = signature.strip().partition(".")
+    who, _, made = rest.partition(".")
+    key = known.get(who) if version == VERSION else None
+    if key is None:
+        return None
+    try:
+        key.verify(base64.urlsafe_b64decode(made + "=" * (-len(made) % 4)), _CONTEXT + digest.encode())
+    except (InvalidSignature, ValueError):
+        return False
+    return True
 
 
 def _public(path: Path) -> Ed25519PublicKey:

@@ -1,0 +1,272 @@
+"""What a data owner decides: `freehold node pending|show|approve|deny`, and `freehold node policy check|new`."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from freehold.cli.nodestate import NodeName, NodeState, node_state
+from freehold.cli.places import AsJson
+from freehold.errors import FreeholdError, PolicyRefused, UsageError
+
+if TYPE_CHECKING:
+    from freehold.node.approvals import Entry
+    from freehold.plan import Plan
+    from freehold.policy import DataRules, Facts, Policy, Verdict
+
+policy = typer.Typer(no_args_is_help=True, help="The rules by which a node decides what may run.")
+
+Wanted = Annotated[str, typer.Argument(metavar="DIGEST", help="Its first digits are enough, or the plan's name.")]
+
+
+@policy.callback()
+def _start() -> None:
+    pass
+
+
+def pending(name: NodeName = None, state: NodeState = None, as_json: AsJson = False) -> None:
+    """List the plans that wait for the owner."""
+    from freehold.node.approvals import Approvals
+    from freehold.plan import parse
+
+    folder = node_state(name, state)
+    waiting = [(digest, entry, parse(entry.plan)) for digest, entry in Approvals(folder).entries() if entry.state == "waits"]
+    if as_json:
+        told = [{"digest": d, "name": p.name, "task": p.task.name, "since": e.since} for d, e, p in waiting]
+        sys.stdout.write(json.dumps(told, indent=1) + "\n")
+        return
+    from freehold.cli.show import table
+
+    lines = [["plan", "data", "digest", "waits since"]]
+    lines += [[p.name, p.task.name, digest[:19], _time(entry.since)] for digest, entry, p in waiting]
+    table(lines, empty="No plan waits.")
+
+
+def show(digest: Wanted, name: NodeName = None, state: NodeState = None, as_json: AsJson = False) -> None:
+    """Say in plain words what a plan would do, what the rules say, and what changed since the last approved one."""
+    from freehold.node.approvals import Approvals
+    from freehold.plan import parse
+    from freehold.policy.words import difference, summary
+
+    folder = node_state(name, state)
+    approvals = Approvals(folder)
+    identity, entry = approvals.find(digest)
+    plan = parse(entry.plan)
+    rules, facts = _policy(folder, None), _facts(folder, plan, entry.signature)
+    words = summary(plan, columns=facts.columns, installed=plan.task.name in facts.installed, rules=_rules_of(rules, plan))
+    before = approvals.last_approved(plan.name, but=identity)
+    changed = difference(before, plan) if before is not None else None
+    verdict = _decided(rules, plan, facts)
+    if as_json:
+        told = {
+            "digest": identity,
+            "name": plan.name,
+            "state": entry.state,
+            "reason": entry.reason,
+            "summary": dict(words),
+            "changed": changed,
+            **_as_dict(verdict),
+        }
+        sys.stdout.write(json.dumps(told, indent=1, ensure_ascii=False) + "\n")
+        return
+    _say(f"{plan.name}  {identity}")
+    said = {"waits": f"waits since {_time(entry.since)}", "approved": "approved", "denied": "denied"}[entry.state]
+    _say(f"  {said}{_reason(entry)}")
+    for topic, sentence in words:
+        _say(f"  {topic:<9} {sentence}")
+    if changed is None:
+        _say("  changed   no plan of this name was approved before")
+    else:
+        _say("  changed   against the plan of this name that was approved last:")
+        for line in changed:
+            _say(f"    {line}")
+    _explain(verdict)
+
+
+def approve(digest: Wanted, name: NodeName = None, state: NodeState = None, as_json: AsJson = False) -> None:
+    """Allow a plan that no rule covers, on this node; it takes part from the next round on. Limits of the policy still hold."""
+    from freehold.node.approvals import Approvals
+    from freehold.plan import parse
+
+    folder = node_state(name, state)
+    approvals = Approvals(folder)
+    identity, entry = approvals.find(digest)
+    plan = parse(entry.plan)
+    approvals.say(identity, "approved")
+    verdict = _decided(_policy(folder, None), plan, _facts(folder, plan, entry.signature))
+    if as_json:
+        sys.stdout.write(json.dumps({"digest": identity, "name": plan.name, "state": "approved", **_as_dict(verdict)}) + "\n")
+    else:
+        _say(f"Approved: {plan.name}  {identity}")
+    if verdict.says != "allowed":
+        if not as_json:
+            _explain(verdict)
+        raise PolicyRefused(f"It is approved, but a rule of the policy still says no to {plan.name}.", hint="See above.")
+
+
+def deny(
+    digest: Wanted,
+    reason: Annotated[str, typer.Option("--reason", metavar="TEXT", help="For yourself; no coordinator sees it.")] = "",
+    name: NodeName = None,
+    state: NodeState = None,
+    as_json: AsJson = False,
+) -> None:
+    """Refuse a plan on this node, whatever the policy says; `freehold node approve` takes it back."""
+    from freehold.node.approvals import Approvals
+    from freehold.plan import parse
+
+    if len(reason) > 2000:
+        raise UsageError("The reason has more than 2000 characters.", hint="Say it in fewer.")
+    approvals = Approvals(node_state(name, state))
+    identity, entry = approvals.find(digest)
+    approvals.say(identity, "denied", reason)
+    called = parse(entry.plan).name
+    if as_json:
+        sys.stdout.write(json.dumps({"digest": identity, "name": called, "state": "denied", "reason": reason}) + "\n")
+    else:
+        _say(f"Denied: {called}  {identity}")
+
+
+@policy.command()
+def check(
+    plan: Annotated[Path, typer.Argument(metavar="PLAN", help="A plan's file; its signature lies beside it as PLAN.sig.")],
+    file: Annotated[
+        Path | None, typer.Option("--policy", metavar="FILE", help="Another policy than the node's own.", exists=False)
+    ] = None,
+    name: NodeName = None,
+    state: NodeState = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say rule by rule what the policy says to a plan. Exit code 0: allowed; 1: it waits, or is denied."""
+    from freehold.plan import load_plan
+
+    loaded = load_plan(plan)
+    folder = None if name is None and state is None and file is not None else node_state(name, state)
+    signed = plan.with_name(plan.name + ".sig")
+    signature = signed.read_text(encoding="utf-8").strip() if signed.exists() else None
+    verdict = _decided(_policy(folder, file), loaded, _facts(folder, loaded, signature))
+    if as_json:
+        sys.stdout.write(json.dumps({"name": loaded.name, **_as_dict(verdict)}, indent=1, ensure_ascii=False) + "\n")
+    else:
+        _explain(verdict)
+    if verdict.says != "allowed":
+        raise typer.Exit(1)
+
+
+@policy.command()
+def new(
+    data: Annotated[str, typer.Argument(metavar="NAME", help="The data set, as --data and plans call it.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", metavar="FILE", help="Where it goes; standard output if not given.")
+    ] = None,
+    noised: Annotated[bool, typer.Option("--noised", help="Only plans with differential privacy.")] = False,
+) -> None:
+    """Write a policy for a data set, with every key explained, to be edited. No file is replaced."""
+    from freehold.policy import new_policy, parse_policy
+
+    text = new_policy(data, release="noised" if noised else "trusted-code")
+    parse_policy(text)
+    if output is None:
+        sys.stdout.write(text)
+        return
+    try:
+        with output.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise UsageError(f"{output} cannot be written: {error.strerror}.", hint="Give another file; none is replaced.") from None
+    _say(f"{output}: read it, and change what should be otherwise.")
+
+
+def _policy(folder: Path | None, file: Path | None) -> Policy:
+    from freehold.policy import load_policy
+
+    if file is not None:
+        if not file.is_file():
+            raise UsageError(f"There is no policy {file}.", hint="`freehold node policy new NAME --output FILE` writes one.")
+        return load_policy(file)
+    assert folder is not None
+    from freehold.node.admission import rules_file
+
+    return load_policy(rules_file(folder))
+
+
+def _facts(folder: Path | None, plan: Plan, signature: str | None) -> Facts:
+    from freehold.node.approvals import Approvals
+    from freehold.plan import digest
+    from freehold.policy import Facts
+    from freehold.sandbox.probe import probe
+
+    identity = digest(plan)
+    return Facts(
+        installed=frozenset(point.name for point in entry_points(group="freehold.tasks")),
+        now=time.time(),
+        signature=signature,
+        digest=identity,
+        columns=_columns(plan),
+        approval="" if folder is None else Approvals(folder).state_of(identity),
+        counted=True,
+        sandbox=probe(None).level,
+    )
+
+
+def _columns(plan: Plan) -> tuple[str, ...] | None:
+    """What the task reads, where it is installed and says so."""
+    from freehold.tasks import schema_of, task_definition
+
+    try:
+        schema = schema_of(task_definition(plan.task.name), plan)
+    except FreeholdError:
+        return None
+    return (*schema.names, schema.target.name)
+
+
+def _rules_of(rules: Policy, plan: Plan) -> DataRules | None:
+    return rules.data.get(plan.task.name)
+
+
+def _decided(rules: Policy, plan: Plan, facts: Facts) -> Verdict:
+    from freehold.policy import decide
+
+    return decide(rules, plan, facts)
+
+
+def _explain(verdict: Verdict) -> None:
+    """Every rule, then the lines that would allow what does not pass."""
+    width = max(len(each.rule) for each in verdict.findings)
+    _say(f"{verdict.says}, by the rules of {verdict.data}:")
+    for each in verdict.findings:
+        _say(f"  {'ok' if each.passed else 'NO':<3} {each.rule:<{width}}  found: {each.found}; wanted: {each.wanted}")
+    lines = [each.line for each in verdict.failed if each.line]
+    if lines and verdict.failed[0].rule != "owner":
+        whole = verdict.failed[0].rule == "data"
+        _say("What would allow it:" if whole else f"What would allow it, in [data.{verdict.data}] in place of what is there:")
+        for line in "\n".join(lines).split("\n"):
+            _say(f"  {line}")
+    for each in verdict.failed:
+        if not each.line:
+            _say(f"  {each.rule}: no line of the policy can allow it, only another plan or `freehold node approve`.")
+
+
+def _as_dict(verdict: Verdict) -> dict[str, Any]:
+    rules = [{"rule": e.rule, "passed": e.passed, "found": e.found, "wanted": e.wanted, "line": e.line} for e in verdict.findings]
+    return {"verdict": verdict.says, "data": verdict.data, "rules": rules}
+
+
+def _reason(entry: Entry) -> str:
+    return f": {entry.reason}" if entry.reason else ""
+
+
+def _time(unix: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(unix))
+
+
+def _say(text: str) -> None:
+    from freehold.cli.console import visible
+
+    sys.stdout.write(visible(text) + "\n")

@@ -1,0 +1,1 @@
+"""`python -m freehold.sandbox`: does nothing, so that a jail can be tried."""

@@ -1,0 +1,60 @@
+"""How much a trainer may take of the machine."""
+
+from __future__ import annotations
+
+import os
+import resource
+from dataclasses import dataclass
+from pathlib import Path
+
+MAPPED_BYTES = 8 << 30
+"""Address space beside the memory limit, for libraries and files that are mapped."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Of one jail."""
+
+    memory_bytes: int
+    """Private memory of the process; each file in memory (what it answers with) may be as large, too."""
+    processes: int = 512
+    """Processes and threads. A thread pool has one for each core."""
+    scratch_bytes: int = 256 << 20
+    """What may be written to /tmp, which is memory, too."""
+    files: int = 256
+    """Open descriptors."""
+
+
+def usual() -> Limits:
+    """Three quarters of this machine's memory, and threads for its cores."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return Limits(memory_bytes=memory * 3 // 4, processes=max(512, 4 * (os.cpu_count() or 1)))
+
+
+def apply(limits: Limits, *, alone: bool) -> None:
+    """To this process, for good. `alone`: in a user namespace of its own, where nobody else's processes are counted."""
+    others = 0 if alone else _threads_of(os.getuid())
+    for kind, most in (
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_DATA, limits.memory_bytes),
+        (resource.RLIMIT_AS, limits.memory_bytes + MAPPED_BYTES),
+        (resource.RLIMIT_FSIZE, limits.memory_bytes),
+        (resource.RLIMIT_NOFILE, limits.files),
+        (resource.RLIMIT_NPROC, limits.processes + others),
+        (resource.RLIMIT_MSGQUEUE, 0),
+    ):
+        _, hard = resource.getrlimit(kind)
+        least = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.setrlimit(kind, (least, least))
+
+
+def _threads_of(uid: int) -> int:
+    """How many threads of this user run now."""
+    count = 0
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if folder.stat().st_uid == uid:
+                count += sum(1 for _ in (folder / "task").iterdir())
+        except OSError:
+            continue  # it has just ended
+    return count

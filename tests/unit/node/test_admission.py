@@ -1,0 +1,256 @@
+"""The owner's word on an errand: reasons stay here, a broken policy changes nothing, and nothing is lost by a kill."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from freehold.errors import ApprovalError, BenefitKept, FreeholdError, OwnerDenied, PlanWaits, PolicyRefused, UnknownName
+from freehold.failpoints import VARIABLE
+from freehold.node.admission import SAID, Admission
+from freehold.node.approvals import MOST_WAITING, Approvals
+from freehold.node.benefit import binned
+from freehold.node.errands import MeasureErrand, OutgoingMeasures, TrainErrand
+from freehold.plan import Plan, digest, runs_of
+from freehold.policy import DataRules, sample_policy
+from freehold.policy.decide import contribution_bytes
+from freehold.wire.messages import Measured
+from tests.unit.policy.plans import NOON, heart
+
+POINTS = [
+    f"node.{what}.{step}" for what in ("waiting", "approval", "policy", "bytes") for step in ("writing", "written", "named")
+]
+EVERYTHING = sample_policy("heart")
+
+
+class Owner:
+    """A node's state folder, and who asks."""
+
+    def __init__(self, folder: Path, rules: str | None = None) -> None:
+        self.folder, self.quit, self.renewed = folder, 0, 0
+        self.now = NOON
+        if rules is not None:
+            self.write(rules)
+        self.admission = self.restarted()
+
+    def restarted(self) -> Admission:
+        datasets = {"heart": str(self.folder / "heart.csv")}
+        return Admission(self.folder, datasets=datasets, clock=lambda: self.now)
+
+    def write(self, rules: str) -> None:
+        fresh = self.folder / "policy.new"
+        fresh.write_text(rules)
+        fresh.rename(self.folder / "policy.toml")
+
+    def ask(self, plan: Plan, round: int = 0, *, measure: bool = False, cohort: int = 4) -> DataRules:
+        run = runs_of(plan)[0]
+        errand = (
+            MeasureErrand(run=run.id, round=round, left_s=1.0)
+            if measure
+            else TrainErrand(run=run.id, round=round, cohort=cohort, population=4, left_s=1.0)
+        )
+
+        def refused() -> None:
+            self.quit += 1
+
+        def renewed() -> None:
+            self.renewed += 1
+
+        return self.admission.ask(plan, run, errand, refused=refused, renewed=renewed)
+
+    def events(self) -> list[str]:
+        return [event.name for event in self.admission.events()]
+
+
+def test_a_coordinator_gets_a_fixed_sentence_and_the_owner_the_reason(tmp_path: Path) -> None:
+    owner = Owner(tmp_path)
+    secret = heart(name="secret-name")
+    with pytest.raises(PlanWaits) as waits:
+        owner.ask(secret)
+    owner.write("[data.heart]\nrelease = 'noised'\ntasks = ['heart']\n")
+    with pytest.raises(PolicyRefused) as refused:
+        owner.ask(secret)
+    assert (waits.value.message, refused.value.message) == (SAID["waits"], SAID["denied"])
+    assert "secret-name" in waits.value.hint and "release: found" not in refused.value.message
+    assert "release" in refused.value.hint
+    assert owner.quit == 2
+    assert owner.events() == ["plan.waits", "policy.changed", "plan.denied"]
+
+
+def test_a_plan_waits_once_and_is_told_once(tmp_path: Path) -> None:
+    owner = Owner(tmp_path)
+    for round in range(3):
+        with pytest.raises(PlanWaits):
+            owner.ask(heart(), round)
+    assert owner.events() == ["plan.waits"]
+    [(identity, entry)] = Approvals(tmp_path).entries()
+    assert (identity, entry.state, entry.since) == (digest(heart()), "waits", NOON)
+
+
+def test_what_the_owner_says_counts_at_the_next_errand_and_after_a_restart(tmp_path: Path) -> None:
+    owner, approvals = Owner(tmp_path), Approvals(tmp_path)
+    with pytest.raises(PlanWaits):
+        owner.ask(heart())
+    approvals.say(digest(heart()), "approved")
+    assert owner.ask(heart()).share_benefit == "never"
+    approvals.say(digest(heart()), "denied", "no more")
+    owner.write(EVERYTHING)
+    for _ in range(2):
+        with pytest.raises(OwnerDenied):
+            owner.ask(heart())
+        owner.admission = owner.restarted()
+    with pytest.raises(UnknownName):
+        approvals.say(digest(heart(name="another")), "approved")
+
+
+def test_a_broken_policy_leaves_the_old_one_in_force_also_in_a_guard_that_is_started_anew(tmp_path: Path) -> None:
+    owner = Owner(tmp_path, EVERYTHING)
+    owner.ask(heart())
+    owner.write("[data.heart]\nrelese = 1\n")
+    for _ in range(2):
+        assert owner.ask(heart()).share_benefit == "named"
+        assert owner.events() == ["policy.broken"]
+        owner.admission = owner.restarted()
+    owner.write("")
+    with pytest.raises(PlanWaits):
+        owner.ask(heart())
+    assert owner.events() == ["policy.changed", "plan.waits"]
+
+
+def test_a_policy_that_is_taken_away_permits_nothing(tmp_path: Path) -> None:
+    owner = Owner(tmp_path, EVERYTHING)
+    owner.ask(heart())
+    (tmp_path / "policy.toml").unlink()
+    with pytest.raises(PlanWaits):
+        owner.ask(heart())
+
+
+def test_where_nothing_is_in_force_and_the_policy_is_broken_every_plan_waits(tmp_path: Path) -> None:
+    with pytest.raises(PlanWaits):
+        Owner(tmp_path, "nonsense").ask(heart())
+
+
+@pytest.mark.parametrize("body", ["{}", "nonsense", None])
+def test_an_approval_that_was_tampered_with_allows_nothing(tmp_path: Path, body: str | None) -> None:
+    owner, approvals = Owner(tmp_path, EVERYTHING), Approvals(tmp_path)
+    other = heart(name="other")
+    for plan in (heart(), other):
+        approvals.keep(plan, None)
+    approvals.say(digest(other), "approved")
+    path = approvals.folder / f"{digest(heart()).removeprefix('sha256:')}.json"
+    approved = (approvals.folder / f"{digest(other).removeprefix('sha256:')}.json").read_text()
+    path.write_text(approved if body is None else body)  # another plan's approval under this plan's name
+    with pytest.raises(ApprovalError):
+        owner.ask(heart())
+    assert len(approvals.entries()) == 1
+
+
+def test_a_coordinator_cannot_fill_the_disk_with_plans(tmp_path: Path) -> None:
+    owner = Owner(tmp_path)
+    for number in range(MOST_WAITING + 3):
+        owner.now += 1
+        with pytest.raises(PlanWaits):
+            owner.ask(heart(name=f"plan{number}"))
+    entries = Approvals(tmp_path).entries()
+    assert len(entries) == MOST_WAITING
+    assert digest(heart(name="plan2")) not in dict(entries) and digest(heart(name="plan3")) in dict(entries)
+
+
+def test_bytes_of_a_day_are_counted_before_they_leave_and_once_for_each_round(tmp_path: Path) -> None:
+    size = contribution_bytes(heart().contribution)
+    owner = Owner(tmp_path, EVERYTHING + f"bytes_per_day = {2 * size}\n")
+    owner.ask(heart(), 0)
+    owner.ask(heart(), 0)
+    owner.admission = owner.restarted()
+    owner.ask(heart(), 1)
+    owner.ask(heart(), 0)
+    with pytest.raises(PolicyRefused) as caught:
+        owner.ask(heart(), 2)
+    assert "bytes_per_day" in caught.value.hint
+    owner.now += 86400
+    owner.ask(heart(), 2)
+    (tmp_path / "approvals" / "bytes.today").write_text("[]")
+    with pytest.raises(ApprovalError):
+        owner.ask(heart(), 3)
+
+
+def test_what_is_measured_leaves_as_the_owner_says(tmp_path: Path) -> None:
+    told = Measured(examples=43, sums={"count": 43.0, "correct": 31.0, "count_by_class/0": 6.0, "correct_by_class/0": 5.0})
+    measured = OutgoingMeasures(splits={"test": told})
+    owner = Owner(tmp_path, EVERYTHING.replace("named", "binned"))
+    rules = owner.ask(heart(), measure=True)
+    shared = owner.admission.share(rules, measured).splits["test"]
+    assert (shared.examples, shared.sums["count"], shared.sums["count_by_class/0"]) == (40, 40.0, 10.0)
+    assert shared.sums["correct"] / 40 == pytest.approx(0.7) and shared.sums["correct_by_class/0"] == pytest.approx(8.5)
+    assert binned({"test": Measured(examples=0, sums={})})["test"].examples == 0
+    with pytest.raises(BenefitKept) as kept:
+        owner.admission.share(DataRules(), measured)
+    assert kept.value.message == SAID["kept"]
+    assert owner.admission.share(DataRules(share_benefit="named"), measured) is measured
+
+
+def test_a_trainer_gets_the_columns_that_the_owner_lists_and_no_others(tmp_path: Path) -> None:
+    table = tmp_path / "heart.csv"
+    table.write_text('\ufeffage;name;"the; sum"\n63;"Mr; Doe";1\n\n41;x;2\n')
+    owner, plan = Owner(tmp_path, EVERYTHING), heart()
+    owner.ask(plan)
+    assert owner.admission.table(plan, str(table)) == str(table)
+    owner.write(EVERYTHING + 'columns = ["age", "the; sum", "not there"]\n')
+    owner.ask(plan)
+    assert owner.renewed == 1  # whoever has read all columns is ended
+    copy = Path(owner.admission.table(plan, str(table)))
+    assert copy.read_text() == 'age;"the; sum"\n63;1\n41;2\n'
+    assert copy.stat().st_mode & 0o777 == 0o600
+    owner.ask(plan)
+    assert owner.renewed == 1
+    table.write_bytes(b"PAR1 and so on")
+    with pytest.raises(PolicyRefused) as caught:
+        owner.ask(plan)
+    assert "no CSV file" in caught.value.hint
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from freehold.node.approvals import Approvals
+from freehold.plan import digest
+from tests.unit.node.test_admission import EVERYTHING, Owner
+from tests.unit.policy.plans import heart
+folder = Path(sys.argv[1])
+owner, approvals = Owner(folder, EVERYTHING + "bytes_per_day = 4000\\n"), Approvals(folder)
+owner.ask(heart())
+approvals.keep(heart(name="waiting"), None)
+approvals.say(digest(heart(name="waiting")), "denied")
+"""
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_a_kill_leaves_the_owners_word_whole(tmp_path: Path, point: str) -> None:
+    command = [sys.executable, "-c", SCRIPT, str(tmp_path)]
+    root = Path(__file__).parents[3]
+    done = subprocess.run(command, cwd=root, env={**os.environ, VARIABLE: f"{point}=kill"}, check=False)
+    assert done.returncode == -9, point
+    subprocess.run(command, cwd=root, env={**os.environ, VARIABLE: ""}, check=True)
+    owner = Owner(tmp_path)
+    assert Approvals(tmp_path).state_of(digest(heart(name="waiting"))) == "denied"
+    owner.ask(heart(), 1)
+    with pytest.raises(FreeholdError):
+        owner.ask(heart(), 2)  # what was counted before the kill counts
+
+
+def test_a_full_disk_allows_nothing(tmp_path: Path) -> None:
+    from freehold import failpoints
+
+    failpoints.arm("node.policy.writing=full")
+    try:
+        owner = Owner(tmp_path, EVERYTHING)
+        with pytest.raises(ApprovalError):
+            owner.ask(heart())
+        assert owner.quit == 1
+    finally:
+        failpoints.arm("")
+    owner.ask(heart())
