@@ -125,7 +125,11 @@ class Service:
             lifetime_s=self.node_life_s,
             person_life_s=self.person_life_s,
         )
-        self.code = ServerCode(spawn=self.spawn)
+        self.code = ServerCode(
+            spawn=self.spawn,
+            sandboxed=lambda: for_foreign_code(str(state)),
+            bundle_of=lambda digest: self.store.blob_bytes(digest.removeprefix("sha256:")),
+        )
         self.presence = Presence(self.store, self.clock)
         self.studies = Studies(
             self.store,

@@ -24,7 +24,7 @@ from freehold.node.errands import MeasureErrand, OutgoingMeasures, TrainErrand
 from freehold.node.withheld import can_withhold, narrow
 from freehold.plan import Plan, Run, digest
 from freehold.policy import FILE, DataRules, Facts, Policy, Verdict, decide, parse_policy, read_policy
-from freehold.policy.decide import contribution_bytes
+from freehold.policy.decide import contribution_bytes, is_foreign
 from freehold.policy.tables import Sandbox
 
 IN_FORCE = "policy.in-force.toml"
@@ -143,9 +143,14 @@ class Admission:
         narrow(Path(path), columns, copy)
         return str(copy)
 
-    def share(self, rules: DataRules, measured: OutgoingMeasures) -> OutgoingMeasures:
-        """What leaves of what was measured; raises BenefitKept where nothing does."""
-        if rules.share_benefit == "never":
+    def share(self, rules: DataRules, plan: Plan, measured: OutgoingMeasures) -> OutgoingMeasures:
+        """What leaves of what was measured; raises BenefitKept where nothing does.
+
+        Figures are not noised, so of code that the owner does not trust none leaves: they could say anything.
+        """
+        if rules.share_benefit == "never" or (
+            is_foreign(plan, self._installed) and plan.task.bundle not in rules.trusted_code
+        ):
             raise BenefitKept(
                 SAID["kept"], hint='They are on this node\'s page; share_benefit = "binned" would tell them roughly.'
             )

@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from freehold import failpoints
-from freehold.errors import FreeholdError, SandboxError
+from freehold.errors import FreeholdError
 from freehold.node.errands import Hello
 from freehold.policy.tables import SANDBOXES, Sandbox
-from freehold.sandbox.jail import Jail, data_path, jailed
+from freehold.sandbox.jail import Jail, data_path
+from freehold.sandbox.starting import in_jail, not_built
 from freehold.sandbox.selftest import assess, require
 from freehold.wire.process import Spawn
 
@@ -46,7 +47,7 @@ def trainers_of(hello: Hello, spawn: Spawn) -> Trainers:
     try:
         offer = require(assess(hello.state))
     except (FreeholdError, OSError, subprocess.SubprocessError) as error:
-        refusal = error if isinstance(error, FreeholdError) else _not_built(error)
+        refusal = error if isinstance(error, FreeholdError) else not_built(error)
 
         def refuse(table: str) -> tuple[Spawn, str]:
             raise refusal
@@ -60,22 +61,3 @@ def trainers_of(hello: Hello, spawn: Spawn) -> Trainers:
         return in_jail(own), data_path(own)
 
     return Trainers(start=start, said=offer.level)
-
-
-def in_jail(jail: Jail) -> Spawn:
-    """Starts a module in this jail; raises SandboxError."""
-
-    def spawn(module: str, fd: int) -> subprocess.Popen[bytes]:
-        try:
-            return jailed(module, [fd], jail)
-        except (OSError, subprocess.SubprocessError) as error:
-            raise _not_built(error) from error
-
-    return spawn
-
-
-def _not_built(error: BaseException) -> SandboxError:
-    return SandboxError(
-        f"The sandbox cannot be built ({type(error).__name__}).",
-        hint="`freehold doctor --sandbox` says more; nothing was trained.",
-    )

@@ -18,6 +18,7 @@ from freehold.failpoints import failpoint
 from freehold.node.jobs import Failed, FromTrainer, MeasuredModel, Open, Opened, ToTrainer, Trained, TrainJob
 from freehold.node.program import Program, load
 from freehold.plan import Plan, parse
+from freehold.tasks.bundled import definition_of
 from freehold.wire.local import Channel, channel_from, close, read
 from freehold.wire.tensors import packed, unpacked
 
@@ -35,7 +36,8 @@ class Trainer:
         """The answer to a job, and the sealed memory that goes with it."""
         if isinstance(job, Open):
             plan: Plan = parse(read(fds[0]).decode())
-            self._program = Program(plan, job.client, load(plan, job.client, Path(job.data)))
+            definition = definition_of(plan, read(fds[1]) if len(fds) > 1 else None)
+            self._program = Program(plan, job.client, load(plan, job.client, Path(job.data), definition), definition)
             population = self._program.population
             training = self._program.training() if plan.privacy.unit == "record" else 0
             return Opened(examples=len(population.target), training=training, findings=self._program.findings()), []

@@ -17,6 +17,8 @@ release = "{release}"
 # Whose code: tasks that are installed on this node, by name; or code by its digest, which needs noise.
 tasks = [{tasks}]
 # code = ["sha256:..."]
+# Code that you have read, and trust like an installed task not to encode records: it may go without noise.
+# trusted_code = ["sha256:..."]
 
 # What is told of how good the models are on your own data: "never", "binned" (rounded) or "named" (as it is).
 share_benefit = "never"

@@ -48,7 +48,9 @@ def _columns(columns: Sequence[str] | None) -> str:
 def _code(plan: Plan, installed: bool) -> str:
     if installed:
         return f"the task {plan.task.name}, version {plan.task.version}, as it is installed on this node"
-    return f"foreign code, {plan.task.digest or 'not pinned by a digest'}; running it is not built yet"
+    if plan.task.bundle is not None:
+        return f"code that comes with the plan, {plan.task.bundle}; it runs in the sandbox only"
+    return f"foreign code, {plan.task.digest or 'not pinned by a digest'}, which is not installed on this node"
 
 
 def _work(plan: Plan) -> str:
