@@ -9,7 +9,8 @@ from typing import NamedTuple
 from freehold.coordinator.serverjobs import Begin, Close, Describe, Described, FromChild, Load, ServerCodeError, States, ToChild
 from freehold.errors import NotAsynchronous, PeerGone, ServerCodeFailed
 from freehold.plan import TensorSpec, parse
-from freehold.wire.local import Pieces, close, is_sealed, sealed
+from freehold.wire.codec import layout
+from freehold.wire.local import Mapped, Pieces, close, is_sealed, sealed
 from freehold.wire.process import Child, Spawn, spawn
 
 MODULE = "freehold.coordinator.servercode"
@@ -47,7 +48,10 @@ class ServerCode:
         self._of_bundles: dict[str, Child] = {}
 
     def describe(self, plan: bytes, bundle: bytes | None = None) -> list[tuple[TensorSpec, ...]]:
-        """What leaves a node: of the plan's algorithm, then of each companion. `bundle`: what is not yet where `bundle_of` looks."""
+        """What leaves a node: of the plan's algorithm, then of each companion.
+
+        `bundle`: code that is not yet where `bundle_of` looks.
+        """
         if bundle is not None:
             self._for(plan, bundle)
         reply, fds = self._ask(Describe(), plan, ())
@@ -75,6 +79,8 @@ class ServerCode:
         if not isinstance(reply, States) or not 1 <= len(got) <= 2 or not all(map(is_sealed, got)):
             close(got)
             raise ServerCodeFailed("The algorithm's server code answered nonsense.", hint="Look at the plan's algorithm.")
+        if _bundle_named(plan) is not None:
+            _check_tensors(got)
         states = [Pieces(fd) for fd in got]
         return ServerStates(states[0], states[-1])
 
@@ -125,6 +131,17 @@ class ServerCode:
                 raise _error(reply)
 
         return Child(MODULE, FromChild, spawn=spawn, opening=opening)
+
+
+def _check_tensors(fds: list[int]) -> None:
+    """Raise TensorsMalformed, after closing them, unless these are states: foreign code could answer with anything."""
+    try:
+        for fd in fds:
+            with Mapped(fd) as view:
+                layout(view)
+    except BaseException:
+        close(fds)
+        raise
 
 
 @lru_cache(maxsize=32)

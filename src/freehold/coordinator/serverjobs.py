@@ -12,7 +12,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
 
 class Load(Job, frozen=True, kw_only=True, tag="load"):
-    """The first job of a child in a sandbox. Descriptors: the plan, and the bundle that it names, whose code is imported there."""
+    """The first job of a child in a sandbox. Descriptors: the plan, and the bundle that it names, to be imported there."""
 
 
 class Loaded(Job, frozen=True, kw_only=True, tag="loaded"):

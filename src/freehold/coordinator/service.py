@@ -36,6 +36,7 @@ from freehold.coordinator.store import Store, connect
 from freehold.coordinator.studies import Studies
 from freehold.errors import CertificateUnfit, CoordinatorError
 from freehold.events import Event, Listener, silent
+from freehold.sandbox.starting import for_foreign_code
 from freehold.signing import trusting
 from freehold.wire import spki
 from freehold.wire.ingest import Ingest, Pace

@@ -26,6 +26,7 @@ from freehold.coordinator.store import Store, in_row
 from freehold.errors import StudyRefused, UnknownRun
 from freehold.events import Event, Listener, silent
 from freehold.plan import Plan, digest, parse, runs_of
+from freehold.plan.bundle import unpack
 from freehold.signing import Admit, everyone
 from freehold.wire.messages import Declined, Measure, Measures, Pending, Settled, Train, Work
 
@@ -381,6 +382,15 @@ class Studies:
     def open_runs(self) -> list[OpenRun]:
         """Runs that are not over, for status pages."""
         return list(self._runs.values())
+
+
+def _check_bundle(plan: Plan, bundle: bytes | None) -> None:
+    """Raise StudyRefused unless the bundle is there exactly if the plan names one, and BundleUnfit if it is another one."""
+    if (plan.task.bundle is None) != (bundle is None):
+        there = "names a bundle, which did not come" if bundle is None else "names no bundle, and one came"
+        raise StudyRefused(f"The plan {there}.", hint="Give --bundle FILE with a plan that has task.bundle, and only then.")
+    if plan.task.bundle is not None and bundle is not None:
+        unpack(bundle, plan.task.bundle)
 
 
 def _answer(woken: asyncio.Future[None]) -> None:

@@ -148,9 +148,7 @@ class Admission:
 
         Figures are not noised, so of code that the owner does not trust none leaves: they could say anything.
         """
-        if rules.share_benefit == "never" or (
-            is_foreign(plan, self._installed) and plan.task.bundle not in rules.trusted_code
-        ):
+        if rules.share_benefit == "never" or (is_foreign(plan, self._installed) and plan.task.bundle not in rules.trusted_code):
             raise BenefitKept(
                 SAID["kept"], hint='They are on this node\'s page; share_benefit = "binned" would tell them roughly.'
             )

@@ -18,7 +18,7 @@ from freehold.policy.tables import SANDBOXES, Sandbox
 from freehold.wire.local import read
 
 MOST_KEPT = 100
-"""Bundles at once: a coordinator cannot fill the disk with more. The oldest gives way; if a plan still needs it, it comes again."""
+"""Bundles at once: a coordinator cannot fill the disk with more. The oldest gives way; if it is still needed, it comes again."""
 
 
 class Bundles:

@@ -26,7 +26,7 @@ ALONE = "local"
 
 
 def load(plan: Plan, client: str, path: Path, definition: TaskDefinition | None = None) -> Population:
-    """One client's table, read by the task's schema; DataUnfit if it does not fit. `definition`: the installed one if not given."""
+    """One client's table, read by the schema of `definition`, or of the installed task; DataUnfit if it does not fit."""
     definition = definition or task_definition(plan.task.name)
     try:
         return from_files({client: path}, schema=schema_of(definition, plan))

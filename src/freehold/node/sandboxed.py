@@ -12,9 +12,9 @@ from freehold import failpoints
 from freehold.errors import FreeholdError
 from freehold.node.errands import Hello
 from freehold.policy.tables import SANDBOXES, Sandbox
-from freehold.sandbox.jail import Jail, data_path
-from freehold.sandbox.starting import in_jail, not_built
+from freehold.sandbox.jail import data_path
 from freehold.sandbox.selftest import assess, require
+from freehold.sandbox.starting import in_jail, not_built
 from freehold.wire.process import Spawn
 
 StartTrainer = Callable[[str], tuple[Spawn, str]]

@@ -83,7 +83,7 @@ def read_bundle(path: Path) -> bytes:
 
 
 def gather(folder: Path) -> dict[str, str]:
-    """The files of a folder, path -> text. What is hidden and caches are left out; raises BundleUnfit for links and other kinds."""
+    """The files of a folder, path -> text, without hidden ones and caches. Raises BundleUnfit for links and other kinds."""
     found: dict[str, str] = {}
     total = 0
     for path, entry in _walk(folder, ""):
@@ -102,7 +102,9 @@ def gather(folder: Path) -> dict[str, str]:
         except OSError as error:
             raise BundleUnfit(f"{path} cannot be read: {error.strerror}.", hint="Check its owner and mode.") from None
         if total > LIMIT_BYTES:
-            raise BundleUnfit(f"{folder} has more than {LIMIT_BYTES} bytes.", hint="Data and weights do not belong into a bundle.")
+            raise BundleUnfit(
+                f"{folder} has more than {LIMIT_BYTES} bytes.", hint="Data and weights do not belong into a bundle."
+            )
     return found
 
 

@@ -96,9 +96,7 @@ class DataRules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         for name in ("code", "trusted_code"):
             for text in getattr(self, name):
                 if not _DIGEST.fullmatch(text):
-                    raise PolicyError(
-                        f"{name} has {text[:80]!r}, which is no digest.", hint="A digest is sha256: and 64 digits."
-                    )
+                    raise PolicyError(f"{name} has {text[:80]!r}, which is no digest.", hint="A digest is sha256: and 64 digits.")
         for line in self.study_keys:
             if not _is_key(line):
                 raise PolicyError(

@@ -14,6 +14,8 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Final
 
+from freehold.core import Task
+from freehold.data import Prepared
 from freehold.errors import BundleFailed, FreeholdError
 from freehold.plan import Plan
 from freehold.plan.bundle import unpack
@@ -29,9 +31,7 @@ class _Modules(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
     def __init__(self, files: Mapping[str, str]) -> None:
         self._files = files
 
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
+    def find_spec(self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
         """Of a module or package of the bundle."""
         place = self._place(fullname)
         if place is None:
@@ -91,6 +91,19 @@ def definition_of(plan: Plan, bundle: bytes | None = None) -> TaskDefinition:
             hint="Write into the plan what the bundle defines.",
         )
     return found
+
+
+def described(plan: Plan) -> TaskDefinition:
+    """What is known of the plan's task without running code that comes with it: a report needs no more."""
+    if plan.task.bundle is None:
+        return task_definition(plan.task.name)
+
+    def build(prepared: Prepared, seed: int) -> Task:
+        raise BundleFailed("The code of this task is not here.", hint="Add --bundle FILE.")
+
+    return TaskDefinition(
+        name=plan.task.name, version=plan.task.version, title=plan.task.name, build=build, training=plan.training
+    )
 
 
 def imported(files: Mapping[str, str]) -> TaskDefinition:
