@@ -219,7 +219,8 @@ def _facts(folder: Path | None, plan: Plan, signature: str | None) -> Facts:
         columns=_columns(plan),
         approval="" if folder is None else Approvals(folder).state_of(identity),
         counted=True,
-        sandbox=probe(None).level,
+        sandbox=(level := probe(None).level),
+        bounded="" if level == "none" else "processes",  # a control group is the running node's alone
     )
 
 

@@ -96,7 +96,7 @@ class Guard:
         self._vault = Vault(Path(hello.state) / "vault")
         self._bundles = Bundles(Path(hello.state))
         rules = Path(hello.policy) if hello.policy else None
-        self._admission = Admission(Path(hello.state), rules, datasets=hello.datasets, sandbox=found.level)
+        self._admission = Admission(Path(hello.state), rules, datasets=hello.datasets, sandbox=found.level, bounded=found.bounded)
         self._door = Door(Path(hello.state), node=hello.node, peer=hello.coordinator)
         self._studies: dict[str, _Study] = {}
         self._training: dict[str, int] = {}  # digest of a plan -> training examples here, in the smallest split
@@ -243,7 +243,7 @@ class Guard:
                 raise DataUnfit(
                     f"This node has no data named {plan.task.name}.", hint=f"Start it with --data {plan.task.name}=FILE."
                 )
-            spawn, found = self._start_trainer(self._admission.table(plan, path))
+            spawn, found = self._start_trainer(self._admission.table(plan, path), self._admission.bounds(plan))
             return spawn(module, fd)
 
         def opening(child: Child) -> None:

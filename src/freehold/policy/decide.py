@@ -51,8 +51,8 @@ class Facts:
     """Whether the node's budget counts ε by itself, and refuses what would overdraw it, before anything is trained."""
     sandbox: Sandbox = "none"
     """What this node reaches."""
-    bounded: bool = False
-    """Whether this node can hold a trainer to limits on memory and processors."""
+    bounded: Literal["", "processes", "group"] = ""
+    """What holds a trainer to limits on memory and processors: a control group, or limits of each process; "": nothing."""
     columns: tuple[str, ...] | None = None
     """What the task reads; None: nobody knows here."""
     narrowed: bool = True
@@ -116,6 +116,16 @@ def decide(policy: Policy, plan: Plan, facts: Facts) -> Verdict:
     return Verdict(
         says="allowed" if good else "denied", data=data, findings=(table, code, *limits), rules=rules if good else None
     )
+
+
+_HELD = {
+    "group": dict.fromkeys(("memory", "cpus"), "a control group holds the trainer to it"),
+    "processes": {
+        "memory": "the trainer and each file in memory are held to it, not their sum: there is no control group",
+        "cpus": "the trainer is held to whole processors: there is no control group",
+    },
+    "": dict.fromkeys(("memory", "cpus"), "this node cannot hold trainers to it"),
+}
 
 
 def is_foreign(plan: Plan, installed: frozenset[str]) -> bool:
@@ -262,11 +272,11 @@ def _surroundings(rules: DataRules, plan: Plan, facts: Facts) -> Iterator[Findin
     )
     for name in ("memory", "cpus"):
         most = getattr(rules, name)
-        passed = not most or facts.bounded
+        passed = not most or facts.bounded == "group" or (facts.bounded == "processes" and (name == "memory" or most >= 1))
         yield Finding(
             rule=name,
             passed=passed,
-            found="this node can hold trainers to it" if facts.bounded else "this node cannot hold trainers to it",
+            found=_HELD[facts.bounded][name],
             wanted=f"{most:g}" if most else "no limit",
             line="" if passed else f"{name} = 0",
         )

@@ -64,7 +64,7 @@ def close_jail(config: Config) -> None:
     if "landlock" in config.layers:
         landlock.restrict(readable=config.readable, writable=config.writable)
     if "seccomp" in config.layers:
-        seccomp.install()
+        seccomp.install(pinned=bool(config.limits["cpus"]))
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from freehold.sandbox.first import DATA_FD, Config
+from freehold.sandbox.groups import entered
 from freehold.sandbox.limits import Limits
 
 NAMESPACES, SECCOMP, LANDLOCK, LIMITS = "namespaces", "seccomp", "landlock", "limits"
@@ -75,6 +76,8 @@ class Jail:
     environ: Mapping[str, str] = field(default_factory=dict)
     """Beside ENVIRON."""
     layers: frozenset[str] = LAYERS
+    group: Path | None = None
+    """The control group that it is started in."""
 
 
 def code_folders() -> list[str]:
@@ -132,6 +135,7 @@ def jailed(
         environ = {"PATH": _PATH} if inside else {**ENVIRON, **jail.environ}
         if ENVIRONMENT not in jail.layers:
             environ = {**os.environ, **environ}
+        stack.enter_context(entered(jail.group))
         return subprocess.Popen(
             command,
             pass_fds=passed,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import resource
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ class Limits:
     """What may be written to /tmp, which is memory, too."""
     files: int = 256
     """Open descriptors."""
+    cpus: int = 0
+    """Processors that it may run on; 0: all."""
 
 
 def usual() -> Limits:
@@ -33,6 +36,10 @@ def usual() -> Limits:
 
 def apply(limits: Limits, *, alone: bool) -> None:
     """To this process, for good. `alone`: in a user namespace of its own, where nobody else's processes are counted."""
+    if limits.cpus:
+        # Which ones, by chance: several jails should not share the first.
+        there = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, random.sample(there, min(limits.cpus, len(there))))
     others = 0 if alone else _threads_of(os.getuid())
     for kind, most in (
         (resource.RLIMIT_CORE, 0),

@@ -18,7 +18,7 @@ from freehold.core import Task
 from freehold.data import Prepared
 from freehold.errors import BundleFailed, FreeholdError
 from freehold.plan import Plan
-from freehold.plan.bundle import unpack
+from freehold.plan.bundle import ENTRY, unpack
 from freehold.tasks.definition import TaskDefinition, task_definition
 
 ROOT: Final = "/bundle"
@@ -113,7 +113,7 @@ def imported(files: Mapping[str, str]) -> TaskDefinition:
         for loaded in [each for each in sys.modules if each == name or each.startswith(f"{name}.")]:
             del sys.modules[loaded]  # of another bundle, or a module that has the same name by chance
     try:
-        found = importlib.import_module("task").task()
+        found = importlib.import_module(ENTRY.removesuffix(".py")).task()
     except FreeholdError:
         raise
     except Exception as error:  # foreign code may raise anything; its text may quote data
