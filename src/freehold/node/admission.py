@@ -58,7 +58,7 @@ def rules_file(state: Path) -> Path:
 def _given(rules: DataRules | None) -> tuple[object, ...]:
     """What a trainer has from its start on: another one is started when it changes."""
     found = rules or DataRules()
-    return found.columns, found.memory or None, found.cpus or None
+    return found.columns, found.memory or None, found.cpus or None, found.gpu
 
 
 class Admission:
@@ -156,7 +156,7 @@ class Admission:
     def bounds(self, plan: Plan) -> Bounds:
         """What its trainer may take of the machine."""
         rules = self._policy.data.get(plan.task.name) or DataRules()
-        return Bounds(memory=rules.memory or None, cpus=rules.cpus or None)
+        return Bounds(memory=rules.memory or None, cpus=rules.cpus or None, gpu=rules.gpu)
 
     def share(self, rules: DataRules, plan: Plan, measured: OutgoingMeasures) -> OutgoingMeasures:
         """What leaves of what was measured; raises BenefitKept where nothing does.

@@ -13,6 +13,7 @@ from freehold import failpoints
 from freehold.errors import FreeholdError
 from freehold.node.errands import Hello
 from freehold.policy.tables import SANDBOXES, Sandbox
+from freehold.sandbox.gpu import devices
 from freehold.sandbox.groups import Groups, delegated
 from freehold.sandbox.jail import Jail, data_path
 from freehold.sandbox.selftest import assess, require
@@ -27,6 +28,8 @@ class Bounds:
     memory: int | None = None
     """Bytes."""
     cpus: float | None = None
+    gpu: bool = False
+    """Whether it gets the device files of GPUs."""
 
 
 StartTrainer = Callable[[str, Bounds], tuple[Spawn, str]]
@@ -83,6 +86,8 @@ def _bounded(jail: Jail, bounds: Bounds, groups: Groups | None) -> Jail:
     limits = jail.limits
     if bounds.memory:
         limits = replace(limits, memory_bytes=min(limits.memory_bytes, bounds.memory))
+    if bounds.gpu:
+        jail = replace(jail, devices=devices())
     if groups is None:
         return replace(jail, limits=replace(limits, cpus=int(bounds.cpus or 0)))
     try:

@@ -20,7 +20,7 @@ Sandbox = Literal["none", "basic", "standard", "strict"]
 SANDBOXES: tuple[Sandbox, ...] = ("none", "basic", "standard", "strict")
 """From the weakest to the strongest."""
 
-PERMITS = ("release", "share_benefit", "tasks", "code", "trusted_code")
+PERMITS = ("release", "share_benefit", "tasks", "code", "trusted_code", "gpu")
 """Keys that allow something: without them less is allowed, never more."""
 LIMITS = (
     "least_sum",
@@ -56,6 +56,7 @@ class DataRules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     tasks: tuple[str, ...] = ()
     code: tuple[str, ...] = ()
     trusted_code: tuple[str, ...] = ()
+    gpu: bool = False
     study_keys: tuple[str, ...] = ()
     unit: Unit = "none"
     epsilon_per_study: float | None = None

@@ -41,6 +41,8 @@ share_benefit = "never"
 # hours = "22:00-06:00"
 # memory = 4_000_000_000
 # cpus = 2.0
+# Device files of GPUs for the trainer; a driver is a large surface, so only for code that you trust.
+# gpu = true
 # sandbox = "strict"
 # columns = ["age", "sex"]
 """

@@ -34,8 +34,11 @@ def usual() -> Limits:
     return Limits(memory_bytes=memory * 3 // 4, processes=max(512, 4 * (os.cpu_count() or 1)))
 
 
-def apply(limits: Limits, *, alone: bool) -> None:
-    """To this process, for good. `alone`: in a user namespace of its own, where nobody else's processes are counted."""
+def apply(limits: Limits, *, alone: bool, devices: bool = False) -> None:
+    """To this process, for good. `alone`: in a user namespace of its own, where nobody else's processes are counted.
+
+    `devices`: a GPU's driver reserves more addresses than any limit; memory of its own stays limited.
+    """
     if limits.cpus:
         # Which ones, by chance: several jails should not share the first.
         there = sorted(os.sched_getaffinity(0))
@@ -44,14 +47,14 @@ def apply(limits: Limits, *, alone: bool) -> None:
     for kind, most in (
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_DATA, limits.memory_bytes),
-        (resource.RLIMIT_AS, limits.memory_bytes + MAPPED_BYTES),
+        (resource.RLIMIT_AS, resource.RLIM_INFINITY if devices else limits.memory_bytes + MAPPED_BYTES),
         (resource.RLIMIT_FSIZE, limits.memory_bytes),
         (resource.RLIMIT_NOFILE, limits.files),
         (resource.RLIMIT_NPROC, limits.processes + others),
         (resource.RLIMIT_MSGQUEUE, 0),
     ):
         _, hard = resource.getrlimit(kind)
-        least = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        least = min((each for each in (most, hard) if each != resource.RLIM_INFINITY), default=resource.RLIM_INFINITY)
         resource.setrlimit(kind, (least, least))
 
 

@@ -48,10 +48,11 @@ class Instruction(NamedTuple):
     no: int = 0
 
 
-def program(machine: str, pid: int, *, pinned: bool = False) -> list[Instruction]:
+def program(machine: str, pid: int, *, pinned: bool = False, devices: bool = False) -> list[Instruction]:
     """For the process that knows itself as `pid`; KeyError for another machine than x86_64 or aarch64.
 
-    `pinned`: it may not choose the processors that it runs on.
+    `pinned`: it may not choose the processors that it runs on. `devices`: whatever a driver takes by ioctl is let through,
+    since its requests cannot be listed; which devices there are is for mounts and Landlock to say.
     """
     numbers = NUMBERS[machine]
     out = [
@@ -66,7 +67,8 @@ def program(machine: str, pid: int, *, pinned: bool = False) -> list[Instruction
         if name in numbers and not (pinned and name == "sched_setaffinity"):
             out += [Instruction(_JEQ, numbers[name], 0, 1), Instruction(_RET, ALLOW)]
     out += _threads_only(numbers["clone"])
-    out += _one_of(numbers["ioctl"], 1, IOCTLS)
+    ioctl = numbers["ioctl"]
+    out += [Instruction(_JEQ, ioctl, 0, 1), Instruction(_RET, ALLOW)] if devices else _one_of(ioctl, 1, IOCTLS)
     out += _one_of(numbers["prctl"], 0, PRCTLS)
     out += _one_of(numbers["prlimit64"], 0, (0, pid))
     for name in ("kill", "tkill", "tgkill"):
@@ -112,10 +114,12 @@ def supported() -> bool:
     return bool(libc.syscall(_SECCOMP[platform.machine()], 2, 0, ctypes.byref(action)) == 0)  # SECCOMP_GET_ACTION_AVAIL
 
 
-def install(*, pinned: bool = False) -> None:
+def install(*, pinned: bool = False, devices: bool = False) -> None:
     """From now on, for every thread of this process and whatever it starts; raises OSError."""
     machine = platform.machine()
-    made = b"".join(struct.pack("<HBBI", i.code, i.yes, i.no, i.k) for i in program(machine, os.getpid(), pinned=pinned))
+    made = b"".join(
+        struct.pack("<HBBI", i.code, i.yes, i.no, i.k) for i in program(machine, os.getpid(), pinned=pinned, devices=devices)
+    )
     held = ctypes.create_string_buffer(made, len(made))
     told = _Program(len(made) // 8, ctypes.cast(held, ctypes.c_void_p))
     libc = ctypes.CDLL(None, use_errno=True)
