@@ -37,6 +37,8 @@
     │   ├── BenefitKept       334  figures on its own benefit that a node keeps
     │   ├── ApprovalError     335  approvals that are damaged or cannot be written
     │   ├── ReleaseRefused    336  what training code made and may not leave
+    │   ├── BundleRefused     337  code of a plan that did not arrive, or is not what the plan names
+    │   ├── BundleUnguarded   338  code that came with a plan, on a node whose sandbox is not strong enough for it
     │   ├── LedgerError       340  a ledger or budget that cannot be written or read, so nothing leaves
     │   ├── LedgerDamaged     341  a ledger that this node did not write, or not so
     │   ├── BudgetDamaged     342  a privacy budget that was changed, lost or put back
@@ -70,7 +72,9 @@
     │   └── TaskError         604  a module, a loss or a head that do not fit together
     └── SandboxError          650  a sandbox that cannot be built
         ├── SandboxEscaped    651  an attempt to get out of the sandbox that succeeded
-        └── SandboxMissing    652  a machine that offers no sandbox
+        ├── SandboxMissing    652  a machine that offers no sandbox
+        ├── BundleUnfit       653  a bundle of code that is malformed, too large, or not what its digest names
+        └── BundleFailed      654  a bundle whose code cannot be imported, or defines another task
 
 Ranges: 100-199 what a user typed or wrote, 200-299 data, 300-399 node, 400-499 coordinator, 500-599 wire,
 600-649 simulation, 650-699 sandbox.
@@ -363,6 +367,20 @@ class ReleaseRefused(NodeError):
     exit_code = 1
 
 
+class BundleRefused(NodeError):
+    """The plan's code did not arrive at the node, or is not what the plan names."""
+
+    code = 337
+    exit_code = 1
+
+
+class BundleUnguarded(NodeError):
+    """Code that comes with a plan runs in a strong sandbox only, which the node does not have."""
+
+    code = 338
+    exit_code = 1
+
+
 class LedgerError(NodeError):
     """The ledger or the privacy budget cannot be written or read, so nothing leaves."""
 
@@ -594,3 +612,15 @@ class SandboxMissing(SandboxError):
 
     code = 652
     exit_code = 1
+
+
+class BundleUnfit(SandboxError):
+    """A bundle of code that is malformed, too large, or not what its digest names."""
+
+    code = 653
+
+
+class BundleFailed(SandboxError):
+    """A bundle whose code cannot be imported, or defines another task than the plan names."""
+
+    code = 654

@@ -40,7 +40,8 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "node": EVERYWHERE
     | {"hours", "policy", "settings", "logs", "durable", "failpoints", "sandbox", "wire"}
     | {"core", "algorithms", "data", "tasks", "engines", "privacy"},
-    "coordinator": EVERYWHERE | {"signing", "durable", "failpoints", "wire", "core", "algorithms", "data", "tasks", "engines"},
+    "coordinator": EVERYWHERE
+    | {"signing", "durable", "failpoints", "sandbox", "wire", "core", "algorithms", "data", "tasks", "engines"},
     "freehold": EVERYWHERE | {"core", "data", "report", "study"},
     "testing": EVERYWHERE | {"failpoints", "wire", "node", "coordinator", "tasks"},
     "cli": EVERYWHERE

@@ -6,6 +6,7 @@ import json
 import sys
 from dataclasses import asdict
 
+from freehold.sandbox import apparmor
 from freehold.sandbox.selftest import Assessment, assess
 
 
@@ -16,6 +17,7 @@ def show(*, as_json: bool) -> int:
         told = {
             "level": found.offer.level,
             "why": list(found.offer.why),
+            "apparmor": {"needed": _needs_profile(found), "profile": str(apparmor.PROFILE)},
             "held": len(found.outcomes) - len(found.escaped),
             "of": len(found.outcomes),
             "attempts": [asdict(outcome) for outcome in found.outcomes],
@@ -24,6 +26,11 @@ def show(*, as_json: bool) -> int:
     else:
         _table(found)
     return 1 if found.escaped or found.offer.level == "none" else 0
+
+
+def _needs_profile(found: Assessment) -> bool:
+    """Whether the AppArmor profile would raise the level."""
+    return found.offer.bwrap is None and apparmor.restricts()
 
 
 def _table(found: Assessment) -> None:
@@ -36,6 +43,8 @@ def _table(found: Assessment) -> None:
     console.print(Text.assemble("sandbox level ", (offer.level, f"bold {color}")))
     for why in offer.why:
         console.print(Text(f"  not higher: {visible(why)}"), soft_wrap=True)
+    if _needs_profile(found):
+        console.print(Text(f"  needed here, an AppArmor profile: {apparmor.remedy()}"), soft_wrap=True)
     for outcome in found.outcomes:
         style = "green" if outcome.result == "held" else "bold red"
         line = Text.assemble(

@@ -16,7 +16,9 @@ from freehold.cli.places import AsJson
 from freehold.errors import FreeholdError, PolicyRefused, UsageError
 
 if TYPE_CHECKING:
-    from freehold.node.approvals import Entry
+    from collections.abc import Mapping
+
+    from freehold.node.approvals import Approvals, Entry
     from freehold.plan import Plan
     from freehold.policy import DataRules, Facts, Policy, Verdict
 
@@ -52,6 +54,7 @@ def show(digest: Wanted, name: NodeName = None, state: NodeState = None, as_json
     """Say in plain words what a plan would do, what the rules say, and what changed since the last approved one."""
     from freehold.node.approvals import Approvals
     from freehold.plan import parse
+    from freehold.policy.decide import is_foreign
     from freehold.policy.words import difference, summary
 
     folder = node_state(name, state)
@@ -59,9 +62,11 @@ def show(digest: Wanted, name: NodeName = None, state: NodeState = None, as_json
     identity, entry = approvals.find(digest)
     plan = parse(entry.plan)
     rules, facts = _policy(folder, None), _facts(folder, plan, entry.signature)
-    words = summary(plan, columns=facts.columns, installed=plan.task.name in facts.installed, rules=_rules_of(rules, plan))
+    foreign = is_foreign(plan, facts.installed)
+    words = summary(plan, columns=facts.columns, installed=not foreign, rules=_rules_of(rules, plan), files=_files(folder, plan))
     before = approvals.last_approved(plan.name, but=identity)
     changed = difference(before, plan) if before is not None else None
+    code = code_changed(approvals, folder, plan, but=identity)
     verdict = _decided(rules, plan, facts)
     if as_json:
         told = {
@@ -71,6 +76,7 @@ def show(digest: Wanted, name: NodeName = None, state: NodeState = None, as_json
             "reason": entry.reason,
             "summary": dict(words),
             "changed": changed,
+            "code_changed": code,
             **_as_dict(verdict),
         }
         sys.stdout.write(json.dumps(told, indent=1, ensure_ascii=False) + "\n")
@@ -86,6 +92,8 @@ def show(digest: Wanted, name: NodeName = None, state: NodeState = None, as_json
         _say("  changed   against the plan of this name that was approved last:")
         for line in changed:
             _say(f"    {line}")
+    for line in code or ():
+        _say(f"  {line}")
     _explain(verdict)
 
 
@@ -211,12 +219,15 @@ def _facts(folder: Path | None, plan: Plan, signature: str | None) -> Facts:
         columns=_columns(plan),
         approval="" if folder is None else Approvals(folder).state_of(identity),
         counted=True,
-        sandbox=probe(None).level,
+        sandbox=(level := probe(None).level),
+        bounded="" if level == "none" else "processes",  # a control group is the running node's alone
     )
 
 
 def _columns(plan: Plan) -> tuple[str, ...] | None:
-    """What the task reads, where it is installed and says so."""
+    """What the task reads, where it is installed and says so; code that comes with a plan is not run to find out."""
+    if plan.task.bundle is not None:
+        return None
     from freehold.tasks import schema_of, task_definition
 
     try:
@@ -224,6 +235,31 @@ def _columns(plan: Plan) -> tuple[str, ...] | None:
     except FreeholdError:
         return None
     return (*schema.names, schema.target.name)
+
+
+def _files(folder: Path, plan: Plan) -> Mapping[str, str] | None:
+    """The code that the plan names, as the node keeps it; None: the plan names none, or it has not come yet."""
+    from freehold.node.bundles import Bundles
+
+    return None if plan.task.bundle is None else Bundles(folder).files(plan.task.bundle)
+
+
+def code_changed(approvals: Approvals, folder: Path, plan: Plan, *, but: str) -> list[str] | None:
+    """What differs from the code for this data that was approved last, or all of it; None for an installed task."""
+    from freehold.plan.bundle import changes
+
+    if plan.task.bundle is None:
+        return None
+    files = _files(folder, plan)
+    if files is None:
+        return ["the code has not come to this node yet"]
+    before = approvals.last_bundled(plan.task.name, but=but)
+    known = None if before is None else _files(folder, before)
+    if before is None or known is None:
+        return ["code, none of which was approved before for this data:", *changes({}, files)]
+    if before.task.bundle == plan.task.bundle:
+        return [f"code as in {before.name}, which you approved"]
+    return [f"code, against that of {before.name}, which was approved last:", *changes(known, files)]
 
 
 def _rules_of(rules: Policy, plan: Plan) -> DataRules | None:

@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from freehold.cli.algorithms import algorithms
+from freehold.cli.bundle import bundle
 from freehold.cli.compare import compare
 from freehold.cli.console import interrupted, report_error
 from freehold.cli.coordinator import coordinator
@@ -77,6 +78,7 @@ app.command()(demo)
 app.command()(compare)
 app.command()(simulate)
 app.command()(algorithms)
+app.command()(bundle)
 app.add_typer(data, name="data")
 app.add_typer(coordinator, name="coordinator")
 app.add_typer(token, name="token")

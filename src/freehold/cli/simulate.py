@@ -53,6 +53,15 @@ def simulate(
     data: Annotated[
         str | None, typer.Option("--data", metavar="FILE", help="The data of a plan whose task has none.", rich_help_panel=DATA)
     ] = None,
+    bundle: Annotated[
+        Path | None,
+        typer.Option(
+            "--bundle",
+            metavar="FILE",
+            help="The code that the plan names. It runs here as you, in no sandbox.",
+            rich_help_panel=DATA,
+        ),
+    ] = None,
     write_plan: Annotated[
         Path | None,
         typer.Option(
@@ -69,10 +78,15 @@ def simulate(
         _refuse_beside_a_plan(parts, training, algorithm)
     elif data is not None:
         raise UsageError("--data belongs to a plan.", hint="Name the data itself: freehold simulate FILE")
+    elif bundle is not None:
+        raise UsageError(
+            "--bundle belongs to a plan.", hint="freehold study new NAME --bundle FILE --output PLAN.toml makes one."
+        )
 
     def study(settings: Settings) -> Comparison:
         from freehold import study
         from freehold.plan import dumps, load_plan
+        from freehold.plan.bundle import read_bundle
 
         if from_plan:
             plan = load_plan(source)
@@ -85,7 +99,8 @@ def simulate(
         if write_plan is not None:
             write(write_plan, dumps(plan))
             errors().print(f"Written: {write_plan}")
-        return study.simulate(plan, None if isinstance(found, str) else found, settings=settings, command=command())
+        code = None if bundle is None else read_bundle(bundle)
+        return study.simulate(plan, None if isinstance(found, str) else found, settings=settings, command=command(), bundle=code)
 
     run(study, options, results, newcomers=training.newcomers, also=write_plan)
 

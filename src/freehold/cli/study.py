@@ -28,6 +28,9 @@ POLL_S = 0.5
 MOST_CYCLES = 10  # that are shown
 
 PlanFile = Annotated[Path, typer.Argument(metavar="PLAN.toml", help="The plan.")]
+BundleFile = Annotated[
+    Path | None, typer.Option("--bundle", metavar="FILE", help="The code that the plan names, as `freehold bundle` wrote it.")
+]
 StudyName = Annotated[str, typer.Argument(metavar="STUDY", help="Its name, or its plan's digest or the beginning of it.")]
 
 
@@ -54,6 +57,10 @@ def new(
     repeats: Annotated[int, typer.Option("--repeats", min=1, metavar="N", help="With other splits; 5 tell gain from luck.")] = 5,
     least_nodes: Annotated[int, typer.Option("--least-nodes", min=1, metavar="N", help="How many nodes it waits for.")] = 1,
     compress: Annotated[bool, typer.Option("--compress", help="Contributions travel compressed with zstd.")] = False,
+    bundle: Annotated[
+        Path | None,
+        typer.Option("--bundle", metavar="FILE", help="The code of TASK, which comes with the plan; it runs here, as you."),
+    ] = None,
 ) -> None:
     """Write a plan with the task's own settings, and in it all that may leave a node."""
     from freehold.cli.output import check_writable, write
@@ -74,9 +81,11 @@ def new(
         repeats=repeats,
         least_nodes=least_nodes,
         compression="zstd" if compress else "none",
+        bundle=(code := _bundle(bundle)),
     )
-    write(output, dumps(specified(plan)))
-    sys.stdout.write(f"Written: {output}\nNext: freehold study run {output} --wait\n")
+    write(output, dumps(specified(plan, code)))
+    more = "" if bundle is None else f" --bundle {bundle}"
+    sys.stdout.write(f"Written: {output}\nNext: freehold study run {output}{more} --wait\n")
 
 
 @study.command()
@@ -85,6 +94,7 @@ def spec(
     output: Annotated[
         Path | None, typer.Option("--output", metavar="FILE", help="Where it goes; into the plan itself if not given.")
     ] = None,
+    bundle: BundleFile = None,
 ) -> None:
     """Write into a plan what its algorithm and companions send: the tensors that may leave a node, and no others."""
     from freehold.cli.output import check_writable, write
@@ -92,7 +102,7 @@ def spec(
     from freehold.plan import digest, dumps, load_plan
 
     check_writable(output or plan)
-    made = specified(load_plan(plan))
+    made = specified(load_plan(plan), _bundle(bundle))
     write(output or plan, dumps(made))
     for name, tensors in ((made.algorithm.name, made.contribution.tensors), *((c.name, c.tensors) for c in made.companions)):
         sys.stdout.write(f"{name}: {len(tensors)} tensors, {_numbers(tensors)} numbers a round\n")
@@ -137,6 +147,7 @@ def run(
     plan: PlanFile,
     results: ResultOptions,
     where: CoordinatorOptions,
+    bundle: BundleFile = None,
     wait: Annotated[bool, typer.Option("--wait", help="Until it ends, with progress, and show the report.")] = False,
     every: Annotated[
         str | None, typer.Option("--every", metavar="TIME", help="Go on training and measure again so often: 12h, 7d.")
@@ -144,6 +155,8 @@ def run(
     times: Annotated[int | None, typer.Option("--times", min=1, metavar="N", help="With --every: so often in all.")] = None,
 ) -> None:
     """Start a study; starting it again changes nothing. Exit code 1 if it is refused, or ends otherwise than finished."""
+    from msgspec import UNSET
+
     from freehold.cli.live import told_state
     from freehold.cli.output import check_writable
     from freehold.wire.admin import StudyRequest, StudyStarted
@@ -158,7 +171,10 @@ def run(
     coordinator, signed = admin(where), _signature_of(plan)
     signature = signed.read_text(encoding="utf-8").strip() if signed.exists() else None
     every_s = None if every is None else seconds(every)
-    request = StudyRequest(plan=_text(plan), signature=signature, every_s=every_s, times=times)
+    code = _bundle(bundle)
+    request = StudyRequest(
+        plan=_text(plan), signature=signature, bundle=UNSET if code is None else code, every_s=every_s, times=times
+    )
     digest = coordinator.post("/v1/studies", request, StudyStarted).digest
     if not wait:
         info = find(coordinator, digest)
@@ -315,6 +331,12 @@ def _info(info: StudyInfo) -> dict[str, object]:
 
 def _signature_of(plan: Path) -> Path:
     return plan.with_name(plan.name + ".sig")
+
+
+def _bundle(path: Path | None) -> bytes | None:
+    from freehold.plan.bundle import read_bundle
+
+    return None if path is None else read_bundle(path)
 
 
 def _text(plan: Path) -> str:

@@ -198,7 +198,12 @@ class Administration:
         if message.times is not None and message.every_s is None:
             raise StudyRefused("A study is to be run several times, but not how often.", hint="Add --every, for instance 24h.")
         digest = await self._studies.start(
-            message.plan, message.signature, by=str(asker), every_s=message.every_s, times=message.times
+            message.plan,
+            message.signature,
+            bundle=message.bundle or None,
+            by=str(asker),
+            every_s=message.every_s,
+            times=message.times,
         )
         return reply(admin.StudyStarted(digest=digest))
 

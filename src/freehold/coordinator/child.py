@@ -1,17 +1,21 @@
-"""The coordinator's side of the child that runs algorithm code."""
+"""The coordinator's side of the child that runs algorithm code; of a plan that brings its code, one in a sandbox."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
-from freehold.coordinator.serverjobs import Begin, Close, Describe, Described, FromChild, ServerCodeError, States, ToChild
+from freehold.coordinator.serverjobs import Begin, Close, Describe, Described, FromChild, Load, ServerCodeError, States, ToChild
 from freehold.errors import NotAsynchronous, PeerGone, ServerCodeFailed
-from freehold.plan import TensorSpec
-from freehold.wire.local import Pieces, close, is_sealed, sealed
+from freehold.plan import TensorSpec, parse
+from freehold.wire.codec import layout
+from freehold.wire.local import Mapped, Pieces, close, is_sealed, sealed
 from freehold.wire.process import Child, Spawn, spawn
 
 MODULE = "freehold.coordinator.servercode"
+MOST_SANDBOXED = 2
+"""Children in sandboxes that are warm at once; each is for one bundle."""
 
 
 class ServerStates(NamedTuple):
@@ -29,12 +33,27 @@ class ServerStates(NamedTuple):
 class ServerCode:
     """Asks the child; blocking, one question at a time."""
 
-    def __init__(self, *, spawn: Spawn = spawn, timeout_s: float = 600.0) -> None:
+    def __init__(
+        self,
+        *,
+        spawn: Spawn = spawn,
+        sandboxed: Callable[[], Spawn] | None = None,
+        bundle_of: Callable[[str], bytes] | None = None,
+        timeout_s: float = 600.0,
+    ) -> None:
+        """`sandboxed`: what starts a child for code that came with a plan, or raises SandboxError. `bundle_of`: by its digest."""
         self._child = Child(MODULE, FromChild, spawn=spawn)
         self._timeout_s = timeout_s
+        self._sandboxed, self._bundle_of = sandboxed, bundle_of
+        self._of_bundles: dict[str, Child] = {}
 
-    def describe(self, plan: bytes) -> list[tuple[TensorSpec, ...]]:
-        """What leaves a node: of the plan's algorithm, then of each companion."""
+    def describe(self, plan: bytes, bundle: bytes | None = None) -> list[tuple[TensorSpec, ...]]:
+        """What leaves a node: of the plan's algorithm, then of each companion.
+
+        `bundle`: code that is not yet where `bundle_of` looks.
+        """
+        if bundle is not None:
+            self._for(plan, bundle)
         reply, fds = self._ask(Describe(), plan, ())
         close(fds)
         assert isinstance(reply, Described)
@@ -51,21 +70,25 @@ class ServerCode:
         return self._states(Close(number=number, round=round, heard=heard, population=population), plan, (server, tally))
 
     def end(self) -> None:
-        """End the child; the next question starts another."""
-        self._child.end()
+        """End the children; the next question starts another."""
+        for child in (self._child, *self._of_bundles.values()):
+            child.end()
 
     def _states(self, job: ToChild, plan: bytes, fds: Sequence[int]) -> ServerStates:
         reply, got = self._ask(job, plan, fds)
         if not isinstance(reply, States) or not 1 <= len(got) <= 2 or not all(map(is_sealed, got)):
             close(got)
             raise ServerCodeFailed("The algorithm's server code answered nonsense.", hint="Look at the plan's algorithm.")
+        if _bundle_named(plan) is not None:
+            _check_tensors(got)
         states = [Pieces(fd) for fd in got]
         return ServerStates(states[0], states[-1])
 
     def _ask(self, job: ToChild, plan: bytes, fds: Sequence[int]) -> tuple[FromChild, list[int]]:
+        child = self._for(plan, None)
         memory = sealed(plan, "plan")
         try:
-            reply, got = self._child.ask(job, (memory, *fds), timeout_s=self._timeout_s)
+            reply, got = child.ask(job, (memory, *fds), timeout_s=self._timeout_s)
         except (PeerGone, TimeoutError) as error:
             raise ServerCodeFailed(
                 "The process that runs the algorithm's server code died or did not answer.",
@@ -75,7 +98,58 @@ class ServerCode:
             close([memory])
         if isinstance(reply, ServerCodeError):
             close(got)
-            if reply.code == NotAsynchronous.code:
-                raise NotAsynchronous(reply.message, hint=reply.hint)
-            raise ServerCodeFailed(f"({reply.code}) {reply.message}", hint=reply.hint)
+            raise _error(reply)
         return reply, got
+
+    def _for(self, plan: bytes, bundle: bytes | None) -> Child:
+        """The child that may run this plan's code."""
+        named = _bundle_named(plan)
+        if named is None:
+            return self._child
+        child = self._of_bundles.pop(named, None)
+        if child is None:
+            found = bundle
+            if found is None and self._bundle_of is not None:
+                found = self._bundle_of(named)
+            if self._sandboxed is None or found is None:
+                raise ServerCodeFailed("The plan's code did not come along.", hint="Add --bundle FILE.")
+            child = self._in_sandbox(plan, found, self._sandboxed())
+        self._of_bundles[named] = child  # the one that was used last comes last
+        for name in list(self._of_bundles)[:-MOST_SANDBOXED]:
+            self._of_bundles.pop(name).end()
+        return child
+
+    def _in_sandbox(self, plan: bytes, bundle: bytes, spawn: Spawn) -> Child:
+        def opening(child: Child) -> None:
+            memory = [sealed(plan, "plan"), sealed(bundle, "bundle")]
+            try:
+                reply, got = child.ask(Load(), memory, timeout_s=self._timeout_s, restarts=0)
+            finally:
+                close(memory)
+            close(got)
+            if isinstance(reply, ServerCodeError):
+                raise _error(reply)
+
+        return Child(MODULE, FromChild, spawn=spawn, opening=opening)
+
+
+def _check_tensors(fds: list[int]) -> None:
+    """Raise TensorsMalformed, after closing them, unless these are states: foreign code could answer with anything."""
+    try:
+        for fd in fds:
+            with Mapped(fd) as view:
+                layout(view)
+    except BaseException:
+        close(fds)
+        raise
+
+
+@lru_cache(maxsize=32)
+def _bundle_named(plan: bytes) -> str | None:
+    return parse(plan.decode()).task.bundle
+
+
+def _error(reply: ServerCodeError) -> ServerCodeFailed | NotAsynchronous:
+    if reply.code == NotAsynchronous.code:
+        return NotAsynchronous(reply.message, hint=reply.hint)
+    return ServerCodeFailed(f"({reply.code}) {reply.message}", hint=reply.hint)

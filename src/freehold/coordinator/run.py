@@ -56,6 +56,8 @@ class OpenRun:
     run: Run
     plan: Plan
     plan_blob: Blob
+    bundle: Blob | None = None
+    """The code that the plan names."""
     study: str
     signature: str | None = None
     """Of the plan."""
@@ -160,7 +162,8 @@ class OpenRun:
 
     def shows(self, node: str, sha256: str) -> bool:
         """Whether these bytes belong to work that this node was asked for."""
-        return self.asks(node) and sha256 in (self.plan_blob.sha256, self.shared.sha256 if self.shared else "")
+        shown = (self.plan_blob, self.bundle, self.shared)
+        return self.asks(node) and any(blob is not None and blob.sha256 == sha256 for blob in shown)
 
     @property
     def enough(self) -> bool:

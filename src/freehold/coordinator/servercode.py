@@ -16,19 +16,24 @@ import torch
 from torch import Tensor
 
 from freehold.algorithms import build_algorithm
-from freehold.coordinator.serverjobs import Close, Describe, Described, FromChild, ServerCodeError, States, ToChild
+from freehold.coordinator.serverjobs import Close, Describe, Described, FromChild, Load, Loaded, ServerCodeError, States, ToChild
 from freehold.core import Algorithm, Round, Tree, flatten, is_finite, unflatten
 from freehold.data import mock_population
 from freehold.engines import METRICS, Feed, contribution_tensors, planned_work
 from freehold.errors import Diverged, FreeholdError, NotAsynchronous, PeerGone
 from freehold.plan import Contribution, Plan, TensorSpec, parse, runs_of
-from freehold.tasks import build_task, prepare_for, schema_of, task_definition
+from freehold.tasks import TaskDefinition, build_task, prepare_for, schema_of, task_definition
+from freehold.tasks.bundled import definition_of
 from freehold.wire.codec import CHUNK
 from freehold.wire.local import Mapped, channel_from, close, read
 from freehold.wire.tally import FixedPointSum
 from freehold.wire.tensors import packed, unpacked
 
 UNEXPECTED = 411
+
+
+_bundled: dict[str, TaskDefinition] = {}
+"""Digest -> what the bundle defines; there is one at most, in a process that is in a sandbox for it."""
 
 
 class Built(NamedTuple):
@@ -50,7 +55,7 @@ def _plan(text: bytes) -> Plan:
 def _built(text: bytes, number: int) -> Built:
     plan = _plan(text)
     run = runs_of(plan)[number]
-    definition = task_definition(plan.task.name)
+    definition = task_definition(plan.task.name) if plan.task.bundle is None else _bundled[plan.task.bundle]
     schema = schema_of(definition, plan)
     prepared = prepare_for(
         definition, plan, mock_population(schema, ("mock",), examples=max(64, 4 * plan.min_examples)), seed=run.seed
@@ -68,6 +73,10 @@ def answer(job: ToChild, fds: Sequence[int]) -> tuple[FromChild, list[int]]:
     """The answer to a job, and the sealed memory that goes with it."""
     text = read(fds[0])
     plan = _plan(text)
+    if isinstance(job, Load):
+        assert plan.task.bundle is not None
+        _bundled[plan.task.bundle] = definition_of(plan, read(fds[1]))
+        return Loaded(), []
     if isinstance(job, Describe):
         kinds = [_built(text, number) for number in range(1 + len(plan.companions))]
         for each in kinds:

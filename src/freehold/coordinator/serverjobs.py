@@ -11,6 +11,14 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """What all jobs have. Descriptor 0 of each request: the plan as TOML."""
 
 
+class Load(Job, frozen=True, kw_only=True, tag="load"):
+    """The first job of a child in a sandbox. Descriptors: the plan, and the bundle that it names, to be imported there."""
+
+
+class Loaded(Job, frozen=True, kw_only=True, tag="loaded"):
+    """The bundle defines the plan's task."""
+
+
 class Describe(Job, frozen=True, kw_only=True, tag="describe"):
     """What do the plan's algorithm and its companions send?"""
 
@@ -48,5 +56,5 @@ class ServerCodeError(Job, frozen=True, kw_only=True, tag="failed"):
     hint: str = ""
 
 
-ToChild = Describe | Begin | Close
-FromChild = Described | States | ServerCodeError
+ToChild = Load | Describe | Begin | Close
+FromChild = Loaded | Described | States | ServerCodeError

@@ -36,6 +36,7 @@ from freehold.coordinator.store import Store, connect
 from freehold.coordinator.studies import Studies
 from freehold.errors import CertificateUnfit, CoordinatorError
 from freehold.events import Event, Listener, silent
+from freehold.sandbox.starting import for_foreign_code
 from freehold.signing import trusting
 from freehold.wire import spki
 from freehold.wire.ingest import Ingest, Pace
@@ -125,7 +126,11 @@ class Service:
             lifetime_s=self.node_life_s,
             person_life_s=self.person_life_s,
         )
-        self.code = ServerCode(spawn=self.spawn)
+        self.code = ServerCode(
+            spawn=self.spawn,
+            sandboxed=lambda: for_foreign_code(str(state)),
+            bundle_of=lambda digest: self.store.blob_bytes(digest.removeprefix("sha256:")),
+        )
         self.presence = Presence(self.store, self.clock)
         self.studies = Studies(
             self.store,

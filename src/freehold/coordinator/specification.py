@@ -6,14 +6,18 @@ import msgspec
 
 from freehold.coordinator.child import ServerCode
 from freehold.plan import Plan, dumps
+from freehold.sandbox.starting import for_foreign_code
 from freehold.wire.process import Spawn, spawn
 
 
-def specified(plan: Plan, *, spawn: Spawn = spawn) -> Plan:
-    """The plan with the tensors of its algorithm and of each companion; raises ServerCodeFailed where they cannot be built."""
-    code = ServerCode(spawn=spawn)
+def specified(plan: Plan, bundle: bytes | None = None, *, spawn: Spawn = spawn) -> Plan:
+    """The plan with the tensors of its algorithm and of each companion; raises ServerCodeFailed where they cannot be built.
+
+    `bundle`: the code that the plan names, which runs in a sandbox here.
+    """
+    code = ServerCode(spawn=spawn, sandboxed=lambda: for_foreign_code("specification"))
     try:
-        found = code.describe(dumps(plan).encode())
+        found = code.describe(dumps(plan).encode(), bundle)
     finally:
         code.end()
     companions = [msgspec.structs.replace(c, tensors=t) for c, t in zip(plan.companions, found[1:], strict=True)]

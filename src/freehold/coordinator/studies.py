@@ -26,6 +26,7 @@ from freehold.coordinator.store import Store, in_row
 from freehold.errors import StudyRefused, UnknownRun
 from freehold.events import Event, Listener, silent
 from freehold.plan import Plan, digest, parse, runs_of
+from freehold.plan.bundle import unpack
 from freehold.signing import Admit, everyone
 from freehold.wire.messages import Declined, Measure, Measures, Pending, Settled, Train, Work
 
@@ -65,6 +66,7 @@ class Studies:
         text: str,
         signature: str | None = None,
         *,
+        bundle: bytes | None = None,
         by: str = "operator",
         every_s: float | None = None,
         times: int | None = None,
@@ -82,13 +84,17 @@ class Studies:
                 "Asynchronous rounds are for a coordinator with a database of its own; this one may share its PostgreSQL.",
                 hint='Run the study on a coordinator without --database, or say mode = "synchronous" in [round].',
             )
-        await self._check(plan, text)
+        _check_bundle(plan, bundle)
+        await self._check(plan, text, bundle)
         put = in_row(text.encode())
+        code = None if bundle is None else in_row(bundle)
         numbered = [(run.id, run.number) for run in runs_of(plan)]
 
         def insert(connection: Any) -> bool:
             now = self._clock()
             self._store.insert_blob(connection, put)
+            if code is not None:
+                self._store.insert_blob(connection, code)
             self._store.announce(connection, "study", identity)
             new = records.insert_study(
                 connection,
@@ -118,8 +124,8 @@ class Studies:
             await self._rounds.advance()
         return identity
 
-    async def _check(self, plan: Plan, text: str) -> None:
-        found = await self._rounds.ask(lambda: self._code.describe(text.encode()))
+    async def _check(self, plan: Plan, text: str, bundle: bytes | None) -> None:
+        found = await self._rounds.ask(lambda: self._code.describe(text.encode(), bundle))
         said = [plan.contribution.tensors, *(companion.tensors for companion in plan.companions)]
         names = [plan.algorithm.name, *(companion.name for companion in plan.companions)]
         for name, tensors, expected in zip(names, said, found, strict=True):
@@ -193,11 +199,12 @@ class Studies:
             self._rounds.forget(identity)
             return
         plan, blob = parse(self._store.blob_bytes(study.plan).decode()), self._store.blob(study.plan)
+        bundle = None if plan.task.bundle is None else self._store.blob(plan.task.bundle.removeprefix("sha256:"))
         numbered = {row.number: row for row in rows}
         for run in runs_of(plan):
             # The same object if there is one: somebody may be waiting to add to its sum.
             open_run = self._runs.get(run.id) or OpenRun(
-                run=run, plan=plan, plan_blob=blob, study=identity, signature=study.signature
+                run=run, plan=plan, plan_blob=blob, bundle=bundle, study=identity, signature=study.signature
             )
             self._place(open_run, numbered[run.number].state, numbered[run.number].round)
             await self._rounds.catch_up(open_run)
@@ -274,7 +281,13 @@ class Studies:
         left_s = max(run.deadline - self._clock(), 0.0)
         if run.state == "measuring":
             return Measure(
-                run=run.id, round=run.round, plan=run.plan_blob, signature=run.signature, shared=run.shared, left_s=left_s
+                run=run.id,
+                round=run.round,
+                plan=run.plan_blob,
+                signature=run.signature,
+                bundle=run.bundle,
+                shared=run.shared,
+                left_s=left_s,
             )
         return Train(
             run=run.id,
@@ -283,6 +296,7 @@ class Studies:
             population=run.population,
             plan=run.plan_blob,
             signature=run.signature,
+            bundle=run.bundle,
             shared=run.shared,
             left_s=left_s,
         )
@@ -368,6 +382,15 @@ class Studies:
     def open_runs(self) -> list[OpenRun]:
         """Runs that are not over, for status pages."""
         return list(self._runs.values())
+
+
+def _check_bundle(plan: Plan, bundle: bytes | None) -> None:
+    """Raise StudyRefused unless the bundle is there exactly if the plan names one, and BundleUnfit if it is another one."""
+    if (plan.task.bundle is None) != (bundle is None):
+        there = "names a bundle, which did not come" if bundle is None else "names no bundle, and one came"
+        raise StudyRefused(f"The plan {there}.", hint="Give --bundle FILE with a plan that has task.bundle, and only then.")
+    if plan.task.bundle is not None and bundle is not None:
+        unpack(bundle, plan.task.bundle)
 
 
 def _answer(woken: asyncio.Future[None]) -> None:

@@ -14,6 +14,7 @@ import tomllib
 from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Literal
 
 from freehold import durable
 from freehold.errors import ApprovalError, BenefitKept, OwnerDenied, PlanWaits, PolicyError, PolicyRefused
@@ -21,10 +22,11 @@ from freehold.events import Event
 from freehold.node.approvals import Approvals
 from freehold.node.benefit import binned
 from freehold.node.errands import MeasureErrand, OutgoingMeasures, TrainErrand
+from freehold.node.sandboxed import Bounds
 from freehold.node.withheld import can_withhold, narrow
 from freehold.plan import Plan, Run, digest
 from freehold.policy import FILE, DataRules, Facts, Policy, Verdict, decide, parse_policy, read_policy
-from freehold.policy.decide import contribution_bytes
+from freehold.policy.decide import contribution_bytes, is_foreign
 from freehold.policy.tables import Sandbox
 
 IN_FORCE = "policy.in-force.toml"
@@ -53,6 +55,12 @@ def rules_file(state: Path) -> Path:
     return found if found.exists() else state / "approvals" / IN_FORCE
 
 
+def _given(rules: DataRules | None) -> tuple[object, ...]:
+    """What a trainer has from its start on: another one is started when it changes."""
+    found = rules or DataRules()
+    return found.columns, found.memory or None, found.cpus or None, found.gpu
+
+
 class Admission:
     """The owner's word on each errand."""
 
@@ -63,16 +71,17 @@ class Admission:
         *,
         datasets: Mapping[str, str] = NOTHING,
         sandbox: Sandbox = "none",
+        bounded: Literal["", "processes", "group"] = "",
         clock: Callable[[], float] = time.time,
     ) -> None:
         """`policy`: policy.toml in the state folder if it is not given. Whatever it is like, this does not raise.
 
-        `sandbox`: the level at which trainers run.
+        `sandbox`: the level at which trainers run. `bounded`: what holds them to limits on memory and processors.
         """
         self._state, self._path, self._clock = state, policy or state / FILE, clock
-        self._datasets, self._sandbox = datasets, sandbox
-        self._read: dict[int, tuple[Plan, tuple[str, ...] | None]] = {}
-        """Plan -> the columns that its trainer was given; None: all of them."""
+        self._datasets, self._sandbox, self._bounded = datasets, sandbox, bounded
+        self._read: dict[int, tuple[Plan, DataRules | None]] = {}
+        """Plan -> the rules under which its trainer was started."""
         self._approvals = Approvals(state, clock=clock)
         self._policy = Policy()
         self._seen: tuple[tuple[int, ...], str] = ((), "")
@@ -97,7 +106,7 @@ class Admission:
     ) -> DataRules:
         """The rules under which the errand is done. Raises PlanWaits, OwnerDenied or PolicyRefused, after calling `refused`.
 
-        `renewed` is called where a trainer has read other columns than it now may.
+        `renewed` is called where a trainer has read other columns than it now may, or takes more than it now may.
         """
         identity = self._digest(plan)
         training = isinstance(errand, TrainErrand)
@@ -117,6 +126,7 @@ class Admission:
                     approval=approval,
                     counted=True,
                     sandbox=self._sandbox,
+                    bounded=self._bounded,
                     narrowed=can_withhold(Path(self._datasets.get(plan.task.name, ""))),
                 ),
             )
@@ -128,7 +138,7 @@ class Admission:
             refused()
             raise
         read = self._read.get(id(plan))
-        if read is not None and read[1] != verdict.rules.columns:
+        if read is not None and _given(read[1]) != _given(verdict.rules):
             renewed()
         return verdict.rules
 
@@ -136,16 +146,24 @@ class Admission:
         """The table that a trainer of this plan reads: the owner's file, or a copy with the columns that it may read."""
         rules = self._policy.data.get(plan.task.name)
         columns = None if rules is None else rules.columns
-        self._read[id(plan)] = (plan, columns)
+        self._read[id(plan)] = (plan, rules)
         if columns is None:
             return path
         copy = self._state / "columns" / f"{plan.task.name}.csv"
         narrow(Path(path), columns, copy)
         return str(copy)
 
-    def share(self, rules: DataRules, measured: OutgoingMeasures) -> OutgoingMeasures:
-        """What leaves of what was measured; raises BenefitKept where nothing does."""
-        if rules.share_benefit == "never":
+    def bounds(self, plan: Plan) -> Bounds:
+        """What its trainer may take of the machine."""
+        rules = self._policy.data.get(plan.task.name) or DataRules()
+        return Bounds(memory=rules.memory or None, cpus=rules.cpus or None, gpu=rules.gpu)
+
+    def share(self, rules: DataRules, plan: Plan, measured: OutgoingMeasures) -> OutgoingMeasures:
+        """What leaves of what was measured; raises BenefitKept where nothing does.
+
+        Figures are not noised, so of code that the owner does not trust none leaves: they could say anything.
+        """
+        if rules.share_benefit == "never" or (is_foreign(plan, self._installed) and plan.task.bundle not in rules.trusted_code):
             raise BenefitKept(
                 SAID["kept"], hint='They are on this node\'s page; share_benefit = "binned" would tell them roughly.'
             )

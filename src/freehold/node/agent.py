@@ -31,6 +31,7 @@ from freehold.node.errands import (
     Refused,
     Settle,
     TrainErrand,
+    errand_of,
     told,
 )
 from freehold.node.rest import Rest, Rules
@@ -69,6 +70,9 @@ REST_POLL_S = 900.0
 
 IDLE_S = 300.0
 """A guard that had nothing to do for so long is ended."""
+
+MOST_KEPT_BYTES = 1 << 23
+"""Of a plan, or of its code."""
 
 
 @dataclass(kw_only=True)
@@ -239,7 +243,8 @@ class Agent:
         fds: list[int] = []
         out: list[int] = []
         try:
-            fds += [self._plan(work.plan), self._fetch(work.shared)]
+            fds += [self._kept(work.plan), self._fetch(work.shared)]
+            fds += [self._kept(work.bundle)] if work.bundle is not None else []
             found, out = self._errand(self._errand_of(work), fds)
             while isinstance(found, Busy):
                 # Whether the coordinator still waits, it alone knows: a round that is short of answers is prolonged.
@@ -266,17 +271,7 @@ class Agent:
             close([*fds, *out])
 
     def _errand_of(self, work: Work) -> TrainErrand | MeasureErrand:
-        left_s = max(work.left_s - (time.monotonic() - self._heard), 0.0)
-        if isinstance(work, Measure):
-            return MeasureErrand(run=work.run, round=work.round, signature=work.signature, left_s=left_s)
-        return TrainErrand(
-            run=work.run,
-            round=work.round,
-            cohort=work.cohort,
-            population=work.population,
-            signature=work.signature,
-            left_s=left_s,
-        )
+        return errand_of(work, left_s=max(work.left_s - (time.monotonic() - self._heard), 0.0))
 
     def _answer(self, work: Work, found: Any, out: list[int]) -> WorkReply | None:
         if isinstance(found, Refused):
@@ -341,8 +336,10 @@ class Agent:
         )
         return self._ask(lambda: self._connection.post(DECLINED.path, message, WorkReply, wait_s=wait_s))
 
-    def _plan(self, blob: Blob) -> int:
-        """The plan in sealed memory; plans are kept, by content, since each piece of work names one."""
+    def _kept(self, blob: Blob) -> int:
+        """A plan or its code in sealed memory; kept, by content, since each piece of work names them."""
+        if blob.length > MOST_KEPT_BYTES:
+            raise NodeError("The coordinator announced a plan or code of too many bytes.", hint="It was not fetched.")
         if blob.sha256 not in self._plans:
             fd = self._fetch(blob)
             try:

@@ -111,6 +111,15 @@ class Approvals:
         ]
         return max(found, key=lambda each: each[:2])[2] if found else None
 
+    def last_bundled(self, data: str, *, but: str) -> Plan | None:
+        """The plan that was approved last of those that bring code for this data, leaving out that of digest `but`."""
+        found = [
+            (entry.decided or 0.0, key, plan)
+            for key, entry in self.entries()
+            if entry.state == "approved" and key != but and (plan := parse(entry.plan)).task.name == data and plan.task.bundle
+        ]
+        return max(found, key=lambda each: each[:2])[2] if found else None
+
     def _path(self, identity: str) -> Path:
         return self.folder / f"{identity.removeprefix('sha256:')}.json"
 

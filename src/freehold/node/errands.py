@@ -8,7 +8,7 @@ import msgspec
 
 from freehold.errors import by_code
 from freehold.events import Event
-from freehold.wire.messages import Measured, Pending, Settled
+from freehold.wire.messages import Measure, Measured, Pending, Settled, Work
 
 
 class Errand(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -41,7 +41,7 @@ class Settle(Errand, frozen=True, kw_only=True, tag="settle"):
 
 
 class TrainErrand(Errand, frozen=True, kw_only=True, tag="train"):
-    """A round's work. Descriptors: plan, shared."""
+    """A round's work. Descriptors: plan, shared, and the bundle that the plan names."""
 
     run: str
     round: int
@@ -54,7 +54,7 @@ class TrainErrand(Errand, frozen=True, kw_only=True, tag="train"):
 
 
 class MeasureErrand(Errand, frozen=True, kw_only=True, tag="measure"):
-    """Measure the node's own model. Descriptors: plan, shared."""
+    """Measure the node's own model. Descriptors as for `TrainErrand`."""
 
     run: str
     round: int
@@ -125,6 +125,20 @@ class Erased(Errand, frozen=True, kw_only=True, tag="erased"):
 
 ToGuard = Hello | Settle | TrainErrand | MeasureErrand | Quit | Forget
 FromGuard = PendingRounds | Outgoing | OutgoingMeasures | Busy | Refused | Erased
+
+
+def errand_of(work: Work, *, left_s: float) -> TrainErrand | MeasureErrand:
+    """What a guard is asked for a piece of work."""
+    if isinstance(work, Measure):
+        return MeasureErrand(run=work.run, round=work.round, signature=work.signature, left_s=left_s)
+    return TrainErrand(
+        run=work.run,
+        round=work.round,
+        cohort=work.cohort,
+        population=work.population,
+        signature=work.signature,
+        left_s=left_s,
+    )
 
 
 def told(code: int) -> str:

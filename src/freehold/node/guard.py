@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import subprocess
 import sys
 import time
@@ -22,6 +21,7 @@ from freehold.events import Event
 from freehold.failpoints import failpoint
 from freehold.node.admission import Admission
 from freehold.node.budget import Limits
+from freehold.node.bundles import Bundles, check_guarded
 from freehold.node.door import Door, Piece
 from freehold.node.errands import (
     Busy,
@@ -41,6 +41,7 @@ from freehold.node.errands import (
 )
 from freehold.node.jobs import Failed, FromTrainer, MeasuredModel, MeasureJob, Open, Opened, Trained, TrainJob
 from freehold.node.measures import known_choice, may_leave
+from freehold.node.notes import note
 from freehold.node.release import released
 from freehold.node.sandboxed import Trainers, trainers_of, unjailed
 from freehold.node.vault import Vault
@@ -93,8 +94,9 @@ class Guard:
         found = trainers or unjailed(spawn)
         self._hello, self._start_trainer, self._level = hello, found.start, found.level
         self._vault = Vault(Path(hello.state) / "vault")
+        self._bundles = Bundles(Path(hello.state))
         rules = Path(hello.policy) if hello.policy else None
-        self._admission = Admission(Path(hello.state), rules, datasets=hello.datasets, sandbox=found.level)
+        self._admission = Admission(Path(hello.state), rules, datasets=hello.datasets, sandbox=found.level, bounded=found.bounded)
         self._door = Door(Path(hello.state), node=hello.node, peer=hello.coordinator)
         self._studies: dict[str, _Study] = {}
         self._training: dict[str, int] = {}  # digest of a plan -> training examples here, in the smallest split
@@ -117,7 +119,9 @@ class Guard:
         if isinstance(errand, Hello):
             raise NodeError("The guard was told twice whose it is.", hint="This is a defect; please report it.")
         study, run = self._known(errand.run, fds[0])
+        self._bundles.take(study.plan, fds[2:])
         rules = self._admission.ask(study.plan, run, errand, refused=study.quit, renewed=study.trainer.end)
+        check_guarded(study.plan, self._level)
         return (
             self._train(study, run, errand, fds[1], rules)
             if isinstance(errand, TrainErrand)
@@ -178,12 +182,13 @@ class Guard:
         if not isinstance(reply, MeasuredModel):
             raise _nonsense(study)
         found = OutgoingMeasures(splits=may_leave(reply.splits), alone=may_leave(reply.alone), served=known_choice(reply.served))
-        self._note(
+        note(
+            Path(self._hello.state),
             study.plan,
             "measured",
             {run.id: {"algorithm": run.algorithm.name, "repeat": run.repeat, **msgspec.to_builtins(found)}},
         )
-        out = self._admission.share(rules, found)
+        out = self._admission.share(rules, study.plan, found)
         body = msgspec.json.encode(out)
         self._door.send("measures", self._piece(study, errand, rules), sha256=hashlib.sha256(body).hexdigest(), length=len(body))
         return out, []
@@ -238,22 +243,23 @@ class Guard:
                 raise DataUnfit(
                     f"This node has no data named {plan.task.name}.", hint=f"Start it with --data {plan.task.name}=FILE."
                 )
-            spawn, found = self._start_trainer(self._admission.table(plan, path))
+            spawn, found = self._start_trainer(self._admission.table(plan, path), self._admission.bounds(plan))
             return spawn(module, fd)
 
         def opening(child: Child) -> None:
-            memory = sealed(text, "plan")
+            bundle = self._bundles.take(plan, ())
+            memory = [sealed(text, "plan"), *([] if bundle is None else [sealed(bundle, "bundle")])]
             try:
                 job = Open(client=self._hello.node, data=found)
-                reply, got = child.ask(job, [memory], timeout_s=TRAINING_LIMIT_S, restarts=0)
+                reply, got = child.ask(job, memory, timeout_s=TRAINING_LIMIT_S, restarts=0)
             finally:
-                close([memory])
+                close(memory)
             close(got)
             if isinstance(reply, Failed):
                 raise DataUnfit(reply.message, hint=reply.hint)
             if isinstance(reply, Opened):
                 self._training[digest(plan)] = reply.training
-                self._note(plan, "data", {"examples": reply.examples, "findings": reply.findings})
+                note(Path(self._hello.state), plan, "data", {"examples": reply.examples, "findings": reply.findings})
 
         return _Study(plan, text, Child(TRAINER, FromTrainer, spawn=start, opening=opening))
 
@@ -282,20 +288,6 @@ class Guard:
             close(got)
             raise TrainerFailed(f"({reply.code}) {reply.message}", hint=reply.hint)
         return reply, got
-
-    def _note(self, plan: Plan, key: str, value: dict[str, object]) -> None:
-        """What the node's own page shows of a study; it stays on this machine, and is not worth failing for."""
-        folder = Path(self._hello.state) / "studies"
-        path = folder / f"{digest(plan).removeprefix('sha256:')[:16]}.json"
-        try:
-            told = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            told = {}
-        told |= {"name": plan.name, "plan": digest(plan)}
-        told[key] = {**told.get(key, {}), **value}
-        with contextlib.suppress(OSError):
-            folder.mkdir(mode=0o700, exist_ok=True)
-            path.write_text(json.dumps(told, indent=1), encoding="utf-8")
 
     def events(self) -> list[Event]:
         """What there is to tell beside an answer."""

@@ -12,7 +12,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
 
 class Open(Job, frozen=True, kw_only=True, tag="open"):
-    """The first job of a trainer: one study, one client. Descriptors: the plan as TOML."""
+    """The first job of a trainer: one study, one client. Descriptors: the plan as TOML, and the bundle that it names."""
 
     client: str
     data: str

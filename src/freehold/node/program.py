@@ -5,7 +5,6 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -26,9 +25,9 @@ ALONE = "local"
 """The algorithm that is the measure of every gain."""
 
 
-def load(plan: Plan, client: str, path: Path) -> Population:
-    """One client's table, read by the task's schema; DataUnfit if it does not fit."""
-    definition = task_definition(plan.task.name)
+def load(plan: Plan, client: str, path: Path, definition: TaskDefinition | None = None) -> Population:
+    """One client's table, read by the schema of `definition`, or of the installed task; DataUnfit if it does not fit."""
+    definition = definition or task_definition(plan.task.name)
     try:
         return from_files({client: path}, schema=schema_of(definition, plan))
     except FreeholdError as error:
@@ -49,8 +48,10 @@ class Measurement:
 class Program:
     """All runs of a plan for one client; algorithms and splits are made when they are first needed, and kept."""
 
-    def __init__(self, plan: Plan, client: str, population: Population) -> None:
+    def __init__(self, plan: Plan, client: str, population: Population, definition: TaskDefinition | None = None) -> None:
+        """`definition`: the use case; the installed one of that name if not given."""
         self.plan, self.client, self.population = plan, client, population
+        self.definition = definition or task_definition(plan.task.name)
         self.runs = runs_of(plan)
         self._engines: dict[int, LoopEngine] = {}
         self._prepared: dict[int, Prepared] = {}
@@ -58,11 +59,6 @@ class Program:
         """Repeat -> the index of the round before which it was measured, the state then, and what it did."""
         self._last: dict[int, tuple[int, Measurement]] = {}
         """The same of each run, without the state."""
-
-    @cached_property
-    def definition(self) -> TaskDefinition:
-        """The use case."""
-        return task_definition(self.plan.task.name)
 
     def findings(self) -> list[str]:
         """What is odd about the data, in plain words."""

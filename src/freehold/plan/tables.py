@@ -27,17 +27,34 @@ Scalar = str | int | float | bool
 
 
 class TaskRef(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The learning problem, by name and version; `digest` pins the file that defines it. `options`: how data are made or read."""
+    """The learning problem, by name and version; `digest` pins the installed file that defines it.
+
+    `bundle`: the digest of the code itself, which travels with the study and runs in a sandbox only. `options`: how data are
+    made or read.
+    """
 
     name: str
     version: str = "1"
     digest: str = ""
+    bundle: str | None = None
     options: dict[str, Scalar] = {}
+
+    @property
+    def pinned(self) -> str:
+        """The digest of its code, whichever there is; "" for an installed task that is not pinned."""
+        return self.bundle or self.digest
 
     def __post_init__(self) -> None:
         check_name("task.name", self.name)
         if self.digest:
             check_digest("task.digest", self.digest)
+        if self.bundle is not None:
+            check_digest("task.bundle", self.bundle)
+            if self.digest:
+                raise PlanError(
+                    "task has a digest and a bundle, but its code is either installed or comes along.",
+                    hint="Keep bundle alone: it pins every file.",
+                )
         check_options(self.options)
 
 

@@ -18,6 +18,9 @@ from freehold.hours import Hours
 from freehold.plan import Contribution, Plan, digest
 from freehold.policy.tables import SANDBOXES, DataRules, Policy, Sandbox
 
+LEAST_FOR_BUNDLES: Sandbox = "standard"
+"""The weakest sandbox that code which comes with a plan may run in, whatever a policy says."""
+
 OVERHEAD_BYTES = 1024
 """Of a contribution's header, beside what each tensor takes in it."""
 _TENSOR_BYTES = 128
@@ -48,8 +51,8 @@ class Facts:
     """Whether the node's budget counts ε by itself, and refuses what would overdraw it, before anything is trained."""
     sandbox: Sandbox = "none"
     """What this node reaches."""
-    bounded: bool = False
-    """Whether this node can hold a trainer to limits on memory and processors."""
+    bounded: Literal["", "processes", "group"] = ""
+    """What holds a trainer to limits on memory and processors: a control group, or limits of each process; "": nothing."""
     columns: tuple[str, ...] | None = None
     """What the task reads; None: nobody knows here."""
     narrowed: bool = True
@@ -94,7 +97,7 @@ def decide(policy: Policy, plan: Plan, facts: Facts) -> Verdict:
         owner = Finding(rule="owner", passed=False, found="the owner denied this plan", wanted="`freehold node approve`")
         return Verdict(says="denied", data=data, findings=(owner,), rules=None)
     said = policy.data.get(data)
-    approved, foreign = facts.approval == "approved", data not in facts.installed
+    approved, foreign = facts.approval == "approved", is_foreign(plan, facts.installed)
     rules = said
     if rules is None and approved:
         rules = DataRules(release="noised" if foreign else "trusted-code", tasks=() if foreign else (data,))
@@ -115,22 +118,38 @@ def decide(policy: Policy, plan: Plan, facts: Facts) -> Verdict:
     )
 
 
+_HELD = {
+    "group": dict.fromkeys(("memory", "cpus"), "a control group holds the trainer to it"),
+    "processes": {
+        "memory": "the trainer and each file in memory are held to it, not their sum: there is no control group",
+        "cpus": "the trainer is held to whole processors: there is no control group",
+    },
+    "": dict.fromkeys(("memory", "cpus"), "this node cannot hold trainers to it"),
+}
+
+
+def is_foreign(plan: Plan, installed: frozenset[str]) -> bool:
+    """Whether a plan's code is not what is installed on the node: it comes along, or nobody here has it."""
+    return plan.task.bundle is not None or plan.task.name not in installed
+
+
 def new_table(plan: Plan, facts: Facts) -> str:
     """The least table that covers a plan."""
     name = plan.task.name
     heading = f"[data.{name if name.replace('-', '').replace('_', '').isalnum() else json.dumps(name)}]"
-    if name in facts.installed:
+    if not is_foreign(plan, facts.installed):
         release = "trusted-code" if plan.privacy.unit == "none" else "noised"
         return f'{heading}\nrelease = "{release}"\ntasks = [{json.dumps(name)}]'
-    lines = [heading, 'release = "noised"', f"code = [{json.dumps(plan.task.digest)}]" if plan.task.digest else ""]
+    lines = [heading, 'release = "noised"', f"code = [{json.dumps(plan.task.pinned)}]" if plan.task.pinned else ""]
     return "\n".join(filter(None, lines))
 
 
 def _code(rules: DataRules, plan: Plan, *, foreign: bool, approved: bool) -> Finding:
-    name, pinned = plan.task.name, plan.task.digest
+    name, pinned = plan.task.name, plan.task.pinned
     code = f"code {pinned[:19]}…" if pinned else "code without a digest"
-    found = f"{code}, which is not installed here" if foreign else f"the installed task {name}"
-    covered = (pinned in rules.code and bool(pinned)) or (not foreign and name in rules.tasks)
+    where = "which comes with the plan" if plan.task.bundle is not None else "which is not installed here"
+    found = f"{code}, {where}" if foreign else f"the installed task {name}"
+    covered = (pinned in (*rules.code, *rules.trusted_code) and bool(pinned)) or (not foreign and name in rules.tasks)
     wanted = "one of tasks or code, or an approval"
     if covered or approved:
         return Finding(rule="code", passed=True, found=found, wanted=wanted)
@@ -143,7 +162,7 @@ def _limits(rules: DataRules, plan: Plan, facts: Facts, *, foreign: bool) -> Ite
     yield _signed(rules, plan, facts)
     yield from _privacy(rules, plan, facts)
     yield from _amounts(rules, plan, facts)
-    yield from _surroundings(rules, facts)
+    yield from _surroundings(rules, plan, facts)
 
 
 def _release(rules: DataRules, plan: Plan, *, foreign: bool) -> Finding:
@@ -152,9 +171,11 @@ def _release(rules: DataRules, plan: Plan, *, foreign: bool) -> Finding:
     found = f"noised, unit {unit}" if noised else "trusted-code"
     wanted: str = rules.release or "a release level"
     # Of foreign code even noise per record is only a promise: that code itself would have to add it.
-    if foreign:
+    if foreign and plan.task.bundle not in rules.trusted_code:
         allowed = unit == "client" and rules.release is not None
-        line = "" if unit != "client" else 'release = "noised"'
+        line = 'release = "noised"' if unit == "client" else ""
+        if plan.task.bundle is not None and unit != "client":
+            line = f"{_list('trusted_code', rules.trusted_code, plan.task.bundle)}  # only if you have read it, and trust it"
         return Finding(
             rule="release", passed=allowed, found=f"foreign code, {found}", wanted="noise by the guard: unit client", line=line
         )
@@ -239,7 +260,7 @@ def _amounts(rules: DataRules, plan: Plan, facts: Facts) -> Iterator[Finding]:
     )
 
 
-def _surroundings(rules: DataRules, facts: Facts) -> Iterator[Finding]:
+def _surroundings(rules: DataRules, plan: Plan, facts: Facts) -> Iterator[Finding]:
     hours = _hours(rules.hours, facts.local)
     open_ = hours.open(facts.now)
     yield Finding(
@@ -251,21 +272,23 @@ def _surroundings(rules: DataRules, facts: Facts) -> Iterator[Finding]:
     )
     for name in ("memory", "cpus"):
         most = getattr(rules, name)
-        passed = not most or facts.bounded
+        passed = not most or facts.bounded == "group" or (facts.bounded == "processes" and (name == "memory" or most >= 1))
         yield Finding(
             rule=name,
             passed=passed,
-            found="this node can hold trainers to it" if facts.bounded else "this node cannot hold trainers to it",
+            found=_HELD[facts.bounded][name],
             wanted=f"{most:g}" if most else "no limit",
             line="" if passed else f"{name} = 0",
         )
-    reached = SANDBOXES.index(facts.sandbox) >= SANDBOXES.index(rules.sandbox)
+    least = max(rules.sandbox, "none" if plan.task.bundle is None else LEAST_FOR_BUNDLES, key=SANDBOXES.index)
+    reached = SANDBOXES.index(facts.sandbox) >= SANDBOXES.index(least)
+    lifts = plan.task.bundle is None or SANDBOXES.index(facts.sandbox) >= SANDBOXES.index(LEAST_FOR_BUNDLES)
     yield Finding(
         rule="sandbox",
         passed=reached,
         found=facts.sandbox,
-        wanted=f"{rules.sandbox} or stronger",
-        line="" if reached else f'sandbox = "{facts.sandbox}"',
+        wanted=f"{least} or stronger",
+        line="" if reached or not lifts else f'sandbox = "{facts.sandbox}"',
     )
     yield _columns(rules, facts)
 

@@ -20,7 +20,7 @@ Sandbox = Literal["none", "basic", "standard", "strict"]
 SANDBOXES: tuple[Sandbox, ...] = ("none", "basic", "standard", "strict")
 """From the weakest to the strongest."""
 
-PERMITS = ("release", "share_benefit", "tasks", "code")
+PERMITS = ("release", "share_benefit", "tasks", "code", "trusted_code", "gpu")
 """Keys that allow something: without them less is allowed, never more."""
 LIMITS = (
     "least_sum",
@@ -55,6 +55,8 @@ class DataRules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     share_benefit: Benefit = "never"
     tasks: tuple[str, ...] = ()
     code: tuple[str, ...] = ()
+    trusted_code: tuple[str, ...] = ()
+    gpu: bool = False
     study_keys: tuple[str, ...] = ()
     unit: Unit = "none"
     epsilon_per_study: float | None = None
@@ -92,9 +94,10 @@ class DataRules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
                 raise PolicyError(f"{name} is {value}, but must not be below 0.", hint=f"Raise {name}, or leave it out.")
         if self.delta is not None and not 0 < self.delta < 1:
             raise PolicyError(f"delta is {self.delta}, but must lie between 0 and 1.", hint="For example delta = 1e-5.")
-        for text in self.code:
-            if not _DIGEST.fullmatch(text):
-                raise PolicyError(f"code has {text[:80]!r}, which is no digest.", hint="A digest is sha256: and 64 digits.")
+        for name in ("code", "trusted_code"):
+            for text in getattr(self, name):
+                if not _DIGEST.fullmatch(text):
+                    raise PolicyError(f"{name} has {text[:80]!r}, which is no digest.", hint="A digest is sha256: and 64 digits.")
         for line in self.study_keys:
             if not _is_key(line):
                 raise PolicyError(

@@ -17,6 +17,8 @@ release = "{release}"
 # Whose code: tasks that are installed on this node, by name; or code by its digest, which needs noise.
 tasks = [{tasks}]
 # code = ["sha256:..."]
+# Code that you have read, and trust like an installed task not to encode records: it may go without noise.
+# trusted_code = ["sha256:..."]
 
 # What is told of how good the models are on your own data: "never", "binned" (rounded) or "named" (as it is).
 share_benefit = "never"
@@ -39,6 +41,8 @@ share_benefit = "never"
 # hours = "22:00-06:00"
 # memory = 4_000_000_000
 # cpus = 2.0
+# Device files of GPUs for the trainer; a driver is a large surface, so only for code that you trust.
+# gpu = true
 # sandbox = "strict"
 # columns = ["age", "sex"]
 """

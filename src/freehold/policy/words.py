@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from freehold.plan import Contribution, Plan, dumps
+from freehold.plan.bundle import imported
 from freehold.policy.decide import contribution_bytes
 from freehold.policy.tables import DataRules
 
@@ -14,8 +15,18 @@ MOST_NAMES = 8
 """Tensors and columns named one by one; of more, how many there are."""
 
 
-def summary(plan: Plan, *, columns: Sequence[str] | None, installed: bool, rules: DataRules | None) -> list[tuple[str, str]]:
-    """(topic, sentence) of what a plan would do. `rules`: those of the data set, if there are some."""
+def summary(
+    plan: Plan,
+    *,
+    columns: Sequence[str] | None,
+    installed: bool,
+    rules: DataRules | None,
+    files: Mapping[str, str] | None = None,
+) -> list[tuple[str, str]]:
+    """(topic, sentence) of what a plan would do.
+
+    `rules`: those of the data set, if there are some. `files`: path -> text of the code that comes with the plan.
+    """
     share = "never" if rules is None else rules.share_benefit
     told = {
         "never": "do not leave: share_benefit is never",
@@ -24,7 +35,7 @@ def summary(plan: Plan, *, columns: Sequence[str] | None, installed: bool, rules
     }[share]
     return [
         ("data", f"{plan.task.name}: {_columns(columns)}"),
-        ("code", _code(plan, installed)),
+        ("code", _code(plan, installed, files)),
         ("does", _work(plan)),
         ("leaves", _leaving(plan)),
         ("measures", f"sums over test and validation examples; they {told}"),
@@ -45,10 +56,16 @@ def _columns(columns: Sequence[str] | None) -> str:
     return f"{len(columns)} columns, {_some(columns)}"
 
 
-def _code(plan: Plan, installed: bool) -> str:
+def _code(plan: Plan, installed: bool, files: Mapping[str, str] | None) -> str:
     if installed:
         return f"the task {plan.task.name}, version {plan.task.version}, as it is installed on this node"
-    return f"foreign code, {plan.task.digest or 'not pinned by a digest'}; running it is not built yet"
+    if plan.task.bundle is not None:
+        told = f"code that comes with the plan, {plan.task.bundle}; it runs in the sandbox only"
+        if files is None:
+            return told
+        lines = sum(text.count("\n") for text in files.values())
+        return f"{told}; {len(files)} files with {lines} lines, which import {_some(imported(files))}"
+    return f"foreign code, {plan.task.digest or 'not pinned by a digest'}, which is not installed on this node"
 
 
 def _work(plan: Plan) -> str:

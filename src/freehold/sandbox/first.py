@@ -38,6 +38,8 @@ class Config:
     """Who started it; 0 where bwrap ends it with that process."""
     data_fd: int
     """Descriptor of a copy of the table, -1 if there is none."""
+    devices: list[str]
+    """Device files that it may use."""
     layers: list[str]
     """Which of "seccomp", "landlock" and "limits" to set."""
 
@@ -59,12 +61,12 @@ def close_jail(config: Config) -> None:
         os.dup2(config.data_fd, DATA_FD)
         os.close(config.data_fd)
     if "limits" in config.layers:
-        apply(Limits(**config.limits), alone=config.alone)
+        apply(Limits(**config.limits), alone=config.alone, devices=bool(config.devices))
         ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
     if "landlock" in config.layers:
-        landlock.restrict(readable=config.readable, writable=config.writable)
+        landlock.restrict(readable=config.readable, writable=config.writable, devices=config.devices)
     if "seccomp" in config.layers:
-        seccomp.install()
+        seccomp.install(pinned=bool(config.limits["cpus"]), devices=bool(config.devices))
 
 
 def main() -> None:

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Final
 
 from freehold.sandbox.first import DATA_FD, Config
+from freehold.sandbox.gpu import READABLE
+from freehold.sandbox.groups import entered
 from freehold.sandbox.limits import Limits
 
 NAMESPACES, SECCOMP, LANDLOCK, LIMITS = "namespaces", "seccomp", "landlock", "limits"
@@ -75,6 +77,10 @@ class Jail:
     environ: Mapping[str, str] = field(default_factory=dict)
     """Beside ENVIRON."""
     layers: frozenset[str] = LAYERS
+    devices: Sequence[str] = ()
+    """Device files that it may use: of a GPU, if the owner says so."""
+    group: Path | None = None
+    """The control group that it is started in."""
 
 
 def code_folders() -> list[str]:
@@ -118,7 +124,15 @@ def jailed(
             module=module,
             arguments=[*map(str, fds), *arguments],
             imports=list(jail.code),
-            readable=[*jail.system, *jail.code, *OF_PROC, *DEVICES, *([data_path(jail)] if jail.data is not None else [])],
+            readable=[
+                *jail.system,
+                *jail.code,
+                *OF_PROC,
+                *DEVICES,
+                *_of_devices(jail),
+                *([data_path(jail)] if jail.data is not None else []),
+            ],
+            devices=list(jail.devices),
             writable=[SCRATCH, "/dev/null"] if inside else ["/dev/null"],
             limits=asdict(jail.limits),
             alone=inside,
@@ -132,6 +146,7 @@ def jailed(
         environ = {"PATH": _PATH} if inside else {**ENVIRON, **jail.environ}
         if ENVIRONMENT not in jail.layers:
             environ = {**os.environ, **environ}
+        stack.enter_context(entered(jail.group))
         return subprocess.Popen(
             command,
             pass_fds=passed,
@@ -144,6 +159,10 @@ def jailed(
             group=jail.uid,
             extra_groups=None if jail.uid is None else [],
         )
+
+
+def _of_devices(jail: Jail) -> tuple[str, ...]:
+    return READABLE if jail.devices else ()
 
 
 def _inside(jail: Jail) -> bool:
@@ -177,6 +196,10 @@ def _bwrap(jail: Jail, copy: int) -> list[str]:
         out += [f"{bind}-try", path, path]
     out += ["--proc", "/proc", "--dev", "/dev", "--dir", "/sys"]
     out += ["--ro-bind-try", "/sys/devices/system/cpu", "/sys/devices/system/cpu"]
+    for path in jail.devices:
+        out += ["--dev-bind-try", path, path]
+    for path in _of_devices(jail):
+        out += ["--ro-bind-try", path, path]
     out += ["--size", str(jail.limits.scratch_bytes)] if has(LIMITS) else []
     out += ["--perms", "0700", "--tmpfs", SCRATCH]
     for path in jail.code:

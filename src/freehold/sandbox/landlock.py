@@ -41,8 +41,8 @@ def rights(version: int) -> int:
     return int((1 << (_LAST_RIGHT[min(version, 5)] + 1)) - 1)
 
 
-def restrict(*, readable: Iterable[str], writable: Iterable[str], version: int | None = None) -> int:
-    """Allow these files and folders and nothing else: no TCP, no ioctl on devices, no execution, no signals to outside.
+def restrict(*, readable: Iterable[str], writable: Iterable[str], devices: Iterable[str] = (), version: int | None = None) -> int:
+    """Allow these files and folders and nothing else: no TCP, no execution, no signals to outside, ioctl on `devices` alone.
 
     What does not exist is left out. Returns the ABI that was used; raises OSError.
     """
@@ -61,6 +61,8 @@ def restrict(*, readable: Iterable[str], writable: Iterable[str], version: int |
             _allow(ruleset, path, READ & handled)
         for path in writable:
             _allow(ruleset, path, handled & ~(EXECUTE | IOCTL_DEV))
+        for path in devices:
+            _allow(ruleset, path, (READ_FILE | WRITE_FILE | IOCTL_DEV) & handled)
         if _LIBC.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
             raise OSError(ctypes.get_errno(), "no_new_privs")
         _called(_RESTRICT, ruleset, 0)

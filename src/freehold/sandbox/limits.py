@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import resource
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ class Limits:
     """What may be written to /tmp, which is memory, too."""
     files: int = 256
     """Open descriptors."""
+    cpus: int = 0
+    """Processors that it may run on; 0: all."""
 
 
 def usual() -> Limits:
@@ -31,20 +34,27 @@ def usual() -> Limits:
     return Limits(memory_bytes=memory * 3 // 4, processes=max(512, 4 * (os.cpu_count() or 1)))
 
 
-def apply(limits: Limits, *, alone: bool) -> None:
-    """To this process, for good. `alone`: in a user namespace of its own, where nobody else's processes are counted."""
+def apply(limits: Limits, *, alone: bool, devices: bool = False) -> None:
+    """To this process, for good. `alone`: in a user namespace of its own, where nobody else's processes are counted.
+
+    `devices`: a GPU's driver reserves more addresses than any limit; memory of its own stays limited.
+    """
+    if limits.cpus:
+        # Which ones, by chance: several jails should not share the first.
+        there = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, random.sample(there, min(limits.cpus, len(there))))
     others = 0 if alone else _threads_of(os.getuid())
     for kind, most in (
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_DATA, limits.memory_bytes),
-        (resource.RLIMIT_AS, limits.memory_bytes + MAPPED_BYTES),
+        (resource.RLIMIT_AS, resource.RLIM_INFINITY if devices else limits.memory_bytes + MAPPED_BYTES),
         (resource.RLIMIT_FSIZE, limits.memory_bytes),
         (resource.RLIMIT_NOFILE, limits.files),
         (resource.RLIMIT_NPROC, limits.processes + others),
         (resource.RLIMIT_MSGQUEUE, 0),
     ):
         _, hard = resource.getrlimit(kind)
-        least = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        least = min((each for each in (most, hard) if each != resource.RLIM_INFINITY), default=resource.RLIM_INFINITY)
         resource.setrlimit(kind, (least, least))
 
 

@@ -9,7 +9,7 @@ import sys
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
-from freehold.sandbox import landlock, seccomp
+from freehold.sandbox import apparmor, landlock, seccomp
 from freehold.sandbox.jail import LANDLOCK, LAYERS, Jail, jailed
 from freehold.sandbox.limits import Limits, usual
 
@@ -136,8 +136,8 @@ def _remedy(problem: str) -> str:
             f"a trainer of another user than root cannot read {sys.prefix} or where Freehold lies; "
             "install it below /opt, or run the node as a user of its own"
         )
-    if "uid map" in problem or "RTM_NEWADDR" in problem:
-        return "Ubuntu restricts user namespaces: install the AppArmor profile, see docs/how-to/sandbox.md"
+    if "uid map" in problem or "RTM_NEWADDR" in problem or apparmor.restricts():
+        return f"Ubuntu restricts user namespaces; Freehold's AppArmor profile lifts that for bubblewrap: {apparmor.remedy()}"
     if "mount proc" in problem:
         return "in a container /proc is covered: see the settings in docs/how-to/sandbox.md"
     return "allow user namespaces (user.max_user_namespaces, or the container's seccomp profile), see docs/how-to/sandbox.md"

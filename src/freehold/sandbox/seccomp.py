@@ -48,8 +48,12 @@ class Instruction(NamedTuple):
     no: int = 0
 
 
-def program(machine: str, pid: int) -> list[Instruction]:
-    """For the process that knows itself as `pid`; KeyError for another machine than x86_64 or aarch64."""
+def program(machine: str, pid: int, *, pinned: bool = False, devices: bool = False) -> list[Instruction]:
+    """For the process that knows itself as `pid`; KeyError for another machine than x86_64 or aarch64.
+
+    `pinned`: it may not choose the processors that it runs on. `devices`: whatever a driver takes by ioctl is let through,
+    since its requests cannot be listed; which devices there are is for mounts and Landlock to say.
+    """
     numbers = NUMBERS[machine]
     out = [
         Instruction(_LD, _ARCH_AT),
@@ -60,10 +64,11 @@ def program(machine: str, pid: int) -> list[Instruction]:
     if machine == "x86_64":
         out += [Instruction(_JGE, X32_BIT, 0, 1), Instruction(_RET, KILL)]
     for name in ALLOWED:
-        if name in numbers:
+        if name in numbers and not (pinned and name == "sched_setaffinity"):
             out += [Instruction(_JEQ, numbers[name], 0, 1), Instruction(_RET, ALLOW)]
     out += _threads_only(numbers["clone"])
-    out += _one_of(numbers["ioctl"], 1, IOCTLS)
+    ioctl = numbers["ioctl"]
+    out += [Instruction(_JEQ, ioctl, 0, 1), Instruction(_RET, ALLOW)] if devices else _one_of(ioctl, 1, IOCTLS)
     out += _one_of(numbers["prctl"], 0, PRCTLS)
     out += _one_of(numbers["prlimit64"], 0, (0, pid))
     for name in ("kill", "tkill", "tgkill"):
@@ -109,10 +114,12 @@ def supported() -> bool:
     return bool(libc.syscall(_SECCOMP[platform.machine()], 2, 0, ctypes.byref(action)) == 0)  # SECCOMP_GET_ACTION_AVAIL
 
 
-def install() -> None:
+def install(*, pinned: bool = False, devices: bool = False) -> None:
     """From now on, for every thread of this process and whatever it starts; raises OSError."""
     machine = platform.machine()
-    made = b"".join(struct.pack("<HBBI", i.code, i.yes, i.no, i.k) for i in program(machine, os.getpid()))
+    made = b"".join(
+        struct.pack("<HBBI", i.code, i.yes, i.no, i.k) for i in program(machine, os.getpid(), pinned=pinned, devices=devices)
+    )
     held = ctypes.create_string_buffer(made, len(made))
     told = _Program(len(made) // 8, ctypes.cast(held, ctypes.c_void_p))
     libc = ctypes.CDLL(None, use_errno=True)

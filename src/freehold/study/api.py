@@ -26,6 +26,7 @@ from freehold.study.trials import Settings as Hyperparameters
 from freehold.study.trials import flamby_trials, plan_for, repeated, trials_for, trials_of
 from freehold.study.watch import watch
 from freehold.tasks import TaskDefinition, rates, task_definition
+from freehold.tasks.bundled import definition_of
 from freehold.tasks.flamby import SEEDS as FLAMBY_SEEDS
 
 SEEDS = 5
@@ -167,12 +168,13 @@ def simulate(
     seeds: int | Sequence[int] | None = None,
     settings: Settings | None = None,
     command: str | None = None,
+    bundle: bytes | None = None,
     **reading: Unpack[Reading],
 ) -> Comparison:
     """Run a plan, or the file of one, as the federation would: its companions and its algorithm.
 
     `data`: where the task has none of its own. `seeds`: how many, from the plan's `training.seed` on, or which; by
-    default as many as the plan's `repeats`.
+    default as many as the plan's `repeats`. `bundle`: the code that the plan names; it runs in this process, in no sandbox.
     """
     _refuse_unknown(reading, simulate)
     source = plan
@@ -182,7 +184,7 @@ def simulate(
             "The simulator has no clock, so there is no order in which contributions of asynchronous rounds would arrive.",
             hint='Try the plan with mode = "synchronous" in [round] and without buffer; run this one with `freehold study run`.',
         )
-    definition = task_definition(plan.task.name)
+    definition = definition_of(plan, bundle)
     if data is None:
         if definition.load is None:
             raise UsageError(

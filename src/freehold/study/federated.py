@@ -12,11 +12,13 @@ import msgspec
 
 from freehold.errors import UsageError, WireError
 from freehold.plan import Compression, Plan, RoundPolicy, parse, runs_of
+from freehold.plan.bundle import digest_of, unpack
 from freehold.report import ClientFacts, Comparison, Row, SeedResult
 from freehold.study.compare import SELECT, versions
 from freehold.study.traveling import said, variant
 from freehold.study.trials import USUAL, plan_for, title_of
 from freehold.tasks import TaskDefinition, task_definition
+from freehold.tasks.bundled import described, imported
 from freehold.wire.admin import Results
 from freehold.wire.messages import DIFFERING, Measured, Measures, decode
 
@@ -40,9 +42,18 @@ def federated_plan(
     repeats: int = 1,
     least_nodes: int = 1,
     compression: Compression = "none",
+    bundle: bytes | None = None,
 ) -> Plan:
-    """A plan of a task with the task's own settings; what may leave a node is still to be listed in it."""
-    plan = plan_for(task_definition(task), algorithm, companions=[c for c in companions if c != variant(algorithm)[0]])
+    """A plan of a task with the task's own settings; what may leave a node is still to be listed in it.
+
+    `bundle`: code that comes with the plan and defines the task; it is imported here.
+    """
+    definition = task_definition(task) if bundle is None else imported(unpack(bundle, digest_of(bundle)))
+    if definition.name != task:
+        raise UsageError(f"The bundle defines the task {definition.name}, not {task}.", hint=f"Name it: {definition.name}.")
+    plan = plan_for(definition, algorithm, companions=[c for c in companions if c != variant(algorithm)[0]])
+    if bundle is not None:
+        plan = msgspec.structs.replace(plan, task=msgspec.structs.replace(plan.task, bundle=digest_of(bundle)))
     training = plan.training if rounds is None else msgspec.structs.replace(plan.training, rounds=rounds)
     return msgspec.structs.replace(
         plan,
@@ -61,7 +72,7 @@ def comparison_of(results: Results, *, command: str, notes: Sequence[str] = ()) 
     from the task's split.
     """
     plan = parse(results.plan)
-    definition = task_definition(plan.task.name)
+    definition = described(plan)
     told = _told(results)
     nodes = sorted({node for by_node in told.values() for node in by_node})
     if not nodes:
@@ -113,7 +124,7 @@ def comparison_of(results: Results, *, command: str, notes: Sequence[str] = ()) 
 def mean_figure(results: Results) -> float | None:
     """The task's metric on the test examples, of the plan's algorithm: the mean over nodes and repeats that told it."""
     plan = parse(results.plan)
-    definition = task_definition(plan.task.name)
+    definition = described(plan)
     own = set(_runs(plan, plan.algorithm.name))
     told = [message for run, by_node in _told(results).items() if run in own for message in by_node.values()]
     known = [figure for m in told if math.isfinite(figure := _figures(definition, m.splits.get("test"))[definition.metric])]

@@ -39,7 +39,7 @@ def _check_task(definition: TaskDefinition, plan: Plan) -> None:
             f"of {definition.name}.",
             hint="Install the version that the plan names, or write the plan anew.",
         )
-    if not said.digest:
+    if not said.digest:  # of a bundle it was checked before its code was imported
         return
     if definition.name not in task_names():
         raise PlanError(

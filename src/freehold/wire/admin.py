@@ -132,13 +132,14 @@ class Studies(Message, frozen=True, kw_only=True):
 
 
 class StudyRequest(Message, frozen=True, kw_only=True):
-    """POST /v1/studies: a plan as TOML, and its signature.
+    """POST /v1/studies: a plan as TOML, its signature, and the bundle that it names.
 
     `every_s`: it trains and measures again so long after it last began to, until it is stopped or has done so `times`.
     """
 
     plan: str
     signature: Signature | None = None
+    bundle: bytes | msgspec.UnsetType = msgspec.UNSET
     every_s: Annotated[float, msgspec.Meta(ge=1)] | None = None
     times: Annotated[int, msgspec.Meta(ge=1, le=10**6)] | None = None
 

@@ -151,7 +151,7 @@ class WorkRequest(Message, frozen=True, kw_only=True):
     """The node is about to stop, in order. It offers nothing, so that nobody waits for it; there is no work in the answer."""
 
 
-class Train(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="train"):
+class Train(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True, tag="train"):
     """Train on `shared` and send a contribution within `left_s` seconds. It is no time of day: clocks may differ by minutes."""
 
     run: RunId
@@ -160,17 +160,21 @@ class Train(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     population: int
     plan: Blob
     signature: Signature | None = None
+    bundle: Blob | None = None
+    """The code that the plan names, if it is not installed on nodes."""
     shared: Blob
     left_s: Seconds
 
 
-class Measure(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="measure"):
+class Measure(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True, tag="measure"):
     """Measure the node's own model after `round` rounds on its own validation and test examples; only sums leave."""
 
     run: RunId
     round: RoundIndex
     plan: Blob
     signature: Signature | None = None
+    bundle: Blob | None = None
+    """The code that the plan names, if it is not installed on nodes."""
     shared: Blob
     left_s: Seconds
 

@@ -183,14 +183,14 @@ def test_what_is_measured_leaves_as_the_owner_says(tmp_path: Path) -> None:
     measured = OutgoingMeasures(splits={"test": told})
     owner = Owner(tmp_path, EVERYTHING.replace("named", "binned"))
     rules = owner.ask(heart(), measure=True)
-    shared = owner.admission.share(rules, measured).splits["test"]
+    shared = owner.admission.share(rules, heart(), measured).splits["test"]
     assert (shared.examples, shared.sums["count"], shared.sums["count_by_class/0"]) == (40, 40.0, 10.0)
     assert shared.sums["correct"] / 40 == pytest.approx(0.7) and shared.sums["correct_by_class/0"] == pytest.approx(8.5)
     assert binned({"test": Measured(examples=0, sums={})})["test"].examples == 0
     with pytest.raises(BenefitKept) as kept:
-        owner.admission.share(DataRules(), measured)
+        owner.admission.share(DataRules(), heart(), measured)
     assert kept.value.message == SAID["kept"]
-    assert owner.admission.share(DataRules(share_benefit="named"), measured) is measured
+    assert owner.admission.share(DataRules(share_benefit="named"), heart(), measured) is measured
 
 
 def test_a_trainer_gets_the_columns_that_the_owner_lists_and_no_others(tmp_path: Path) -> None:
