@@ -46,7 +46,7 @@ class Federation:
         """Start it on any free port, and wait until it answers."""
         arguments = ("coordinator", "start", "--state", str(self.state), "--federation", name, "--port", "0", "--log", "json")
         self._start("coordinator", "freehold.cli", *arguments)
-        return self._wait(lambda: self.admin.get("/v1/status", Status))
+        return self.wait(lambda: self.admin.get("/v1/status", Status))
 
     def start_node(self, name: str, data: Mapping[str, Path], url: str) -> None:
         """Start a node with a token of its own; it has joined once `nodes` lists it."""
@@ -65,7 +65,7 @@ class Federation:
             found = [node for node in self.admin.get("/v1/status", Status).nodes if node.connected]
             return found if len(found) >= count else None
 
-        return self._wait(look)
+        return self.wait(look)
 
     def page(self, node: str) -> str:
         """The address of a node's own page."""
@@ -80,7 +80,7 @@ class Federation:
                 found: dict[str, Any] = json.load(answer)
             return found if found["sandbox"] else None
 
-        return self._wait(look)
+        return self.wait(look)
 
     def check(self) -> None:
         """Raise for a process that has ended, with the last line that it wrote."""
@@ -98,7 +98,8 @@ class Federation:
         for log in self.logs:
             log.close()
 
-    def _wait(self, look: Callable[[], T | None]) -> T:
+    def wait(self, look: Callable[[], T | None]) -> T:
+        """What `look` finds, once it finds something."""
         deadline = time.monotonic() + START_LIMIT_S
         while time.monotonic() < deadline:
             self.check()

@@ -103,6 +103,7 @@ def _federated(results: ResultOptions, *, rounds: int | None, repeats: int, keep
         _say(f"{len(nodes)} nodes joined within {joined - started:.1f} s of the coordinator's start.")
         info, found = _study(running, plan)
         _report(info, found, results)
+        _say_who_was_stopped(running, nodes[-1].name)
         _say_what_left(running, [node.name for node in nodes])
         _say_what_happened(found, time.monotonic() - begun, keep)
 
@@ -213,6 +214,22 @@ def _sandboxes(running: Federation, nodes: list[NodeInfo]) -> str:
         f"Training code runs in the kernel's sandbox, level {levels.pop()}. At its start each node tried {min(held)} ways out: "
         f"{min(held)} of {min(held)} held. See freehold doctor --sandbox."
     )
+
+
+def _say_who_was_stopped(running: Federation, node: str) -> None:
+    """A study whose code cheats."""
+    from freehold.cli.cheat import cheat, walled
+
+    if not walled(running, node):
+        _say("Code that comes with a plan is refused on this machine: its sandbox has no namespaces.")
+        return
+    found = cheat(running, node)
+    line = found.refusal
+    _say(
+        f"Then a study with training code of its own, which only {node}'s owner allowed. It opens a socket to carry records away."
+    )
+    _say(f"  stopped: error {line.code}, {line.text} Nothing left; it is line {line.n} of {node}'s ledger.")
+    _say(f"  {', '.join(found.waiting)}: no rule allows that code, so it waits for the owner there (freehold node pending).")
 
 
 def _say_what_left(running: Federation, names: list[str]) -> None:
