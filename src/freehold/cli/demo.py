@@ -225,11 +225,9 @@ def _say_who_was_stopped(running: Federation, node: str) -> None:
         return
     found = cheat(running, node)
     line = found.refusal
-    _say(
-        f"Then a study with training code of its own, which only {node}'s owner allowed. It opens a socket to carry records away."
-    )
-    _say(f"  stopped: error {line.code}, {line.text} Nothing left; it is line {line.n} of {node}'s ledger.")
-    _say(f"  {', '.join(found.waiting)}: no rule allows that code, so it waits for the owner there (freehold node pending).")
+    _say("Then a study that brings training code of its own. The code opens a socket to carry records away.")
+    _say(f"  {node}: its owner had allowed it. Stopped: {line.text} Nothing left; it is line {line.n} of the ledger.")
+    _say(f"  {', '.join(found.waiting)}: nobody has allowed that code, so it waits for the owner (freehold node pending).")
 
 
 def _say_what_left(running: Federation, names: list[str]) -> None:
