@@ -39,6 +39,7 @@ LIMITS = (
     "cpus",
     "sandbox",
     "columns",
+    "keep_days",
 )
 """Keys that forbid something: without them there is no such limit."""
 
@@ -70,6 +71,7 @@ class DataRules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     cpus: float | None = None
     sandbox: Sandbox = "none"
     columns: tuple[str, ...] | None = None
+    keep_days: float | None = None
 
     def __post_init__(self) -> None:
         if self.attested_coordinator:
@@ -86,7 +88,7 @@ class DataRules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             value = getattr(self, name)
             if value is not None and value < least:
                 raise PolicyError(f"{name} is {value}, but must be at least {least}.", hint=f"Raise {name}.")
-        for name in ("epsilon_per_study", "epsilon_total", "most_clip", "cpus"):
+        for name in ("epsilon_per_study", "epsilon_total", "most_clip", "cpus", "keep_days"):
             value = getattr(self, name)
             if value is not None and not value >= 0:
                 raise PolicyError(f"{name} is {value}, but must not be below 0.", hint=f"Raise {name}, or leave it out.")

@@ -41,6 +41,9 @@ share_benefit = "never"
 # cpus = 2.0
 # sandbox = "strict"
 # columns = ["age", "sex"]
+
+# How many days a study's personal models are kept after it last trained here.
+# keep_days = 90
 """
 
 _SAMPLE = """\
