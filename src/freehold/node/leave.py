@@ -69,5 +69,7 @@ def _erased(state: Path, node: str, spawn: Spawn) -> int:
     finally:
         guard.end()
     if not isinstance(reply, Erased):
-        raise NodeError("The guard could not erase the vault.", hint=f"Delete {state / 'vault'} by hand; the node has left.")
+        raise NodeError(
+            "The guard could not erase the vault.", hint=f"Delete vault/ and vault.key in {state} by hand; the node has left."
+        )
     return reply.states
