@@ -84,11 +84,11 @@ class DataRules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
                 'release is "secure-sum", and least_sum is missing.',
                 hint='Write both: release = "secure-sum" and least_sum = 5, the fewest nodes that are added up.',
             )
-        for name, least in (("least_sum", 2), ("bytes_per_day", 0), ("smallest_cohort", 1), ("memory", 0)):
+        for name, least in (("least_sum", 2), ("bytes_per_day", 0), ("smallest_cohort", 1), ("memory", 0), ("keep_days", 1)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise PolicyError(f"{name} is {value}, but must be at least {least}.", hint=f"Raise {name}.")
-        for name in ("epsilon_per_study", "epsilon_total", "most_clip", "cpus", "keep_days"):
+        for name in ("epsilon_per_study", "epsilon_total", "most_clip", "cpus"):
             value = getattr(self, name)
             if value is not None and not value >= 0:
                 raise PolicyError(f"{name} is {value}, but must not be below 0.", hint=f"Raise {name}, or leave it out.")

@@ -87,7 +87,7 @@ def test_a_guard_erases_what_the_policy_keeps_no_longer(
 ) -> None:
     settled(node, 0, node.train(0, 60.0))
     policy = tmp_path / "policy.toml"
-    policy.write_text(sample_policy(plan.task.name) + "keep_days = 0.5\n")
+    policy.write_text(sample_policy(plan.task.name) + "keep_days = 1.5\n")
     node.guard.rest()
     vault: Vault = node.guard._vault
     assert vault.due({plan.task.name: -1.0}) == {node.run.partition("-")[0]: 1}
