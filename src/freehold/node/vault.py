@@ -40,6 +40,8 @@ EMPTY = "empty"
 
 FILE = "vault.sqlite"
 
+_NOTHING = Written(Index(), EMPTY)
+
 
 class Vault:
     """Personal states of one node; every method that changes something returns once it is on the disk.
@@ -144,7 +146,7 @@ class Vault:
         `keep_days`: of the data sets that have a limit. By this machine's clock.
         """
         found: dict[str, list[Row]] = {}
-        for row in self._index().rows if keep_days else ():
+        for row in self._newest().rows if keep_days else ():
             found.setdefault(row.study, []).append(row)
         now = self._clock()
         return {
@@ -171,7 +173,7 @@ class Vault:
             self.close()
             for path in sorted(self._folder.iterdir()):
                 durable.remove(path, point="node.erase")
-        self._key, self._found, self._salt, self._sure = None, Written(Index(), EMPTY), None, True
+        self._key, self._found, self._salt, self._sure = None, _NOTHING, None, True
         return count
 
     def _count(self) -> int:
@@ -199,8 +201,8 @@ class Vault:
 
     def _index(self) -> Index:
         with _explained(self._folder):
-            if self._db is None and self._found is not None and not (self._folder / FILE).exists():
-                return self._found.index  # erased
+            if self._db is None and self._found == _NOTHING and not (self._folder / FILE).exists():
+                return _NOTHING.index
             db = self._database()
             if self._found is None or self._salt != vaultindex.salt_of(db):
                 self._load(db)
@@ -218,6 +220,8 @@ class Vault:
             if name != anchor.vault and not (there and found.budget == anchor.budget) and (there or anchor.vault is not None):
                 raise _put_back(self._folder, there)
             self._sure = True
+            with _explained(self._folder):
+                self._sweep()  # nobody else is writing: who reads the budget has the ledger's lock
         return found
 
     def _load(self, db: sqlite3.Connection) -> None:
@@ -231,16 +235,16 @@ class Vault:
             )
         if plain is not None:
             rows, bodies = plain.encrypted(self._own_key(), now=self._clock(), folder=self._folder)
-            self._found, self._salt = Written(Index(), EMPTY), None
+            self._found, self._salt = _NOTHING, None
             self._write(rows, "node.migrate", bodies, drop_plain=True)
             db.execute("pragma wal_checkpoint(truncate)")
+            self._sweep()
         elif known is None:
             vaultkey.find(self._state, self._credentials)  # whether it is fit
-            self._found, self._salt = Written(Index(), EMPTY), None
+            self._found, self._salt = _NOTHING, None
         else:
             self._found = vaultindex.read(db, self._own_key(known))
             self._salt = vaultindex.salt_of(db)
-        self._sweep()
 
     def _write(
         self, rows: Sequence[Row], point: str, bodies: Sequence[tuple[str, bytes]] = (), *, drop_plain: bool = False

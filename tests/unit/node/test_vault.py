@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from freehold.errors import FreeholdError, VaultError, VaultPutBack
+from freehold.errors import FreeholdError, StateInUse, VaultError, VaultPutBack
 from tests.unit.node.vaults import LARGE, OTHER, RUN, SMALL, Node, killed_at, plain_vault
 
 
@@ -64,6 +64,22 @@ def test_two_guards_do_not_write_over_each_other(tmp_path: Path) -> None:
     second.door.close()
     first.put(2, "d", SMALL)
     assert first.committed() == LARGE and first.pending() == [2]
+
+
+def test_a_guard_that_only_looks_takes_nothing_from_one_that_writes(tmp_path: Path) -> None:
+    """The file of a state lies there before the index names it."""
+    node = Node(tmp_path)
+    node.trained(0, LARGE)
+    node.door.anchor()
+    early = node.folder / f"{'0' * 32}.state"
+    early.write_bytes(b"on its way")
+    other = Node(tmp_path)
+    assert other.pending() == [] and early.exists()
+    with pytest.raises(StateInUse):
+        other.committed()
+    assert early.exists()
+    node.door.close()
+    assert other.committed() == LARGE and not early.exists()
 
 
 # What was changed behind the vault's back.
