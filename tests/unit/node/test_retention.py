@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from freehold.errors import FreeholdError, VaultPutBack
+from freehold.errors import FreeholdError, VaultKeyError, VaultPutBack
 from freehold.node import agent as agent_module
 from freehold.node import retention, vaultkey
 from freehold.node.agent import Agent
@@ -190,3 +190,19 @@ def test_an_agent_without_work_starts_a_guard_once_a_day(tmp_path: Path, monkeyp
     agent._follow(nothing)
     assert guards.asked == ["Hello", "Settle"]
     assert agent._guard.pid is None
+
+
+def test_a_node_whose_credential_is_open_to_others_does_not_start_and_says_the_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the environment of the agent to its guard, a process as in production, and back."""
+    key = tmp_path / "credentials" / "vault.key"
+    key.parent.mkdir()
+    key.write_bytes(bytes(32))
+    key.chmod(0o404)
+    monkeypatch.setenv(vaultkey.VARIABLE, str(key.parent))
+    url = "https://localhost:1"
+    agent = Agent(Connection(url, trusting("")), node="alice", state=tmp_path, datasets={}, url=url, sandbox="off")
+    with pytest.raises(VaultKeyError, match="read by others"):
+        agent.run()
+    assert not (tmp_path / "vault.key").exists()
