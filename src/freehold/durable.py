@@ -49,6 +49,14 @@ def name(part: Path, path: Path, *, point: str) -> None:
     failpoint(f"{point}.named")
 
 
+def remove(path: Path, *, point: str) -> None:
+    """Delete a file, if it is there, and return once it stays away; failpoints `<point>.removing` and `<point>.removed`."""
+    failpoint(f"{point}.removing")
+    path.unlink(missing_ok=True)
+    sync_folder(path.parent)
+    failpoint(f"{point}.removed")
+
+
 def sync_folder(folder: Path) -> None:
     """Make the names in a folder survive a power cut."""
     sync(folder)

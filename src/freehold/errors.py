@@ -43,7 +43,10 @@
     │   ├── LedgerDamaged     341  a ledger that this node did not write, or not so
     │   ├── BudgetDamaged     342  a privacy budget that was changed, lost or put back
     │   ├── BudgetExceeded    343  a study that would spend more ε than the owner allows
-    │   └── StateInUse        344  a second guard on one state folder
+    │   ├── StateInUse        344  a second guard on one state folder
+    │   ├── VaultKeyError     345  a vault's key that is missing, open to others, or no key
+    │   ├── VaultLocked       346  a key that is not this vault's
+    │   └── VaultPutBack      347  a vault that is not the newest
     ├── CoordinatorError      400  a coordinator that cannot go on
     │   ├── TokenRefused      401  a join token that is used, expired, revoked or for another node
     │   ├── NoCertificate     402  a request that needs a certificate came without one
@@ -413,6 +416,27 @@ class StateInUse(NodeError):
     """Another guard has this state folder."""
 
     code = 344
+    exit_code = 1
+
+
+class VaultKeyError(NodeError):
+    """The vault's key is missing, open to others, or no key."""
+
+    code = 345
+    exit_code = 2
+
+
+class VaultLocked(NodeError):
+    """The vault was written with another key."""
+
+    code = 346
+    exit_code = 2
+
+
+class VaultPutBack(NodeError):
+    """The vault was lost, or put back to an earlier state."""
+
+    code = 347
     exit_code = 1
 
 

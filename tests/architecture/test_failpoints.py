@@ -12,15 +12,14 @@ from tests.unit.enrolment import test_joining
 from tests.unit.node import test_admission, test_budget, test_ledger, test_vault
 
 SOURCE = Path(__file__).parents[2] / "src" / "freehold"
-WRITERS = {"write", "write_alike", "append", "name", "commit", "put", "put_file", "_transaction", "_write", "failpoint"}
+WRITERS = {"write", "write_alike", "append", "name", "remove", "commit", "put", "put_file", "_transaction", "_write", "failpoint"}
 POINT = re.compile(r"(coordinator|node|agent|guard|trainer)(\.[a-z_-]+)+")
-STEPS = re.compile(r"\.(writing|written|named|committing|committed)$")
+STEPS = re.compile(r"\.(writing|written|named|committing|committed|removing|removed)$")
 
 ELSEWHERE = {"durable.py", "study/checkpoint.py", "cli/output.py"}
 """Who may call fsync and replace files: durable, and what writes files that a user names."""
 
 NOT_KILLED = {
-    "node.erase": "leaving erases, and erases again",
     "node.left": "a receipt",
     "node.outside": "where files lie, which the next start says again",
     "node.sample-policy": "for sample data, at the first start; without it plans wait",
@@ -80,7 +79,7 @@ def test_each_durable_write_says_its_point() -> None:
         for name, call in calls(path):
             owner = call.func.value if isinstance(call.func, ast.Attribute) else None
             written = ast.unparse(owner) if owner is not None else ""
-            if (written == "durable" and name in ("write", "append", "name", "commit")) or (
+            if (written == "durable" and name in ("write", "append", "name", "commit", "remove")) or (
                 written.endswith("store") and written != "obstore" and name in ("write", "put", "put_file")
             ):
                 given = [*call.args, *(keyword.value for keyword in call.keywords)]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -12,6 +14,9 @@ from torch import Tensor, stack
 
 from freehold.coordinator.store import connect
 from freehold.coordinator.study_tables import blobs, contributions, runs
+from freehold.node import vaultindex, vaultkey
+from freehold.node.encryption import decrypted
+from freehold.node.vaultindex import Row, salt_of
 from tests.federation.harness import Federation
 
 
@@ -29,12 +34,24 @@ def server_state(federation: Federation, run: str, *, url: str = "", objects: Pa
 
 def personal_state(federation: Federation, node: str, run: str) -> dict[str, Tensor]:
     """The committed personal state of a run, from a node's vault."""
-    engine = connect(f"sqlite:///{federation.folder / node / 'vault' / 'vault.sqlite'}")
-    with engine.connect() as connection:
-        query = sa.text("select body from personal where run = :run and phase = 'committed'")
-        body = connection.execute(query, {"run": run}).scalar_one()
-    engine.dispose()
-    return load(bytes(body))
+    with a_vault(federation, node) as (key, rows, db):
+        (row,) = (row for row in rows if row.run == run and not row.pending)
+        (body,) = db.execute("select body from bodies where id = ?", (row.salt,)).fetchone()
+    return load(b"".join(decrypted(key, bytes.fromhex(row.salt), row.label, row.length, io.BytesIO(body))))
+
+
+@contextmanager
+def a_vault(federation: Federation, node: str) -> Iterator[tuple[bytes, Sequence[Row], sqlite3.Connection]]:
+    """The key of a node's vault, what is in it now, and its database."""
+    state = federation.folder / node
+    with closing(sqlite3.connect(f"file:{state / 'vault' / 'vault.sqlite'}?mode=ro", uri=True)) as db:
+        db.execute("begin")
+        if salt_of(db) is None:
+            yield b"", (), db
+            return
+        key = vaultkey.find(state, None)
+        assert key is not None
+        yield key, vaultindex.read(db, key).index.rows, db
 
 
 def in_step(federation: Federation, run: str, nodes: Sequence[str], server: dict[str, Tensor] | None = None) -> None:
@@ -47,21 +64,15 @@ def in_step(federation: Federation, run: str, nodes: Sequence[str], server: dict
 
 def pending(federation: Federation, node: str, run: str) -> int:
     """Personal states of a run of which a node does not know whether they counted."""
-    with sqlite3.connect(f"file:{federation.folder / node / 'vault' / 'vault.sqlite'}?mode=ro", uri=True) as vault:
-        query = "select count(*) from personal where run = ? and phase = 'pending'"
-        found = vault.execute(query, (run,)).fetchone()[0]
-    vault.close()
-    return int(found)
+    with a_vault(federation, node) as (_, rows, _db):
+        return len([row for row in rows if row.run == run and row.pending])
 
 
 def committed_contribution(federation: Federation, node: str, run: str) -> str | None:
     """The digest of the contribution that a node's committed state belongs to; None without one, or while others are pending."""
-    engine = connect(f"sqlite:///{federation.folder / node / 'vault' / 'vault.sqlite'}")
-    with engine.connect() as connection:
-        query = sa.text("select phase, contribution from personal where run = :run order by phase")
-        rows = connection.execute(query, {"run": run}).all()
-    engine.dispose()
-    return rows[0].contribution if [row.phase for row in rows] == ["committed"] else None
+    with a_vault(federation, node) as (_, rows, _db):
+        mine = [row for row in rows if row.run == run]
+    return mine[0].contribution if [row.pending for row in mine] == [False] else None
 
 
 def counted(federation: Federation, run: str) -> list[sa.Row[tuple[str, int, int, str]]]:

@@ -240,7 +240,9 @@ def test_a_node_that_is_denied_says_so(world: World) -> None:
     assert "dora: connected" in world.run("node", "status", "--name", "dora")
     assert dora.stop(signal.SIGINT) == 0
     assert "Traceback" not in "".join(dora.seen)
-    world.run("node", "leave", "--name", "dora")
+    world.run("coordinator", "deny", "node/dora")
+    world.run("node", "leave", "--name", "dora", "--erase")  # as after a kill on the way
+    assert not (world.home / "freehold" / "node-dora" / "vault.key").exists()
     assert "has left" in world.run("doctor", "--name", "dora")
 
 

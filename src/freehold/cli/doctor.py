@@ -172,9 +172,8 @@ def _secret(folder: Path) -> Iterator[Path]:
     for part in ("identity", "vault", "authority", "ca", "blobs"):
         yield from (path for path in (folder / part,) if path.is_dir())
     yield from (folder / "identity").glob("*.pem")
-    yield from (
-        path for path in (folder / "authority" / "issuer.pem", folder / "ca" / "root.key", folder / "server.pem") if path.exists()
-    )
+    keys = ("vault.key", "authority/issuer.pem", "ca/root.key", "server.pem")
+    yield from (path for path in (folder / key for key in keys) if path.exists())
 
 
 def _joined(folder: Path) -> Credentials | None:

@@ -171,6 +171,11 @@ class Admission:
             return measured
         return OutgoingMeasures(splits=binned(measured.splits), alone=binned(measured.alone), served=measured.served)
 
+    def keep_days(self) -> dict[str, float]:
+        """How long personal states are kept, of the data sets that have a limit."""
+        self._reload()
+        return {name: rules.keep_days for name, rules in self._policy.data.items() if rules.keep_days is not None}
+
     def events(self) -> list[Event]:
         """What happened since this was last asked."""
         found, self._events = self._events, []

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from freehold.errors import FreeholdError, NodeError, PeerGone, StoreError, Unreachable
+from freehold.errors import FreeholdError, NodeError, PeerGone, StoreError, Unreachable, by_code
 from freehold.events import Event, Listener, silent
 from freehold.failpoints import failpoint
 from freehold.node.errands import (
@@ -70,6 +70,8 @@ REST_POLL_S = 900.0
 
 IDLE_S = 300.0
 """A guard that had nothing to do for so long is ended."""
+TEND_S = 86_400.0
+"""At least so often there is one, which erases what is kept no longer."""
 
 MOST_KEPT_BYTES = 1 << 23
 """Of a plan, or of its code."""
@@ -116,14 +118,12 @@ class Agent:
     ) -> None:
         """`clock` is the Unix time by which `rules` have the node work or rest."""
         self._connection, self._tell = connection, tell
-        paths = {k: str(v) for k, v in datasets.items()}
-        self._hello = Hello(
-            node=node, state=str(state), datasets=paths, policy=str(policy or ""), sandbox=sandbox, coordinator=url
-        )
+        paths, rules_file = {k: str(v) for k, v in datasets.items()}, str(policy or "")
+        self._hello = Hello(node=node, state=str(state), datasets=paths, policy=rules_file, sandbox=sandbox, coordinator=url)
         self._guard = Child(GUARD, FromGuard, spawn=spawn, opening=self._greet)
         self._plans: dict[str, bytes] = {}
         self._pending: list[Pending] = []
-        self._busy = time.monotonic()
+        self._busy = self._tended = time.monotonic()
         self._sleep = sleep
         self._refusals = 0
         self._heard = 0.0  # when the last answer came, on the monotonic clock
@@ -230,7 +230,10 @@ class Agent:
                 self._sleep(1.0 + random.random())
                 return None
         if reply.work is None:
-            if time.monotonic() - self._busy > IDLE_S:
+            if time.monotonic() - self._tended > TEND_S:
+                self._tended = time.monotonic()
+                self._errand(Settle())
+            elif time.monotonic() - self._busy > IDLE_S:
                 self._guard.end()
             return None
         self._busy = time.monotonic()
@@ -375,7 +378,7 @@ class Agent:
         reply, fds = child.ask(self._hello, timeout_s=60.0, restarts=0)
         close(fds)
         if isinstance(reply, Refused):
-            raise NodeError(reply.message, hint=reply.hint)
+            raise (by_code(reply.code) or NodeError)(reply.message, hint=reply.hint)
         self._note(reply)
 
     def _errand(self, errand: msgspec.Struct, fds: list[int] | None = None) -> tuple[Any, list[int]]:

@@ -4,14 +4,16 @@
 up but noise composes. A round is `open` from before its training, on the disk; once its contribution is about to leave it is
 `spent`; open ones count like spent ones. The file is signed by the ledger's key, and says where the ledger stood; each line of
 the ledger says which file was current. So a file that was changed, lost or put back is noticed, and refused, never reset.
+It also says which state of the vault was current, for the vault's sake.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -92,15 +94,33 @@ class _File(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     ledger_n: int = 0
     ledger_hash: str = ""
     writes: int = 0
+    vault: str | None = None
     sets: dict[str, list[Entry]] = {}
+
+
+class Anchor(NamedTuple):
+    """What a vault is tied to."""
+
+    budget: str | None
+    """The digest of the budget as it is now; None before the first."""
+    vault: str | None
+    """The vault that it names; None where it was written before vaults were named."""
+
+
+def no_vault() -> str | None:
+    """Where there is no vault to name."""
+    return None
 
 
 class Budget:
     """The budget of one node; every method that changes something returns once it is on the disk."""
 
-    def __init__(self, folder: Path, ledger: Ledger) -> None:
-        """Open it, or begin it where the ledger knows of none; BudgetDamaged for a file that is not the one it was."""
-        self._path, self._ledger = folder / FILE, ledger
+    def __init__(self, folder: Path, ledger: Ledger, vault: Callable[[], str | None] = no_vault) -> None:
+        """Open it, or begin it where the ledger knows of none; BudgetDamaged for a file that is not the one it was.
+
+        `vault` names the vault as it is on the disk; each write asks it.
+        """
+        self._path, self._ledger, self._vault = folder / FILE, ledger, vault
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             body = self._path.read_bytes() if self._path.exists() else None
@@ -187,6 +207,15 @@ class Budget:
         """Data set -> what was done to it."""
         return self._file.sets
 
+    @property
+    def anchor(self) -> Anchor:
+        """As it lies on the disk."""
+        return Anchor(self.digest, self._file.vault)
+
+    def name_vault(self) -> None:
+        """Write down which vault is current, outside of a round."""
+        self._write()
+
     def _close(self, ask: Ask) -> Entry | None:
         for entry in self._file.sets.get(ask.dataset, []):
             if ask.key in entry.open:
@@ -196,6 +225,7 @@ class Budget:
 
     def _write(self) -> None:
         file = self._file
+        file.vault = self._vault() or file.vault
         file.ledger_n, file.ledger_hash = self._ledger.head
         file.writes += 1
         text = msgspec.json.encode(file, order="sorted")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from freehold.errors import BudgetExceeded, FreeholdError
-from freehold.node.budget import Ask, Budget, Limits, Spent
+from freehold.node.budget import Anchor, Ask, Budget, Limits, Spent, no_vault
 from freehold.node.ledger import Ledger
 from freehold.node.lines import Line
 from freehold.plan import Plan, digest, runs_of
@@ -53,8 +53,17 @@ class Piece:
 class Door:
     """One node's; ledger and budget are opened when they are first needed, and anew after they failed."""
 
-    def __init__(self, state: Path, *, node: str, peer: str, clock: Callable[[], float] = time.time) -> None:
-        """`peer`: the coordinator that all goes to."""
+    def __init__(
+        self,
+        state: Path,
+        *,
+        node: str,
+        peer: str,
+        clock: Callable[[], float] = time.time,
+        vault: Callable[[], str | None] = no_vault,
+    ) -> None:
+        """`peer`: the coordinator that all goes to. `vault`: names the vault that the budget ties down."""
+        self._vault = vault
         self._state, self._node, self._peer, self._clock = state, node, peer, clock
         self._opened: tuple[Ledger, Budget] | None = None
         self._open: list[Ask] = []
@@ -121,6 +130,16 @@ class Door:
         """Write what the owner decided."""
         self._append(kind, plan=plan, text=text[:2000], verdict=verdict or None)
 
+    def anchor(self) -> Anchor:
+        """What the vault is tied to."""
+        return self._now()[1].anchor
+
+    def name_vault(self) -> None:
+        """Tie the vault down as it is now."""
+        _, budget = self._now()
+        with _Failing(self):
+            budget.name_vault()
+
     def control(self, messages: int, length: int) -> None:
         """Write how many other messages, of how many bytes, have gone since the last such line."""
         self._append("control", messages=messages, bytes=length)
@@ -144,7 +163,7 @@ class Door:
         if self._opened is None:
             ledger = Ledger(self._state / "ledger", node=self._node, clock=self._clock)
             try:
-                budget = Budget(self._state / "budget", ledger)
+                budget = Budget(self._state / "budget", ledger, self._vault)
                 if budget.ahead:
                     text = (
                         "the budget was written and no line after it: the guard died there, or the end of this ledger was cut off"

@@ -19,6 +19,7 @@ import msgspec
 from freehold.errors import DataUnfit, FreeholdError, NodeError, PeerGone, TrainerFailed
 from freehold.events import Event
 from freehold.failpoints import failpoint
+from freehold.node import vaultkey
 from freehold.node.admission import Admission
 from freehold.node.budget import Limits
 from freehold.node.bundles import Bundles, check_guarded
@@ -43,6 +44,7 @@ from freehold.node.jobs import Failed, FromTrainer, MeasuredModel, MeasureJob, O
 from freehold.node.measures import known_choice, may_leave
 from freehold.node.notes import note
 from freehold.node.release import released
+from freehold.node.retention import erase, expire
 from freehold.node.sandboxed import Trainers, trainers_of, unjailed
 from freehold.node.vault import Vault
 from freehold.plan import Plan, Run, digest, parse, runs_of
@@ -93,11 +95,11 @@ class Guard:
         """`trainers`: in production in a sandbox; else `spawn` starts them."""
         found = trainers or unjailed(spawn)
         self._hello, self._start_trainer, self._level = hello, found.start, found.level
-        self._vault = Vault(Path(hello.state) / "vault")
         self._bundles = Bundles(Path(hello.state))
         rules = Path(hello.policy) if hello.policy else None
         self._admission = Admission(Path(hello.state), rules, datasets=hello.datasets, sandbox=found.level, bounded=found.bounded)
-        self._door = Door(Path(hello.state), node=hello.node, peer=hello.coordinator)
+        self._door = Door(Path(hello.state), node=hello.node, peer=hello.coordinator, vault=lambda: self._vault.name())
+        self._vault = Vault(Path(hello.state), self._door.anchor, credentials=vaultkey.credentials())
         self._studies: dict[str, _Study] = {}
         self._training: dict[str, int] = {}  # digest of a plan -> training examples here, in the smallest split
 
@@ -113,9 +115,7 @@ class Guard:
             self._door.give_up()
             return PendingRounds(pending=self._vault.pending()), []
         if isinstance(errand, Forget):
-            states = self._vault.erase()
-            self._door.note("erased", f"{states} personal states")
-            return Erased(states=states), []
+            return Erased(states=erase(self._vault, self._door)), []
         if isinstance(errand, Hello):
             raise NodeError("The guard was told twice whose it is.", hint="This is a defect; please report it.")
         study, run = self._known(errand.run, fds[0])
@@ -155,7 +155,7 @@ class Guard:
                     got.insert(0, _packed(view))
             with Mapped(got[0]) as view:
                 sha256, length = hashlib.sha256(view).hexdigest(), len(view)
-            self._vault.put_pending(run.id, errand.round, sha256, got[-1])
+            self._vault.put_pending(run.id, errand.round, sha256, got[-1], dataset=study.plan.task.name)
             self._door.send("contribution", piece, sha256=sha256, length=length)
         except BaseException:
             self._door.give_up()
@@ -294,7 +294,9 @@ class Guard:
         return self._admission.events()
 
     def rest(self) -> None:
-        """End the trainers that had nothing to do for long."""
+        """End the trainers that had nothing to do for long, and erase what its owner wants kept no longer."""
+        with contextlib.suppress(FreeholdError):  # work is refused for the same reason, and says it
+            expire(self._vault, self._door, self._admission.keep_days())
         for study in self._studies.values():
             if study.busy is None and time.monotonic() - study.used > IDLE_LIMIT_S:
                 study.trainer.end()

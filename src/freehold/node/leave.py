@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import time
@@ -9,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from freehold import durable
-from freehold.errors import NodeError
+from freehold.errors import Denied, NodeError
 from freehold.node import credentials
 from freehold.node.errands import Erased, Forget, FromGuard, Hello
 from freehold.settings import only_one
@@ -34,13 +35,17 @@ class Receipt:
 
 
 def leave(state: Path, *, erase: bool, spawn: Spawn = spawn) -> Receipt:
-    """Leave the federation. Raises NotJoined, Unreachable, and UsageError while the node runs; then nothing has changed."""
+    """Leave the federation. Raises NotJoined, Unreachable, and UsageError while the node runs; then nothing has changed.
+
+    A node that is denied has left as far as the coordinator goes: who was killed on the way, or was denied, leaves all the same.
+    """
     found = credentials.load(state)
     member = found.membership
     with only_one(state, "node"):
         connection = Connection(member.url, trusting(found.roots.read_text(encoding="ascii"), found.files))
         try:
-            connection.post(LEAVE.path, Leave(), WorkReply)
+            with contextlib.suppress(Denied):
+                connection.post(LEAVE.path, Leave(), WorkReply)
         finally:
             connection.close()
         receipt = Receipt(
@@ -69,5 +74,7 @@ def _erased(state: Path, node: str, spawn: Spawn) -> int:
     finally:
         guard.end()
     if not isinstance(reply, Erased):
-        raise NodeError("The guard could not erase the vault.", hint=f"Delete {state / 'vault'} by hand; the node has left.")
+        raise NodeError(
+            "The guard could not erase the vault.", hint=f"Delete vault/ and vault.key in {state} by hand; the node has left."
+        )
     return reply.states

@@ -39,6 +39,7 @@ LIMITS = (
     "cpus",
     "sandbox",
     "columns",
+    "keep_days",
 )
 """Keys that forbid something: without them there is no such limit."""
 
@@ -72,6 +73,7 @@ class DataRules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     cpus: float | None = None
     sandbox: Sandbox = "none"
     columns: tuple[str, ...] | None = None
+    keep_days: float | None = None
 
     def __post_init__(self) -> None:
         if self.attested_coordinator:
@@ -84,7 +86,7 @@ class DataRules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
                 'release is "secure-sum", and least_sum is missing.',
                 hint='Write both: release = "secure-sum" and least_sum = 5, the fewest nodes that are added up.',
             )
-        for name, least in (("least_sum", 2), ("bytes_per_day", 0), ("smallest_cohort", 1), ("memory", 0)):
+        for name, least in (("least_sum", 2), ("bytes_per_day", 0), ("smallest_cohort", 1), ("memory", 0), ("keep_days", 1)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise PolicyError(f"{name} is {value}, but must be at least {least}.", hint=f"Raise {name}.")

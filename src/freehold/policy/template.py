@@ -45,6 +45,9 @@ share_benefit = "never"
 # gpu = true
 # sandbox = "strict"
 # columns = ["age", "sex"]
+
+# How many days a study's personal models are kept after it last trained here.
+# keep_days = 90
 """
 
 _SAMPLE = """\

@@ -20,6 +20,8 @@ Spawn = Callable[[str, int], "subprocess.Popen[bytes]"]
 """(module, descriptor of its channel) -> the process that runs it."""
 
 _KEPT = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "PYTHONPATH", "VIRTUAL_ENV", "FREEHOLD_FAILPOINTS")
+_KEPT_BY = {"freehold.node.guard": ("CREDENTIALS_DIRECTORY",)}
+"""What one module is given beside that: the guard alone learns where the vault's key lies."""
 
 
 def spawn(module: str, fd: int) -> subprocess.Popen[bytes]:
@@ -27,7 +29,7 @@ def spawn(module: str, fd: int) -> subprocess.Popen[bytes]:
 
     Ctrl-C on a terminal reaches all that run there; a child leaves it to who started it, and ends with its channel.
     """
-    environment = {name: os.environ[name] for name in _KEPT if name in os.environ}
+    environment = {name: os.environ[name] for name in (*_KEPT, *_KEPT_BY.get(module, ())) if name in os.environ}
     # One thread each: many small processes share few cores. glibc's arenas would multiply memory. PyTorch asks for huge pages
     # where it wants much: of small ones, a large model spends more time on getting them than on training.
     environment |= {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2", "THP_MEM_ALLOC_ENABLE": "1"}

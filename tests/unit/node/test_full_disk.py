@@ -11,9 +11,7 @@ from pathlib import Path
 import pytest
 
 from freehold.errors import VaultError
-from freehold.node.vault import Vault
-from freehold.wire.messages import Pending, Settled
-from tests.unit.node.test_vault import LARGE, RUN, SMALL, committed, digest, files, put
+from tests.unit.node.vaults import LARGE, SMALL, Node
 
 PAGE = 4096
 DISK_BYTES = 4 << 20
@@ -53,30 +51,31 @@ def sweep(folder: Path, state: str) -> None:
 
 def one_round(place: Path, filler: Path, room: int, new: bytes) -> str:
     """A round with so much room left; what was refused: "put", "settle" or "nothing"."""
-    vault, before = Vault(place), b"before" + new
-    put(vault, 0, "before", before)
-    vault.settle(Settled(run=RUN, round=0, counted=digest("before")))
+    node, before = Node(place), b"before" + new
+    node.trained(0, before)
     fill(filler, room)
-    refused, settled = "nothing", Settled(run=RUN, round=1, counted=digest("next"))
+    refused = "nothing"
     try:
-        put(vault, 1, "next", new)
+        node.put(1, "next", new)
         try:
-            vault.settle(settled)
+            node.settle(1, "next")
         except VaultError:
             refused = "settle"
     except VaultError:
         refused = "put"
     expected = new if refused == "nothing" else before
-    assert committed(vault) == expected, refused
+    assert node.committed() == expected, refused
     filler.unlink()
-    for each in (vault, Vault(place)):  # the one that met it, and one that is opened anew
-        assert committed(each) == expected, refused
-        assert each.pending() == ([Pending(run=RUN, round=1)] if refused == "settle" else []), refused
+    for again in (False, True):  # the one that met it, and one that is opened anew
+        node = node.anew() if again else node
+        assert node.committed() == expected, refused
+        assert node.pending() == ([1] if refused == "settle" else []), refused
     if refused == "put":
-        put(vault, 1, "next", new)
-    vault.settle(settled)
-    assert committed(vault) == new and vault.pending() == []
-    assert len(files(place)) == (len(new) == len(LARGE)), "no file is left over"
+        node.put(1, "next", new)
+    node.settle(1, "next")
+    assert node.committed() == new and node.pending() == []
+    assert len(node.files()) == (len(new) == len(LARGE)), "no file is left over"
+    node.end()
     return refused
 
 

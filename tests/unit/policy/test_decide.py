@@ -41,6 +41,7 @@ RULES = st.builds(
     cpus=st.sampled_from([None, 2.0]),
     sandbox=st.sampled_from(["none", "basic", "strict"]),
     columns=st.sampled_from([None, (), ("age",), ("age", "sex")]),
+    keep_days=st.sampled_from([None, 30.0]),
 )
 FACTS = st.builds(
     facts,

@@ -20,6 +20,7 @@ BAD = {
     "same key elsewhere": ("[data.a]\ndelta = 0.1\n[data.b]\ndelta = 3\n", "it.toml:4: data.b: delta is 3", "1e-5"),
     "nan": ("[data.heart]\nepsilon_total = nan\n", "it.toml:2: data.heart.epsilon_total is nan", ""),
     "below 0": ("[data.heart]\nepsilon_total = -1.0\n", "it.toml:2: data.heart: epsilon_total", "Raise"),
+    "kept for no time": ("[data.heart]\nkeep_days = 0.5\n", "it.toml:2: data.heart: keep_days", "Raise"),
     "hours": ("[data.heart]\nhours = 'late'\n", "it.toml:2: data.heart: hours: 'late'", "22:00-06:00"),
     "key": ("[data.heart]\nstudy_keys = ['ab']\n", "it.toml:2: data.heart: study_keys", ".pub"),
     "digest": ("[data.heart]\ncode = ['sha256:1']\n", "it.toml:2: data.heart: code", "64 digits"),
