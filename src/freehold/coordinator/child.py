@@ -16,6 +16,8 @@ from freehold.wire.process import Child, Spawn, spawn
 MODULE = "freehold.coordinator.servercode"
 MOST_SANDBOXED = 2
 """Children in sandboxes that are warm at once; each is for one bundle."""
+SANDBOXED_LIMIT_S = 120.0
+"""For one question to code that came with a plan: the other studies wait for it."""
 
 
 class ServerStates(NamedTuple):
@@ -88,7 +90,8 @@ class ServerCode:
         child = self._for(plan, None)
         memory = sealed(plan, "plan")
         try:
-            reply, got = child.ask(job, (memory, *fds), timeout_s=self._timeout_s)
+            limit_s = self._timeout_s if child is self._child else min(self._timeout_s, SANDBOXED_LIMIT_S)
+            reply, got = child.ask(job, (memory, *fds), timeout_s=limit_s)
         except (PeerGone, TimeoutError) as error:
             raise ServerCodeFailed(
                 "The process that runs the algorithm's server code died or did not answer.",
@@ -123,7 +126,7 @@ class ServerCode:
         def opening(child: Child) -> None:
             memory = [sealed(plan, "plan"), sealed(bundle, "bundle")]
             try:
-                reply, got = child.ask(Load(), memory, timeout_s=self._timeout_s, restarts=0)
+                reply, got = child.ask(Load(), memory, timeout_s=min(self._timeout_s, SANDBOXED_LIMIT_S), restarts=0)
             finally:
                 close(memory)
             close(got)

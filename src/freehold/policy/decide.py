@@ -174,7 +174,7 @@ def _release(rules: DataRules, plan: Plan, *, foreign: bool) -> Finding:
     if foreign and plan.task.bundle not in rules.trusted_code:
         allowed = unit == "client" and rules.release is not None
         line = 'release = "noised"' if unit == "client" else ""
-        if plan.task.bundle is not None and unit != "client":
+        if plan.task.bundle is not None and (rules.release == "trusted-code" or (noised and rules.release)) and unit != "client":
             line = f"{_list('trusted_code', rules.trusted_code, plan.task.bundle)}  # only if you have read it, and trust it"
         return Finding(
             rule="release", passed=allowed, found=f"foreign code, {found}", wanted="noise by the guard: unit client", line=line

@@ -27,9 +27,12 @@ def summary(
 
     `rules`: those of the data set, if there are some. `files`: path -> text of the code that comes with the plan.
     """
-    share = "never" if rules is None else rules.share_benefit
+    share: str = "never" if rules is None else rules.share_benefit
+    if rules is not None and share != "never" and not installed and plan.task.bundle not in rules.trusted_code:
+        share = "foreign"
     told = {
         "never": "do not leave: share_benefit is never",
+        "foreign": "do not leave: they have no noise, and the owner has not said that this code is trusted",
         "binned": "leave rounded: share_benefit is binned",
         "named": "leave as they are: share_benefit is named",
     }[share]

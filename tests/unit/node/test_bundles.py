@@ -16,6 +16,7 @@ from freehold.node.errands import OutgoingMeasures
 from freehold.plan import Plan, TaskRef
 from freehold.plan.bundle import LIMIT_BYTES, digest_of, pack
 from freehold.policy import DataRules, decide, parse_policy
+from freehold.policy.words import summary
 from freehold.wire.local import close, sealed
 from tests.unit.node.test_admission import Owner
 from tests.unit.policy.plans import FOREIGN, facts, heart, noised
@@ -168,6 +169,18 @@ def test_of_code_that_the_owner_does_not_trust_no_figures_leave(tmp_path: Path) 
         owner.admission.share(DataRules(code=(digest_of(BODY),), **shares), plan, measured)  # type: ignore[arg-type]
     trusting = DataRules(trusted_code=(digest_of(BODY),), **shares)  # type: ignore[arg-type]
     assert owner.admission.share(trusting, plan, measured) is measured
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [("", "do not leave: they have no noise"), (f'trusted_code = ["{FOREIGN}"]\n', "leave as they are"), (None, "is never")],
+)
+def test_the_owner_reads_what_the_code_is_and_what_leaves(more: str | None, told: str) -> None:
+    said = "" if more is None else f'share_benefit = "named"\n{more}'
+    plan, files = noised("client", task=BROUGHT), {"task.py": "import os\nimport pack\n", "pack.py": ""}
+    words = dict(summary(plan, columns=None, installed=False, rules=parse_policy(rules(said)).data["heart"], files=files))
+    assert told in words["measures"] and "not known" in words["data"]
+    assert FOREIGN in words["code"] and words["code"].endswith("2 files with 2 lines, which import os")
 
 
 def test_an_approval_does_not_lift_the_noise(tmp_path: Path) -> None:

@@ -17,8 +17,13 @@ from tests.unit.policy.plans import FOREIGN, facts, heart, noised
 
 KEY = "MCowBQYDK2VwAyEA" + "A" * 43 + "="
 CODE = heart().task.__class__(name="theirs", digest=FOREIGN)
+BROUGHT = heart().task.__class__(name="heart", bundle=FOREIGN)
 PLANS = st.sampled_from(
-    [heart(), noised("record"), noised("client"), heart(task=CODE), noised("record", task=CODE), noised("client", task=CODE)]
+    [
+        *(heart(), noised("record"), noised("client")),
+        *(heart(task=CODE), noised("record", task=CODE), noised("client", task=CODE)),
+        *(heart(task=BROUGHT), noised("record", task=BROUGHT), noised("client", task=BROUGHT)),
+    ]
 )
 RULES = st.builds(
     DataRules,
@@ -27,6 +32,8 @@ RULES = st.builds(
     share_benefit=st.sampled_from(["never", "binned", "named"]),
     tasks=st.sampled_from([(), ("heart",), ("digits",), ("heart", "digits")]),
     code=st.sampled_from([(), (FOREIGN,), ("sha256:" + "0" * 64,)]),
+    trusted_code=st.sampled_from([(), (FOREIGN,)]),
+    gpu=st.booleans(),
     study_keys=st.sampled_from([(), (KEY,)]),
     unit=st.sampled_from(["none", "record", "client"]),
     epsilon_per_study=st.sampled_from([None, 0.5, 4.0]),
@@ -38,7 +45,7 @@ RULES = st.builds(
     secure_aggregation=st.booleans(),
     hours=st.sampled_from(["", "22:00-06:00", "06:00-22:00"]),
     memory=st.sampled_from([None, 0, 10**9]),
-    cpus=st.sampled_from([None, 2.0]),
+    cpus=st.sampled_from([None, 0.5, 2.0]),
     sandbox=st.sampled_from(["none", "basic", "strict"]),
     columns=st.sampled_from([None, (), ("age",), ("age", "sex")]),
     keep_days=st.sampled_from([None, 30.0]),
@@ -50,7 +57,7 @@ FACTS = st.builds(
     epsilon=st.sampled_from([None, 1.0, 5.0]),
     spent=st.sampled_from([0.0, 3.0]),
     sandbox=st.sampled_from(["none", "standard"]),
-    bounded=st.booleans(),
+    bounded=st.sampled_from(["", "processes", "group"]),
     columns=st.sampled_from([None, ("age", "sex")]),
     approval=st.sampled_from(["", "approved", "denied"]),
     local=st.just(time.gmtime),
@@ -89,7 +96,9 @@ def test_each_line_that_is_printed_makes_its_rule_pass(plan: Plan, rules: DataRu
         if finding.rule == "owner":
             continue
         if not finding.line:
-            assert finding.rule in ("code", "release", "columns") and (plan.task.name == "theirs" or finding.rule == "columns")
+            foreign = plan.task.name == "theirs" or plan.task.bundle is not None
+            assert finding.rule in ("code", "release", "columns", "sandbox") and (foreign or finding.rule == "columns")
+            assert finding.rule != "sandbox" or plan.task.bundle is not None
             continue
         again = decide(policy_of(plan, edited(rules, finding.line)), plan, known)
         assert next(each for each in again.findings if each.rule == finding.rule).passed, finding
