@@ -132,13 +132,12 @@ class App:
         if self._strangers:
             await asyncio.to_thread(self._enrolment.notice, node, address=request.remote or "-")
         if message.stops:
-            await self._offered(node, [])
-            self._presence.stopped(node.name)
+            await self._offered(node, [], stops=True)
             return reply(WorkReply())
         return await self._next(request, node, message.datasets, message.pending, message.wait_s, working=message.working)
 
-    async def _offered(self, node: Identity, datasets: list[str] | None) -> None:
-        lost = await self._presence.heard(node.name, datasets)
+    async def _offered(self, node: Identity, datasets: list[str] | None, *, stops: bool = False) -> None:
+        lost = await self._presence.heard(node.name, datasets, stops=stops)
         if lost is not None:
             await self._studies.offered(node.name, lost)
 

@@ -37,6 +37,8 @@ class Presence:
         self._store, self._clock = store, clock
         self._nodes: dict[str, Seen] = {}
         self._heard: set[str] = set()
+        self._said: dict[str, Seen] = {}
+        """What nodes said last, while it is on its way into the store."""
         self.refresh()
 
     def refresh(self) -> None:
@@ -62,33 +64,43 @@ class Presence:
                 lambda c: c.execute(sa.update(offers).where(offers.c.node.in_(names)).values(seen=now)), "coordinator.offer"
             )
 
-    async def heard(self, node: str, datasets: Sequence[str] | None) -> frozenset[str] | None:
-        """A node speaks, and may say what it offers. None if that is what it offered before; else what it offers no longer."""
-        before = self._nodes.get(node)
+    async def heard(self, node: str, datasets: Sequence[str] | None, *, stops: bool = False) -> frozenset[str] | None:
+        """A node speaks, and may say what it offers. None if that is what it offered before; else what it offers no longer.
+
+        `stops`: it says goodbye. Of two requests that are here at once, as of a node that is stopped and started again, the
+        later one counts: None for the other.
+        """
+        known = self._said.get(node) or self._nodes.get(node)
         self._heard.add(node)
-        if before is not None:
-            before.last, before.stopped = self._clock(), False
-        if datasets is None or (before is not None and before.datasets == frozenset(datasets)):
+        if known is not None:
+            known.last, known.stopped = self._clock(), stops
+        if datasets is None or (known is not None and known.datasets == frozenset(datasets)):
             return None
-        offered, now = frozenset(datasets), self._clock()
+        seen = Seen(datasets=frozenset(datasets), last=self._clock(), stopped=stops)
 
         def write(connection: sa.Connection) -> None:
             connection.execute(sa.delete(offers).where(offers.c.node == node))
-            connection.execute(sa.insert(offers).values(node=node, datasets=",".join(sorted(offered)), seen=now))
+            connection.execute(sa.insert(offers).values(node=node, datasets=",".join(sorted(seen.datasets)), seen=seen.last))
             self._store.announce(connection, "nodes")
 
-        await self._store.write(write, "coordinator.offer")
-        self._nodes[node] = Seen(datasets=offered, last=now)
-        return frozenset() if before is None else before.datasets - offered
-
-    def stopped(self, node: str) -> None:
-        """A node has said goodbye; it may come back."""
-        if node in self._nodes:
-            self._nodes[node].stopped = True
+        self._said[node] = seen
+        try:
+            await self._store.write(write, "coordinator.offer")
+        finally:
+            last = self._said.get(node)
+            if last is seen:
+                del self._said[node]
+        if last is None:
+            return None  # it has left meanwhile
+        before, self._nodes[node] = self._nodes.get(node), seen
+        if last is not seen:
+            return None
+        return frozenset() if before is None else before.datasets - seen.datasets
 
     def gone(self, node: str) -> None:
         """A node has left or is denied."""
         self._nodes.pop(node, None)
+        self._said.pop(node, None)
         self._heard.discard(node)
 
     def offering(self, dataset: str, connected_only: bool) -> list[str]:
