@@ -2,7 +2,7 @@
 
     FreeholdError
     ├── UsageError            100  the command or call contradicts itself
-    ├── UnknownName           101  no algorithm, task, engine, ... of that name
+    ├── UnknownName           101  no algorithm, task, engine, node, ... of that name
     ├── MissingExtra          102  an optional dependency is not installed
     ├── PlanError             110  a plan is malformed
     │   ├── UnknownKey        111  a key that nobody reads
@@ -117,7 +117,7 @@ class UsageError(FreeholdError):
 
 
 class UnknownName(FreeholdError):
-    """No algorithm, task, engine or data set of that name."""
+    """No algorithm, task, engine, data set or member of the federation of that name."""
 
     code = 101
 

@@ -21,6 +21,7 @@ from typing import Final
 import sqlalchemy as sa
 
 from freehold.coordinator.administration import Administration, serve_unix
+from freehold.coordinator.admission import names_of
 from freehold.coordinator.app import App
 from freehold.coordinator.authority import NODE_LIFE_S, Authority
 from freehold.coordinator.blobs import blobs_at
@@ -271,7 +272,7 @@ class Service:
         await asyncio.to_thread(self.store.close)
 
     def _is_denied(self, identity: Identity) -> bool:
-        return bool({identity.serial, identity.serial.lstrip("0"), f"{identity.role}/{identity.name}"} & self._denied)
+        return not self._denied.isdisjoint(names_of(identity))
 
     def _read_denied(self) -> None:
         self._denied = set(self.store.read(lambda c: c.execute(sa.select(denied.c.what)).scalars().all()))

@@ -37,7 +37,9 @@ from freehold.errors import (
     StudyRefused,
     TokenRefused,
     TooLarge,
+    UnknownName,
     UnknownRun,
+    UsageError,
     WireError,
 )
 from freehold.events import Event, Listener
@@ -71,6 +73,8 @@ _STATUS: Final[tuple[tuple[type[FreeholdError], int], ...]] = (
     (SpecMismatch, 422),
     (WireError, 400),
     (PlanError, 400),
+    (UsageError, 400),
+    (UnknownName, 400),
     (FreeholdError, 500),
 )
 """The first that fits counts."""
