@@ -125,7 +125,7 @@ class _Output(io.FileIO):
         # Unbuffered is what -u asks for, and then nothing is between the text and this file.
         unbuffered = isinstance(before, io.TextIOWrapper) and before.write_through
         self.stream = io.TextIOWrapper(
-            self if unbuffered else io.BufferedWriter(self),  # type: ignore[arg-type]  # as Python itself does
+            self if unbuffered else io.BufferedWriter(self),  # as Python itself does
             encoding=before.encoding,
             line_buffering=before.isatty(),
             write_through=unbuffered,
