@@ -62,6 +62,7 @@ def world() -> Iterator[World]:
 def test_the_report_compares_with_training_alone(world: World) -> None:
     told = json.loads((world.home / "report.json").read_text(encoding="utf-8"))
     assert [row["name"] for row in told["rows"]][:2] == ["local", "fedavg"]
+    assert told["title"] == "Heart disease, 2 hospitals took part"
     assert any("no noise was added" in note for note in told["notes"])
 
 

@@ -209,13 +209,15 @@ def reply(message: Message) -> web.Response:
 def refusals(listen: Listener) -> Middleware:
     """Answers each error with a Problem and its status; of one that is not Freehold's own, nothing is told.
 
-    `listen` hears `request.refused` (code, status, route) and `request.failed` (kind, place, route), never what was in it.
+    `listen` hears `request.refused` (code, status, route, who, address) and `request.failed` (kind, place, route), never what was
+    in it. `who` is whom the certificate names, as "node/alice".
     """
 
     @web.middleware
     async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
         resource = request.match_info.route.resource
         route = resource.canonical if resource is not None else "-"
+        certificate = request.get_extra_info("peercert")  # now: a connection that has ended tells nothing
         try:
             return await handler(request)
         except FreeholdError as error:
@@ -229,12 +231,22 @@ def refusals(listen: Listener) -> Middleware:
                 raise  # nobody is there to be told
             found, status = CoordinatorError("The coordinator failed.", hint="Its log says where."), 500
             listen(Event("request.failed", {"kind": type(error).__name__, "place": _place(error), "route": route}))
-        listen(Event("request.refused", {"code": found.code, "status": status, "route": route}))
+        who, address = _named(certificate), request.remote or "-"
+        listen(Event("request.refused", {"code": found.code, "status": status, "route": route, "who": who, "address": address}))
         refused = reply(problem(found))
         refused.set_status(status)
         return refused
 
     return answer
+
+
+def _named(certificate: dict[str, object] | None) -> str:
+    """Whom a certificate names; "-" without one, or without one such name in it."""
+    try:
+        found = certificate and (certificate.get(_PARSED) or _identity(certificate))
+    except CertificateRefused:
+        return "-"
+    return f"{found.role}/{found.name}" if isinstance(found, Identity) else "-"
 
 
 def _place(error: Exception) -> str:
