@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
+import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from freehold.coordinator.presence import CONNECTED_S
 from freehold.node import credentials
 from freehold.plan import Contribution, runs_of
 from freehold.wire.admin import Done, Status, Subject
-from freehold.wire.messages import Leave, Train, WorkRequest
+from freehold.wire.messages import Leave, Train, WorkRequest, encode
 from freehold.wire.routes import LEAVE, WORK
 from tests.federation.harness import Federation, heart_plan
 from tests.federation.peer import Peer, good, joined, packed
@@ -103,6 +107,34 @@ def test_a_round_that_everybody_declined_is_asked_again(bare: Federation, tmp_pa
     assert yan.work(wait_s=30.0).work is not None
     assert yan.decline(run, 1).code == 0
     assert bare.finished(digest).rounds[0].heard == ["yan"]
+    yan.close()
+
+
+def test_a_node_that_vanishes_is_gone_at_once_and_comes_back(bare: Federation, tmp_path: Path) -> None:
+    """Long before a minute has passed in which nothing was heard of it."""
+    zed, yan = joined(bare, "zed", tmp_path), joined(bare, "yan", tmp_path)
+    zed.work(), yan.work()
+
+    def seen() -> dict[str, bool]:
+        nodes = bare.admin.get("/v1/status", Status).nodes
+        assert all(time.time() - node.last_seen < CONNECTED_S for node in nodes), "by then it is silent anyhow"
+        return {node.name: node.connected for node in nodes}
+
+    def last() -> float:
+        return next(node.last_seen for node in bare.admin.get("/v1/status", Status).nodes if node.name == "zed")
+
+    before = last()
+    body = encode(WorkRequest(datasets=["heart"], wait_s=30.0))
+    with zed.raw() as tls:
+        tls.sendall(f"POST {WORK.path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+        bare.until(lambda: last() > before)
+        # What a kill does: the kernel ends the connection.
+        tls.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    bare.until(lambda: seen() == {"yan": True, "zed": False})
+    zed.work()
+    assert seen() == {"yan": True, "zed": True}
+    zed.close()
+    assert seen() == {"yan": True, "zed": True}, "who hangs up between two questions is still there"
     yan.close()
 
 

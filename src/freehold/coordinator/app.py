@@ -69,6 +69,8 @@ class App:
         self._replaced, self._poll_s, self._strangers = replaced, poll_s, strangers
         self._document = openapi.document()
         self._swollen: weakref.WeakSet[asyncio.Transport] = weakref.WeakSet()
+        self._polling: dict[str, asyncio.Transport] = {}
+        """Node -> over which connection it waits for an answer; the last one counts."""
 
     def build(self) -> web.Application:
         """The application to serve."""
@@ -153,12 +155,25 @@ class App:
         received: bool = False,
     ) -> web.Response:
         await self._offered(node, datasets)
-        swollen = request.transport in self._swollen
-        settled, work = await self._studies.work(node.name, pending, 0.0 if swollen else min(wait_s, self._poll_s), working)
+        swollen, transport = request.transport in self._swollen, request.transport
+        if transport is not None:
+            self._polling[node.name] = transport
+        try:
+            settled, work = await self._studies.work(node.name, pending, 0.0 if swollen else min(wait_s, self._poll_s), working)
+        finally:
+            if self._polling.get(node.name) is transport:
+                del self._polling[node.name]
         answer = reply(WorkReply(settled=settled, work=work, received=received))
         if swollen:
             answer.force_close()
         return answer
+
+    def lost(self, transport: asyncio.Transport) -> None:
+        """A connection has ended. Of a node that waits for an answer over it, and over no other, that says: it is gone."""
+        found = self._peers.behind(transport)
+        if found is not None and self._polling.get(found.name) is transport:
+            del self._polling[found.name]
+            self._presence.stopped(found.name)
 
     async def _blob(self, request: web.Request) -> web.StreamResponse:
         node = self._node(request)

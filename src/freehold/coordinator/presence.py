@@ -23,7 +23,7 @@ class Seen:
     last: float = 0.0
     """Unix time; 0: not since the coordinator started."""
     stopped: bool = False
-    """It has said goodbye here, and nothing since."""
+    """It has said goodbye here, or its connection ended while it waited for an answer, and it said nothing since."""
 
     def connected(self, now: float) -> bool:
         """Whether it counts as connected at this Unix time."""
@@ -65,17 +65,19 @@ class Presence:
             )
 
     async def heard(self, node: str, datasets: Sequence[str] | None, *, stops: bool = False) -> frozenset[str] | None:
-        """A node speaks, and may say what it offers. None if that is what it offered before; else what it offers no longer.
+        """A node speaks, and may say what it offers. None if that is what it offered before; else what it offers no longer:
+        nothing, for one that is new, or was gone and is back.
 
         `stops`: it says goodbye. Of two requests that are here at once, as of a node that is stopped and started again, the
         later one counts: None for the other.
         """
         known = self._said.get(node) or self._nodes.get(node)
         self._heard.add(node)
+        back = known is not None and known.stopped and not stops
         if known is not None:
             known.last, known.stopped = self._clock(), stops
         if datasets is None or (known is not None and known.datasets == frozenset(datasets)):
-            return None
+            return frozenset() if back else None
         seen = Seen(datasets=frozenset(datasets), last=self._clock(), stopped=stops)
 
         def write(connection: sa.Connection) -> None:
@@ -97,6 +99,11 @@ class Presence:
             return None
         return frozenset() if before is None else before.datasets - seen.datasets
 
+    def stopped(self, node: str) -> None:
+        """A node's connection has ended while it waited for an answer; it may come back."""
+        if (seen := self._said.get(node) or self._nodes.get(node)) is not None:
+            seen.stopped = True
+
     def gone(self, node: str) -> None:
         """A node has left or is denied."""
         self._nodes.pop(node, None)
@@ -105,8 +112,8 @@ class Presence:
 
     def offering(self, dataset: str, connected_only: bool) -> list[str]:
         """Nodes with that data, sorted."""
-        since = self._clock() - CONNECTED_S if connected_only else 0.0
-        return sorted(name for name, seen in self._nodes.items() if dataset in seen.datasets and seen.last >= since)
+        now, found = self._clock(), self._nodes.items()
+        return sorted(name for name, seen in found if dataset in seen.datasets and (not connected_only or seen.connected(now)))
 
     def all(self) -> dict[str, Seen]:
         """Every node."""

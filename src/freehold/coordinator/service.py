@@ -165,9 +165,10 @@ class Service:
             strangers=self.settings.own.client_ca is not None,
             poll_s=self.poll_s,
             tell=self._tell,
-        ).build()
+        )
+        where = self.settings.host, self.settings.port, self._context
         try:
-            self._serving = await serve(app, self.settings.host, self.settings.port, self._context, keepalive_s=self.idle_s)
+            self._serving = await serve(app.build(), *where, keepalive_s=self.idle_s, lost=app.lost)
         except OSError as error:
             await self._close_parts()
             raise CoordinatorError(

@@ -138,6 +138,12 @@ class Peers:
             raise Denied(f"{found.name} is on the deny list.", hint="The coordinator's operator can take it off.")
         return found
 
+    def behind(self, transport: asyncio.Transport) -> Identity | None:
+        """Who has sent a request over this connection, whether or not they may."""
+        certificate = transport.get_extra_info("peercert")
+        found = certificate.get(_PARSED) if certificate else None
+        return found if isinstance(found, Identity) else None
+
     def _enter(self, identity: Identity, transport: asyncio.Transport | None) -> None:
         if transport is not None:
             live = [entry for entry in self._live.get(_key(identity), ()) if entry[0]() is not None]
@@ -281,9 +287,19 @@ class Serving:
 
 
 async def serve(
-    app: web.Application, host: str, port: int, context: ssl.SSLContext, *, keepalive_s: float = 30.0, handshake_s: float = 10.0
+    app: web.Application,
+    host: str,
+    port: int,
+    context: ssl.SSLContext,
+    *,
+    keepalive_s: float = 30.0,
+    handshake_s: float = 10.0,
+    lost: Callable[[asyncio.Transport], None] | None = None,
 ) -> Serving:
-    """Listen; port 0 is any free one. Idle and stalling connections are cut; bodies are never unpacked by the server."""
+    """Listen; port 0 is any free one. Idle and stalling connections are cut; bodies are never unpacked by the server.
+
+    `lost` is told of each connection that has ended, also where its request is still being answered.
+    """
     runner = web.AppRunner(
         app,
         access_log=None,
@@ -297,6 +313,8 @@ async def serve(
     )
     await runner.setup()
     assert runner.server is not None
+    if lost is not None:
+        _tell_of_ends(runner.server, lost)
     try:
         server = await asyncio.get_running_loop().create_server(
             runner.server,
@@ -311,6 +329,19 @@ async def serve(
         await runner.cleanup()
         raise
     return Serving(runner, server)
+
+
+def _tell_of_ends(server: web.Server, lost: Callable[[asyncio.Transport], None]) -> None:
+    # aiohttp could only cancel the handler instead, also one that is entering a contribution.
+    ended = server.connection_lost
+
+    def connection_lost(handler: web.RequestHandler, error: BaseException | None = None) -> None:
+        transport = handler.transport
+        ended(handler, error)
+        if transport is not None:
+            lost(transport)
+
+    server.connection_lost = connection_lost  # type: ignore[method-assign, assignment]
 
 
 def give_back_memory() -> None:

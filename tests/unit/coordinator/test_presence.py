@@ -113,3 +113,15 @@ def test_two_offers_alike_are_written_once(tmp_path: Path) -> None:
         assert store.waiting == 1 and presence.offering("heart", True) == ["alice"]
 
     live(tmp_path, test)
+
+
+def test_a_node_that_was_gone_is_told_of_when_it_is_back_with_the_same(tmp_path: Path) -> None:
+    async def test(store: Held, presence: Presence) -> None:
+        await offered(store, presence)
+        assert await presence.heard("alice", ["heart"]) is None
+        presence.stopped("alice")
+        assert presence.offering("heart", True) == [] and presence.offering("heart", False) == ["alice"]
+        assert await presence.heard("alice", ["heart"]) == frozenset(), "a study may have waited for it"
+        assert presence.offering("heart", True) == ["alice"]
+
+    live(tmp_path, test)
