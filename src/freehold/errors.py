@@ -42,6 +42,7 @@
     │   ├── StudyRefused      409  a study whose plan or signature is not accepted
     │   ├── StoreError        410  the coordinator's store cannot be used
     │   ├── ServerCodeFailed  411  the algorithm's server code died or answered nonsense
+    │   ├── Busy              412  more contributions at once than the coordinator takes in
     │   └── NotAllowed        420  a role that may not do this, or not to what is another's
     ├── WireError             500  a message that is not what it should be
     │   ├── ProtocolVersion   501  the other side speaks another version
@@ -379,6 +380,13 @@ class ServerCodeFailed(CoordinatorError):
     """The algorithm's server code died or answered nonsense."""
 
     code = 411
+    exit_code = 1
+
+
+class Busy(CoordinatorError):
+    """More contributions at once than the coordinator takes in, of one node or of all."""
+
+    code = 412
     exit_code = 1
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import ssl
 import struct
@@ -17,7 +18,7 @@ from freehold.node import credentials
 from freehold.plan import Contribution, runs_of
 from freehold.wire.admin import Done, Status, Subject
 from freehold.wire.messages import Leave, Train, WorkRequest, encode
-from freehold.wire.routes import LEAVE, WORK
+from freehold.wire.routes import CONTRIBUTE, LEAVE, SHA256_HEADER, VERSION_HEADER, WEIGHT_HEADER, WORK
 from tests.federation.harness import Federation, heart_plan
 from tests.federation.peer import Peer, good, joined, packed
 
@@ -136,6 +137,28 @@ def test_a_node_that_vanishes_is_gone_at_once_and_comes_back(bare: Federation, t
     zed.close()
     assert seen() == {"yan": True, "zed": True}, "who hangs up between two questions is still there"
     yan.close()
+
+
+def test_of_two_uploads_of_a_node_at_once_the_later_one_counts(tmp_path: Path, fork: Path) -> None:
+    federation = Federation(tmp_path, [], fork=fork, settings={"small_bytes": 0})
+    federation.start()
+    try:
+        zed = joined(federation, "zed", tmp_path)
+        zed.work()
+        _, run, spec = asked(federation)
+        assert isinstance(zed.work(wait_s=30.0).work, Train)
+        body, path = packed(good(spec)), CONTRIBUTE.path.format(run=run, round=0)
+        fields = {VERSION_HEADER: "1", SHA256_HEADER: "0" * 64, WEIGHT_HEADER: "1.0", "Content-Length": str(len(body))}
+        head = "\r\n".join([f"PUT {path} HTTP/1.1", "Host: x", *(f"{name}: {value}" for name, value in fields.items()), "", ""])
+        with zed.raw() as first:
+            first.sendall(head.encode() + body[:-1])
+            federation.until(lambda: any((tmp_path / "coordinator" / "blobs").glob(".incoming-*")))
+            assert zed.contribute(run, 0, body).code == 0
+            with contextlib.suppress(ConnectionError):
+                assert first.recv(1) == b"", "it is cut, and told nothing"
+        zed.close()
+    finally:
+        federation.stop()
 
 
 def test_a_node_that_is_stopped_in_order_is_not_waited_for_and_comes_back(tmp_path: Path, fork: Path) -> None:

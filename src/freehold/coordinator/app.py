@@ -15,10 +15,11 @@ from freehold.coordinator.enrolment import Enrolment
 from freehold.coordinator.presence import Presence
 from freehold.coordinator.store import Store
 from freehold.coordinator.studies import Studies
+from freehold.coordinator.uploads import Uploads
 from freehold.errors import CertificateRefused, ProtocolVersion, UnknownRun, WireError
 from freehold.events import Listener
 from freehold.wire import openapi, routes
-from freehold.wire.ingest import Ingest, read_message
+from freehold.wire.ingest import SMALL_BYTES, Ingest, read_message
 from freehold.wire.local import Pieces, close
 from freehold.wire.messages import (
     RUN_PATTERN,
@@ -69,6 +70,7 @@ class App:
         self._replaced, self._poll_s, self._strangers = replaced, poll_s, strangers
         self._document = openapi.document()
         self._swollen: weakref.WeakSet[asyncio.Transport] = weakref.WeakSet()
+        self._uploads = Uploads()
         self._polling: dict[str, asyncio.Transport] = {}
         """Node -> over which connection it waits for an answer; the last one counts."""
 
@@ -218,14 +220,17 @@ class App:
         datasets = list(filter(None, offered.split(","))) if routes.DATASETS_HEADER in request.headers else None
         pending = _pending(_header(request, routes.PENDING_HEADER, routes.PENDING_PATTERN, ""))
         asked = self._studies.intake.expects(node.name, run, round_)
-        body = await self._ingest.receive_body(
-            request, sha256=sha256, limit_bytes=asked.limit_bytes, compression=asked.run.contribution.compression
-        )
-        try:
-            await self._studies.intake.contribute(node.name, run, round_, weight=weight, sha256=sha256, body=body)
-        finally:
-            if not isinstance(body, bytes):
-                await asyncio.to_thread(body.unlink, missing_ok=True)
+        large = (request.content_length or 0) > SMALL_BYTES
+        async with self._uploads.turn(node.name, run, request.transport, large=large) as upload:
+            body = await self._ingest.receive_body(
+                request, sha256=sha256, limit_bytes=asked.limit_bytes, compression=asked.run.contribution.compression
+            )
+            upload.arriving = False
+            try:
+                await self._studies.intake.contribute(node.name, run, round_, weight=weight, sha256=sha256, body=body)
+            finally:
+                if not isinstance(body, bytes):
+                    await asyncio.to_thread(body.unlink, missing_ok=True)
         if (request.content_length or 0) > _BULK_BYTES and request.transport is not None:
             self._swollen.add(request.transport)
         return await self._next(request, node, datasets, pending, wait_s, received=True)

@@ -21,6 +21,7 @@ from aiohttp.typedefs import Middleware
 
 from freehold.errors import (
     BodyRefused,
+    Busy,
     CertificateRefused,
     Conflict,
     CoordinatorError,
@@ -66,6 +67,7 @@ _STATUS: Final[tuple[tuple[type[FreeholdError], int], ...]] = (
     (Late, 409),
     (Conflict, 409),
     (StoreError, 503),
+    (Busy, 503),
     (CoordinatorError, 500),
     (ProtocolVersion, 426),
     (BodyRefused, 400),
