@@ -86,11 +86,15 @@ def test_a_name_that_joins_again_is_another_machine(bare: Federation, tmp_path: 
 
 
 def test_a_serial_that_is_denied(bare: Federation, tmp_path: Path) -> None:
-    zed = joined(bare, "zed", tmp_path)
+    zed, yan = joined(bare, "zed", tmp_path), joined(bare, "yan", tmp_path)
+    zed.work(), yan.work()
     told = ssl._ssl._test_decode_cert(str(tmp_path / "zed" / "identity" / "current.pem"))  # type: ignore[attr-defined]
     bare.admin.post("/v1/deny", Subject(name=str(told["serialNumber"])), Done)
+    assert zed.is_cut()
     assert zed.post(WORK.path, WorkRequest()).code == 404
-    zed.close()
+    kept = yan._http
+    assert yan.work() is not None and yan._http is kept, "nobody else's connection was cut"
+    zed.close(), yan.close()
 
 
 def test_a_round_that_everybody_declined_is_asked_again(bare: Federation, tmp_path: Path) -> None:
