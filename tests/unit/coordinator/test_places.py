@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import Callable
 from typing import Any
 
 import msgspec
 import pytest
+import sqlalchemy as sa
 
+from freehold.coordinator.restore import restore
 from freehold.coordinator.study_tables import contributions, rounds, runs
 from freehold.errors import WeightRefused
 from freehold.plan import runs_of
@@ -112,5 +115,20 @@ def test_a_round_in_which_nothing_weighs_leaves_the_shared_parameters_as_they_we
         assert p.row(contributions.c.counted) == [True, True]
         for node in ("a", "b"):
             await p.train(node, 1)
+
+    party(test)
+
+
+def test_a_round_is_restored_without_a_look_into_what_was_contributed(party: Callable[[Any], None]) -> None:  # noqa: F811
+    async def test(p: Party) -> None:
+        await p.start()
+        await p.train("a", 0)
+        (run,) = p.studies.open_runs()
+        asked: list[str] = []
+        sa.event.listen(p.store.engine, "before_cursor_execute", lambda *given: asked.append(given[2]))
+        restore(p.store, run)
+        assert run.received == {"a": hashlib.sha256(p.body).hexdigest()}
+        assert any("FROM contributions" in each for each in asked)
+        assert not any("contributions.body" in each for each in asked), "a thousand of them would be read on the event loop"
 
     party(test)
