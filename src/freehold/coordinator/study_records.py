@@ -242,8 +242,9 @@ def received(connection: sa.Connection, run: str, round: int, nodes: Sequence[st
 
 def digests(connection: sa.Connection, run: str, round: int) -> Sequence[Row]:
     """Node, SHA-256 and whether it counted of the contributions in a round's sum, which are not read themselves."""
-    columns = (contributions.c.node, contributions.c.sha256, contributions.c.counted)
-    return connection.execute(sa.select(*columns).where(contributions.c.run == run, contributions.c.summed == round)).all()
+    c = contributions.c
+    found: sa.Select[Any] = sa.select(c.node, c.sha256, c.counted).where(c.run == run, c.summed == round)
+    return connection.execute(found).all()
 
 
 def contribution_of(connection: sa.Connection, run: str, round: int, node: str) -> Row | None:
