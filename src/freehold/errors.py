@@ -2,7 +2,7 @@
 
     FreeholdError
     ├── UsageError            100  the command or call contradicts itself
-    ├── UnknownName           101  no algorithm, task, engine, ... of that name
+    ├── UnknownName           101  no algorithm, task, engine, node, ... of that name
     ├── MissingExtra          102  an optional dependency is not installed
     ├── PlanError             110  a plan is malformed
     │   ├── UnknownKey        111  a key that nobody reads
@@ -59,6 +59,7 @@
     │   ├── StudyRefused      409  a study whose plan or signature is not accepted
     │   ├── StoreError        410  the coordinator's store cannot be used
     │   ├── ServerCodeFailed  411  the algorithm's server code died or answered nonsense
+    │   ├── Busy              412  more contributions at once than the coordinator takes in
     │   └── NotAllowed        420  a role that may not do this, or not to what is another's
     ├── WireError             500  a message that is not what it should be
     │   ├── ProtocolVersion   501  the other side speaks another version
@@ -140,7 +141,7 @@ class UsageError(FreeholdError):
 
 
 class UnknownName(FreeholdError):
-    """No algorithm, task, engine or data set of that name."""
+    """No algorithm, task, engine, data set or member of the federation of that name."""
 
     code = 101
 
@@ -521,6 +522,13 @@ class ServerCodeFailed(CoordinatorError):
     """The algorithm's server code died or answered nonsense."""
 
     code = 411
+    exit_code = 1
+
+
+class Busy(CoordinatorError):
+    """More contributions at once than the coordinator takes in, of one node or of all."""
+
+    code = 412
     exit_code = 1
 
 

@@ -162,12 +162,17 @@ class Federation:
             self.nodes[name].wait_for("coordinator.connected")
 
     def start(self) -> None:
-        """Coordinator, then all nodes at once."""
-        self.start_coordinator()
-        for name in self.names:
-            self.start_node(name, wait=False)
-        for name in self.names:
-            self.nodes[name].wait_for("coordinator.connected")
+        """Coordinator, then all nodes at once; none is left running when one does not come up."""
+        self.start_coordinator(wait=False)
+        try:
+            self.coordinator.wait_for("coordinator.started")
+            for name in self.names:
+                self.start_node(name, wait=False)
+            for name in self.names:
+                self.nodes[name].wait_for("coordinator.connected")
+        except BaseException:
+            self.stop()
+            raise
 
     def run(self, plan: Plan) -> str:
         """Start a study; its digest."""

@@ -65,6 +65,7 @@ def world() -> Iterator[World]:
 def test_the_report_compares_with_training_alone(world: World) -> None:
     told = json.loads((world.home / "report.json").read_text(encoding="utf-8"))
     assert [row["name"] for row in told["rows"]][:2] == ["local", "fedavg"]
+    assert told["title"] == "Heart disease, 2 hospitals took part"
     assert any("no noise was added" in note for note in told["notes"])
 
 
@@ -212,8 +213,14 @@ def test_an_address_that_is_none_has_a_hint(world: World) -> None:
 
 def test_the_doctor_finds_nothing(world: World) -> None:
     said = world.run("doctor", "--name", "cleveland")
-    assert "signed by the root that was pinned" in said
+    assert "signed by the root that was pinned when joining, and for this name" in said
     assert "error" not in said
+
+
+def test_the_doctor_says_what_it_did_not_check(world: World) -> None:
+    done = freehold(world.home / "elsewhere", "doctor", "--coordinator", world.url)
+    assert done.returncode == 0, done.stderr
+    assert "neither its key nor its name was checked" in done.stdout and "signed by" not in done.stdout
 
 
 def test_the_doctor_finds_a_key_that_others_can_read(world: World) -> None:
@@ -231,11 +238,18 @@ def test_a_node_that_is_denied_says_so(world: World) -> None:
     given = ("--name", "dora", "--coordinator", world.url, "--join-file", token, "--port", "0", "--log", "json")
     dora = Running(world.home, "node", "start", *given)
     dora.wait_for("coordinator.connected")
-    world.run("coordinator", "deny", "node/dora")
+    said = world.run("coordinator", "deny", "node/dorra", code=2)
+    assert "error 101" in said and "Did you mean 'node/dora'?" in said
+    assert "Nobody is denied" in world.run("coordinator", "denied")
+    world.run("coordinator", "deny", "node/dora", "--reason", "lost")
+    assert "lost" in world.run("coordinator", "denied")
+    (entry,) = json.loads(world.run("coordinator", "denied", "--json"))
+    assert (entry["name"], entry["reason"], entry["identity"]) == ("node/dora", "lost", None)
     dora.wait_for("coordinator.refused")
     said = world.run("node", "status", "--name", "dora", code=1)
     assert "dora: refused" in said and "deny list" in said
     world.run("coordinator", "allow", "node/dora")
+    assert json.loads(world.run("coordinator", "denied", "--json")) == []
     dora.wait_for("coordinator.connected")
     assert "dora: connected" in world.run("node", "status", "--name", "dora")
     assert dora.stop(signal.SIGINT) == 0

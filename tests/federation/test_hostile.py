@@ -116,7 +116,8 @@ def check(stage: Stage, attempt: Callable[[], Answer], code: int, status: int) -
     found = attempt()
     assert (found.code, found.status) == (code, status), found
     told = stage.federation.coordinator.wait_for("request.refused", code=code)
-    assert told.keys() == {"event", "code", "status", "route"}
+    assert told.keys() == {"event", "code", "status", "route", "who", "address"}
+    assert told["who"].rpartition("/")[2] in ("mallory", "eve", "bob", "-") and told["address"] == "127.0.0.1"
     assert stage.status().refused[str(code)] == before + 1
     assert SECRET not in (stage.folder / "coordinator.log").read_text()
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import ssl
+import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from freehold.coordinator.presence import CONNECTED_S
 from freehold.node import credentials
 from freehold.plan import Contribution, runs_of
 from freehold.wire.admin import Done, Status, Subject
-from freehold.wire.messages import Leave, Train, WorkRequest
-from freehold.wire.routes import LEAVE, WORK
+from freehold.wire.messages import Leave, Train, WorkRequest, encode
+from freehold.wire.routes import CONTRIBUTE, LEAVE, SHA256_HEADER, VERSION_HEADER, WEIGHT_HEADER, WORK
 from tests.federation.harness import Federation, heart_plan
 from tests.federation.peer import Peer, good, joined, packed
 
@@ -81,11 +86,15 @@ def test_a_name_that_joins_again_is_another_machine(bare: Federation, tmp_path: 
 
 
 def test_a_serial_that_is_denied(bare: Federation, tmp_path: Path) -> None:
-    zed = joined(bare, "zed", tmp_path)
+    zed, yan = joined(bare, "zed", tmp_path), joined(bare, "yan", tmp_path)
+    zed.work(), yan.work()
     told = ssl._ssl._test_decode_cert(str(tmp_path / "zed" / "identity" / "current.pem"))  # type: ignore[attr-defined]
     bare.admin.post("/v1/deny", Subject(name=str(told["serialNumber"])), Done)
+    assert zed.is_cut()
     assert zed.post(WORK.path, WorkRequest()).code == 404
-    zed.close()
+    kept = yan._http
+    assert yan.work() is not None and yan._http is kept, "nobody else's connection was cut"
+    zed.close(), yan.close()
 
 
 def test_a_round_that_everybody_declined_is_asked_again(bare: Federation, tmp_path: Path) -> None:
@@ -104,6 +113,56 @@ def test_a_round_that_everybody_declined_is_asked_again(bare: Federation, tmp_pa
     assert yan.decline(run, 1).code == 0
     assert bare.finished(digest).rounds[0].heard == ["yan"]
     yan.close()
+
+
+def test_a_node_that_vanishes_is_gone_at_once_and_comes_back(bare: Federation, tmp_path: Path) -> None:
+    """Long before a minute has passed in which nothing was heard of it."""
+    zed, yan = joined(bare, "zed", tmp_path), joined(bare, "yan", tmp_path)
+    zed.work(), yan.work()
+
+    def seen() -> dict[str, bool]:
+        nodes = bare.admin.get("/v1/status", Status).nodes
+        assert all(time.time() - node.last_seen < CONNECTED_S for node in nodes), "by then it is silent anyhow"
+        return {node.name: node.connected for node in nodes}
+
+    def last() -> float:
+        return next(node.last_seen for node in bare.admin.get("/v1/status", Status).nodes if node.name == "zed")
+
+    before = last()
+    body = encode(WorkRequest(datasets=["heart"], wait_s=30.0))
+    with zed.raw() as tls:
+        tls.sendall(f"POST {WORK.path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+        bare.until(lambda: last() > before)
+        # What a kill does: the kernel ends the connection.
+        tls.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    bare.until(lambda: seen() == {"yan": True, "zed": False})
+    zed.work()
+    assert seen() == {"yan": True, "zed": True}
+    zed.close()
+    assert seen() == {"yan": True, "zed": True}, "who hangs up between two questions is still there"
+    yan.close()
+
+
+def test_of_two_uploads_of_a_node_at_once_the_later_one_counts(tmp_path: Path, fork: Path) -> None:
+    federation = Federation(tmp_path, [], fork=fork, settings={"small_bytes": 0})
+    federation.start()
+    try:
+        zed = joined(federation, "zed", tmp_path)
+        zed.work()
+        _, run, spec = asked(federation)
+        assert isinstance(zed.work(wait_s=30.0).work, Train)
+        body, path = packed(good(spec)), CONTRIBUTE.path.format(run=run, round=0)
+        fields = {VERSION_HEADER: "1", SHA256_HEADER: "0" * 64, WEIGHT_HEADER: "1.0", "Content-Length": str(len(body))}
+        head = "\r\n".join([f"PUT {path} HTTP/1.1", "Host: x", *(f"{name}: {value}" for name, value in fields.items()), "", ""])
+        with zed.raw() as first:
+            first.sendall(head.encode() + body[:-1])
+            federation.until(lambda: any((tmp_path / "coordinator" / "blobs").glob(".incoming-*")))
+            assert zed.contribute(run, 0, body).code == 0
+            with contextlib.suppress(ConnectionError):
+                assert first.recv(1) == b"", "it is cut, and told nothing"
+        zed.close()
+    finally:
+        federation.stop()
 
 
 def test_a_node_that_is_stopped_in_order_is_not_waited_for_and_comes_back(tmp_path: Path, fork: Path) -> None:

@@ -49,16 +49,28 @@ class Pair:
         if large:
             self._settings |= {"inline_bytes": 0, "small_bytes": 0}
         self.federation = Federation(folder, NODES, fork=fork, settings=self._settings)
-        self.federation.start_coordinator(failpoints)
-        self.first = self.federation.coordinator
         self.objects: Path | None = None
+        self.running: list[Process] = []
+        self.doors: list[Forwarder] = []
+        try:
+            self._begin(failpoints)
+        except BaseException:
+            self.stop()
+            raise
+
+    def _begin(self, failpoints: str) -> None:
+        folder = self.federation.folder
+        self.federation.start_coordinator(failpoints, wait=False)
+        self.first = self.federation.coordinator
+        self.running.append(self.first)
+        self.first.wait_for("coordinator.started")
         shutil.copytree(folder / "coordinator" / "authority", folder / "second" / "authority")
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.second_port = free.getsockname()[1]
         self.second = self.start("second", self.second_port)
         self.second.wait_for("coordinator.started")
-        self.doors = [Forwarder(self.federation.port), Forwarder(self.second_port)]
+        self.doors += [Forwarder(port) for port in (self.federation.port, self.second_port)]
 
     def start_nodes(self) -> None:
         """Start them, and wait until all are connected."""
@@ -73,7 +85,8 @@ class Pair:
         folder = self.federation.folder
         arguments = ["coordinator", str(folder / state), str(port), json.dumps(self._settings)]
         environment = {forkserver.VARIABLE: str(self._fork), "FREEHOLD_FAILPOINTS": ""}
-        return Process(arguments, folder / f"{state}.log", environment=environment)
+        self.running.append(Process(arguments, folder / f"{state}.log", environment=environment))
+        return self.running[-1]
 
     def admin(self, state: str) -> Admin:
         """The administration of one of the two."""
@@ -97,10 +110,11 @@ class Pair:
     def stop(self) -> None:
         for door in self.doors:
             door.close()
-        for process in (self.first, self.second):
+        for process in self.running:
             process.popen.send_signal(signal.SIGCONT)
             process.kill()
-        self.federation.stop()
+        if self.running:
+            self.federation.stop()
 
 
 class Servers(NamedTuple):
@@ -120,7 +134,14 @@ def servers() -> Iterator[Servers]:
 
 @contextmanager
 def pair_of(
-    folder: Path, fork: Path, servers: Servers, failpoints: str = "", *, nodes: bool = True, large: bool = False
+    folder: Path,
+    fork: Path,
+    servers: Servers,
+    failpoints: str = "",
+    *,
+    nodes: bool = True,
+    large: bool = False,
+    kind: type[Pair] = Pair,
 ) -> Iterator[Pair]:
     """A pair over a database of its own; `nodes`: whose nodes are connected; `large`: that has nothing in a row."""
     name = f"t{os.urandom(6).hex()}"
@@ -129,7 +150,7 @@ def pair_of(
         connection.execute(sa.text(f"create database {name}"))
     engine.dispose()
     url = servers.database.url.replace("/postgres?", f"/{name}?")
-    found = Pair(folder, fork, url, servers.bucket.url(name), failpoints, large)
+    found = kind(folder, fork, url, servers.bucket.url(name), failpoints, large)
     found.objects = servers.bucket.objects(name)
     try:
         if nodes:
@@ -160,6 +181,20 @@ def assert_undisturbed(pair: Pair, results: Results, expected: dict[str, Tensor]
     assert [sorted(r.heard) for r in results.rounds if r.round < ROUNDS] == [sorted(NODES)] * ROUNDS
     found = server_state(pair.federation, RUN, url=pair.database, objects=pair.objects)
     assert expected.keys() == found.keys() and all(found[k].equal(v) for k, v in expected.items())
+
+
+def test_a_pair_that_does_not_come_up_leaves_no_process(tmp_path: Path, fork: Path, servers: Servers) -> None:
+    made: list[Process] = []
+
+    class Halved(Pair):
+        def start(self, state: str, port: int) -> Process:
+            made.append(self.first)
+            raise AssertionError("the second one cannot be started")
+
+    with pytest.raises(AssertionError, match="cannot be started"), pair_of(tmp_path, fork, servers, kind=Halved):
+        pass
+    (first,) = made
+    assert first.popen.poll() is not None
 
 
 @pytest.mark.parametrize("large", [False, True])

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from freehold.cli.deny import allow, deny
+from freehold.cli.deny import allow, denied, deny
 from freehold.cli.options import grouped
 from freehold.cli.places import CoordinatorState, coordinator_state
 from freehold.errors import FreeholdError, UsageError
@@ -129,6 +129,7 @@ def _start() -> None:
 
 coordinator.command()(deny)
 coordinator.command()(allow)
+coordinator.command()(denied)
 
 
 @coordinator.command()

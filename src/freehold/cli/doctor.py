@@ -235,9 +235,15 @@ def _asked(url: str, host: str, port: int, roots: list[Path]) -> Iterator[Check]
         return
     finally:
         connection.close()
-    unpinned = "reachable; nothing is pinned, since no node here has joined by this address"
-    pinned = "signed by the root that was pinned when joining" if roots else unpinned
-    yield Check(what="TLS", level="good", found=pinned)
+    if roots:
+        yield Check(what="TLS", level="good", found="signed by the root that was pinned when joining, and for this name")
+    else:
+        yield Check(
+            what="TLS",
+            level="warning",
+            found="reachable; neither its key nor its name was checked: no node here has joined by this address",
+            hint="A node checks both when it joins. To check them here, give the address that a node on this machine joined by.",
+        )
     date = email.utils.parsedate_to_datetime(answer.headers["Date"]).timestamp() if answer.headers["Date"] else before
     skew = (before + time.time()) / 2 - (date + 0.5)  # the coordinator tells whole seconds
     apart = f"{abs(skew):.0f} s {'ahead of' if skew > 0 else 'behind'} the coordinator"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -122,14 +122,31 @@ def told_state(info: StudyInfo) -> str:
     return f"waiting for nodes, {info.offering} of {info.least_nodes} here" if short and still else "running"
 
 
-def cycle_of(info: StudyInfo) -> tuple[str, str]:
+def cycle_of(info: StudyInfo, date: str = "%Y-%m-%d %H:%M") -> tuple[str, str]:
     """The cycle that a study is in, counted from 1, and when the next begins; "-" where there is none."""
     schedule = info.schedule
     if schedule is None:
         return "-", "-"
     more = info.state == "running" and (schedule.times is None or schedule.cycle + 1 < schedule.times)
     of = "" if schedule.times is None else f" of {schedule.times}"
-    return f"{schedule.cycle + 1}{of}", time.strftime("%Y-%m-%d %H:%M", time.localtime(schedule.due)) if more else "-"
+    return f"{schedule.cycle + 1}{of}", time.strftime(date, time.localtime(schedule.due)) if more else "-"
+
+
+def list_of(found: Sequence[StudyInfo]) -> list[list[str]]:
+    """The table of studies, its first line the headers. With schedules it has shorter dates and digests, and `by` only where
+    somebody else than the coordinator's own machine has started one: so it stays in 80 cells.
+    """
+    scheduled = any(each.schedule for each in found)
+    said = not scheduled or any(each.by != "operator" for each in found)
+    date, digits = ("%m-%d %H:%M", 8) if scheduled else ("%Y-%m-%d %H:%M", 12)
+    lines = [["study", "digest", "state", "rounds", "started", *(("by",) if said else ())]]
+    lines[0] += ["cycle", "next"] if scheduled else []
+    for each in found:
+        done, whole = progress_of(each)
+        started = time.strftime(date, time.localtime(each.started))
+        told = [visible(each.name), each.digest[7 : 7 + digits], told_state(each), f"{done} of {whole}", started]
+        lines.append([*told, *([visible(each.by)] if said else []), *(cycle_of(each, date) if scheduled else ())])
+    return lines
 
 
 def print_cycles(found: Results, by_cycle: Mapping[int, Results]) -> None:

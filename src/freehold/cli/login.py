@@ -94,13 +94,18 @@ def remote(url: str, identity: Path | None) -> RemoteAdmin:
 
 
 def current(folder: Path) -> Credentials:
-    """The identity in a folder, renewed first when that is due; one that cannot be renewed now is good until it expires."""
+    """The identity in a folder, renewed first when that is due; one that cannot be renewed now is good until it expires.
+
+    Raises NotJoined, and CertificateUnfit for one that others than its owner may read or write.
+    """
     from freehold.node import credentials
     from freehold.node.join import Network, renew
+    from freehold.wire.ownfiles import check_private
 
     if not (folder / "identity" / "current.pem").exists():
         raise NotJoined(f"There is no identity in {folder}.", hint=_HOW)
     found = credentials.load(folder)
+    check_private(found.pair)
     if _due(found):
         with held(folder):
             found = credentials.load(folder)  # somebody else may have renewed it meanwhile

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 from typer.core import TyperGroup
@@ -98,6 +99,8 @@ def main() -> None:
     if sys.stdout is None:
         sys.stderr.write("error: standard output is closed.\n")
         sys.exit(2)
+    output = _Output(sys.stdout)
+    sys.stdout = output.stream
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal that has no ▲ shows ?, and the rest
@@ -106,16 +109,40 @@ def main() -> None:
             app(prog_name="freehold")
         finally:
             sys.stdout.flush()
-    except BrokenPipeError:
-        # Whoever read the output has read enough.
-        _drop_output()
-        sys.exit(141)
     except OSError as error:
-        if error.filename is not None or isinstance(error, ConnectionError | TimeoutError):  # of a file, or of a network
+        if error is not output.failure:  # of a file, a network, another process
             raise
         _drop_output()
+        if isinstance(error, BrokenPipeError):
+            sys.exit(141)  # whoever read the output has read enough
         sys.stderr.write(f"error: standard output could not be written: {error.strerror}.\n")
         sys.exit(2)
+
+
+class _Output(io.FileIO):
+    """Standard output that remembers how it failed: an OSError does not say of which file it is."""
+
+    def __init__(self, before: TextIO) -> None:
+        """`before`: what was written there before, if anything, is written out."""
+        before.flush()
+        super().__init__(before.fileno(), "wb", closefd=False)
+        self.failure: OSError | None = None
+        # Unbuffered is what -u asks for, and then nothing is between the text and this file.
+        unbuffered = isinstance(before, io.TextIOWrapper) and before.write_through
+        self.stream = io.TextIOWrapper(
+            self if unbuffered else io.BufferedWriter(self),  # as Python itself does
+            encoding=before.encoding,
+            line_buffering=before.isatty(),
+            write_through=unbuffered,
+        )
+
+    def write(self, data: Any) -> int:
+        """As a file does it."""
+        try:
+            return super().write(data)
+        except OSError as error:
+            self.failure = error
+            raise
 
 
 def _drop_output() -> None:

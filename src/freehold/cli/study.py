@@ -203,24 +203,15 @@ def run(
 @grouped
 def list_(where: CoordinatorOptions, as_json: AsJson = False) -> None:
     """List all studies."""
-    from freehold.cli.live import cycle_of, progress_of, told_state
+    from freehold.cli.live import list_of
+    from freehold.cli.show import table
     from freehold.wire.admin import Studies
 
     found = admin(where).get("/v1/studies", Studies).studies
     if as_json:
         sys.stdout.write(json.dumps([_info(each) for each in found], indent=1) + "\n")
         return
-    from freehold.cli.console import visible
-    from freehold.cli.show import table
-
-    scheduled = any(each.schedule for each in found)
-    lines = [["study", "digest", "state", "rounds", "started", "by", *(("cycle", "next") if scheduled else ())]]
-    for each in found:
-        done, whole = progress_of(each)
-        started = time.strftime("%Y-%m-%d %H:%M", time.localtime(each.started))
-        told = [each.name, each.digest[7:19], told_state(each), f"{done} of {whole}", started, visible(each.by)]
-        lines.append([*told, *(cycle_of(each) if scheduled else ())])
-    table(lines, empty="No studies. `freehold study new` writes a plan, `freehold study run` starts it.")
+    table(list_of(found), empty="No studies. `freehold study new` writes a plan, `freehold study run` starts it.")
 
 
 @study.command()

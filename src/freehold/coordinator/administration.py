@@ -109,6 +109,7 @@ class Administration:
             adminroutes.TOKENS: self._tokens,
             adminroutes.CREATE_TOKEN: self._create_token,
             adminroutes.REVOKE_TOKEN: self._revoke,
+            adminroutes.DENIED: self._denials,
             adminroutes.DENY: self._deny,
             adminroutes.ALLOW: self._allow,
             adminroutes.STUDIES: self._list,
@@ -179,10 +180,20 @@ class Administration:
         return reply(admin.Done())
 
     async def _deny(self, asker: Asker, request: web.Request) -> web.StreamResponse:
-        message = await read_message(request, admin.Subject)
-        await asyncio.to_thread(self._enrolment.deny, message.name, by=str(asker), reason=message.reason)
+        message = await read_message(request, admin.Denial)
+        await asyncio.to_thread(
+            self._enrolment.deny, message.name, by=str(asker), reason=message.reason, even_unknown=message.even_unknown
+        )
         await self._denied(message.name, True)
         return reply(admin.Done())
+
+    async def _denials(self, asker: Asker, request: web.Request) -> web.StreamResponse:
+        found = await asyncio.to_thread(self._enrolment.denials)
+        return reply(
+            admin.Denials(
+                denied=[admin.DenialInfo(name=d.what, since=d.time, reason=d.reason, identity=d.identity) for d in found]
+            )
+        )
 
     async def _allow(self, asker: Asker, request: web.Request) -> web.StreamResponse:
         message = await read_message(request, admin.Subject)

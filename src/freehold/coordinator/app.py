@@ -15,10 +15,11 @@ from freehold.coordinator.enrolment import Enrolment
 from freehold.coordinator.presence import Presence
 from freehold.coordinator.store import Store
 from freehold.coordinator.studies import Studies
+from freehold.coordinator.uploads import Uploads
 from freehold.errors import CertificateRefused, ProtocolVersion, UnknownRun, WireError
 from freehold.events import Listener
 from freehold.wire import openapi, routes
-from freehold.wire.ingest import Ingest, read_message
+from freehold.wire.ingest import SMALL_BYTES, Ingest, read_message
 from freehold.wire.local import Pieces, close
 from freehold.wire.messages import (
     RUN_PATTERN,
@@ -69,6 +70,9 @@ class App:
         self._replaced, self._poll_s, self._strangers = replaced, poll_s, strangers
         self._document = openapi.document()
         self._swollen: weakref.WeakSet[asyncio.Transport] = weakref.WeakSet()
+        self._uploads = Uploads()
+        self._polling: dict[str, asyncio.Transport] = {}
+        """Node -> over which connection it waits for an answer; the last one counts."""
 
     def build(self) -> web.Application:
         """The application to serve."""
@@ -132,8 +136,7 @@ class App:
         if self._strangers:
             await asyncio.to_thread(self._enrolment.notice, node, address=request.remote or "-")
         if message.stops:
-            await self._offered(node, [])
-            self._presence.stopped(node.name)
+            await self._offered(node, [], stops=True)
             return reply(WorkReply())
         return await self._next(
             request,
@@ -145,8 +148,8 @@ class App:
             sandbox=message.sandbox,
         )
 
-    async def _offered(self, node: Identity, datasets: list[str] | None, sandbox: str = "") -> None:
-        lost = await self._presence.heard(node.name, datasets, sandbox)
+    async def _offered(self, node: Identity, datasets: list[str] | None, sandbox: str = "", *, stops: bool = False) -> None:
+        lost = await self._presence.heard(node.name, datasets, sandbox, stops=stops)
         if lost is not None:
             await self._studies.offered(node.name, lost)
 
@@ -163,12 +166,25 @@ class App:
         received: bool = False,
     ) -> web.Response:
         await self._offered(node, datasets, sandbox)
-        swollen = request.transport in self._swollen
-        settled, work = await self._studies.work(node.name, pending, 0.0 if swollen else min(wait_s, self._poll_s), working)
+        swollen, transport = request.transport in self._swollen, request.transport
+        if transport is not None:
+            self._polling[node.name] = transport
+        try:
+            settled, work = await self._studies.work(node.name, pending, 0.0 if swollen else min(wait_s, self._poll_s), working)
+        finally:
+            if self._polling.get(node.name) is transport:
+                del self._polling[node.name]
         answer = reply(WorkReply(settled=settled, work=work, received=received))
         if swollen:
             answer.force_close()
         return answer
+
+    def lost(self, transport: asyncio.Transport) -> None:
+        """A connection has ended. Of a node that waits for an answer over it, and over no other, that says: it is gone."""
+        found = self._peers.behind(transport)
+        if found is not None and self._polling.get(found.name) is transport:
+            del self._polling[found.name]
+            self._presence.stopped(found.name)
 
     async def _blob(self, request: web.Request) -> web.StreamResponse:
         node = self._node(request)
@@ -214,16 +230,19 @@ class App:
         pending = _pending(_header(request, routes.PENDING_HEADER, routes.PENDING_PATTERN, ""))
         sandbox = _header(request, routes.SANDBOX_HEADER, routes.SANDBOX_PATTERN, "")
         asked = self._studies.intake.expects(node.name, run, round_)
-        body = await self._ingest.receive_body(
-            request, sha256=sha256, limit_bytes=asked.limit_bytes, compression=asked.run.contribution.compression
-        )
-        try:
-            await self._studies.intake.contribute(
-                node.name, run, round_, weight=weight, sha256=sha256, body=body, sandbox=sandbox
+        large = (request.content_length or 0) > SMALL_BYTES
+        async with self._uploads.turn(node.name, run, request.transport, large=large) as upload:
+            body = await self._ingest.receive_body(
+                request, sha256=sha256, limit_bytes=asked.limit_bytes, compression=asked.run.contribution.compression
             )
-        finally:
-            if not isinstance(body, bytes):
-                await asyncio.to_thread(body.unlink, missing_ok=True)
+            upload.arriving = False
+            try:
+                await self._studies.intake.contribute(
+                    node.name, run, round_, weight=weight, sha256=sha256, body=body, sandbox=sandbox
+                )
+            finally:
+                if not isinstance(body, bytes):
+                    await asyncio.to_thread(body.unlink, missing_ok=True)
         if (request.content_length or 0) > _BULK_BYTES and request.transport is not None:
             self._swollen.add(request.transport)
         return await self._next(request, node, datasets, pending, wait_s, received=True)

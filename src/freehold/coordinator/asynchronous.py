@@ -7,8 +7,9 @@ A node is asked again when that round has closed, so its next work starts from t
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -17,8 +18,11 @@ from freehold.coordinator.buffer import Buffer
 from freehold.coordinator.run import OpenRun, Spans, check
 from freehold.coordinator.store import Put, Store
 from freehold.drawing import draw_cohort
-from freehold.errors import Conflict, CoordinatorError, Late, UnknownRun
+from freehold.errors import Busy, Conflict, CoordinatorError, Late, UnknownRun
 from freehold.wire.messages import Settled
+
+PLACE_S = 120.0
+"""How long a contribution waits for a place in an open round: until the one that is full has closed."""
 
 Count = Callable[[OpenRun, str, Put, bytes | int, float, Spans, float], Awaitable[None]]
 """Adds to the sum of a run's open round: (run, node, what is stored, the same to look into, weight, its tensors, damping)."""
@@ -101,7 +105,7 @@ async def contribute(
 ) -> None:
     """Enter a contribution into the round that is open when it has a place there, and count it.
 
-    Raises UnknownRun, Late, Conflict, SpecMismatch, TensorsMalformed or StoreError.
+    Raises UnknownRun, Late, Conflict, SpecMismatch, TensorsMalformed, Busy or StoreError.
     """
     buffer = run.buffer
     assert buffer is not None and run.tally is not None
@@ -109,8 +113,8 @@ async def contribute(
     name = run.place_of(round, node, sha256)
     put = await store.put(body, name=name, point="coordinator.contribution", sha256=sha256)
     try:
-        there = await _place(store, run, buffer, node, round, sha256, closing)
-    except (Conflict, Late, UnknownRun):
+        there = await _in_time(run, _place(store, run, buffer, node, round, sha256, closing))
+    except (Busy, Conflict, Late, UnknownRun):
         row = store.read(lambda c: records.contribution_of(c, run.id, round, node))
         if row is None or row.place != put.place:
             await store.drop(put)
@@ -130,6 +134,17 @@ async def contribute(
     finally:
         buffer.entering.discard(node)
         buffer.notify()
+
+
+async def _in_time(run: OpenRun, place: Coroutine[Any, Any, str | None]) -> str | None:
+    try:
+        async with asyncio.timeout(PLACE_S):
+            return await place
+    except TimeoutError:
+        raise Busy(
+            f"No round of run {run.id} has had a place for this contribution for {PLACE_S:.0f} s.",
+            hint="A round takes long to close; the node asks for work again.",
+        ) from None
 
 
 async def _place(

@@ -41,6 +41,7 @@ class Cohorts:
             return asynchronous.once_more(run, population)
         size = min(run.capacity, len(population))
         drawn = draw_cohort(population, size, seed=run.run.seed, index=run.round) if size else []
-        others = [node for node in drawn if node not in run.cohort and node not in run.received]
-        room = run.capacity - len({*run.cohort, *run.received})
+        held = run.holds()
+        others = [node for node in drawn if node not in held]
+        room = run.capacity - len(held)
         return sorted([*run.cohort, *others[: max(room, 0)]])

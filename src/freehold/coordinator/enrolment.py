@@ -8,26 +8,32 @@ from __future__ import annotations
 import hashlib
 import hmac
 import math
-import re
 import secrets
-import ssl
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import get_args
 
+from freehold.coordinator import denials
+from freehold.coordinator.admission import admit, ask_for_another, check_peer, for_person, given_out, names_of
 from freehold.coordinator.attempts import Attempts
 from freehold.coordinator.authority import NODE_LIFE_S, Authority
 from freehold.coordinator.certificates import DAY_S, Issued, check_name
-from freehold.coordinator.enrolment_records import CertificateRecord, EnrolmentRecords, Event, NodeRecord, TokenRecord
+from freehold.coordinator.enrolment_records import (
+    CertificateRecord,
+    DenialRecord,
+    EnrolmentRecords,
+    Event,
+    NodeRecord,
+    TokenRecord,
+)
 from freehold.errors import CertificateRefused, CsrRefused, Denied, FreeholdError, TokenRefused, UsageError
-from freehold.wire import jointoken, spki
+from freehold.wire import jointoken
 from freehold.wire.jointoken import JoinToken
 from freehold.wire.messages import Certificate, EnrollRequest, LoginRequest, RenewRequest, Role
 from freehold.wire.server import Identity
 
 _NOBODY = "0" * 64
-_DENIABLE = "[0-9A-F]{2,40}|(" + "|".join(get_args(Role)) + ")/[a-z0-9-]{1,63}"
 _NODE: frozenset[Role] = frozenset({"node"})
 _ALL: frozenset[Role] = frozenset(get_args(Role))
 
@@ -144,8 +150,8 @@ class Enrolment:
         with self._step(event) as records:
             # First, for it locks: who leaves or is replaced meanwhile must not be renewed.
             enrolled = records.hold_node(peer.name) if role == "node" else records.hold_identity(role, peer.name)
-            _admit(records, peer, self.authority.federation, event.time, _ALL)
-            if not enrolled or not _given_out(records, peer, shown):
+            admit(records, peer, self.authority.federation, event.time, _ALL)
+            if not enrolled or not given_out(records, peer, shown):
                 raise CertificateRefused(
                     f"{name!r} is not enrolled here.", hint="Join with a token; or renew it at the CA that signed it."
                 )
@@ -166,7 +172,7 @@ class Enrolment:
     def admit(self, peer: Identity, *, roles: frozenset[Role] = _NODE) -> None:
         """Raise CertificateRefused or Denied unless this identity may speak now; to be asked at each request."""
         with self.reading() as records:
-            _admit(records, peer, self.authority.federation, self.clock(), roles)
+            admit(records, peer, self.authority.federation, self.clock(), roles)
 
     def admit_person(self, peer: Identity, *, shown: bytes) -> None:
         """As `admit`, and raise CertificateRefused unless the certificate, `shown` in DER, was given out here to that person.
@@ -174,23 +180,23 @@ class Enrolment:
         Who may administer is decided here alone, whoever else may vouch for nodes.
         """
         with self.reading() as records:
-            _admit(records, peer, self.authority.federation, self.clock(), _ALL - _NODE)
-            known = _given_out(records, peer, shown)
+            admit(records, peer, self.authority.federation, self.clock(), _ALL - _NODE)
+            known = given_out(records, peer, shown)
         if not known:
             raise CertificateRefused(
-                f"The certificate of {peer.role}/{peer.name} was not given out by this coordinator.", hint=_for_person(peer.role)
+                f"The certificate of {peer.role}/{peer.name} was not given out by this coordinator.", hint=for_person(peer.role)
             )
 
     def is_denied(self, peer: Identity) -> bool:
         """Whether its serial or its name is on the deny list."""
         with self.reading() as records:
-            return records.denied(peer.serial, f"{peer.role}/{peer.name}") is not None
+            return records.denied(*names_of(peer)) is not None
 
     def leave(self, peer: Identity) -> None:
         """A node leaves for good: its certificates are denied, and its name is free. Once more does nothing."""
         event = Event(time=self.clock(), event="leave", name=peer.name, serial=peer.serial)
         with self._step(event) as records:
-            _check_peer(peer, self.authority.federation, event.time, _NODE)
+            check_peer(peer, self.authority.federation, event.time, _NODE)
             records.end_node(peer.name, event.time)
             _deny_certificates(records, "node", peer.name, event.time, "left")
             given = records.certificate(peer.serial)
@@ -219,12 +225,15 @@ class Enrolment:
             self._record(records, issued, role, name, event)
             return issued
 
-    def deny(self, what: str, *, by: str, reason: str = "") -> None:
-        """Refuse a certificate's serial, or an identity like `node/alice`, from now on. The server cuts open connections."""
-        if not re.fullmatch(_DENIABLE, what):
-            raise UsageError(f"{what!r} is neither a serial nor an identity.", hint="Identities are written like node/alice.")
+    def deny(self, what: str, *, by: str, reason: str = "", even_unknown: bool = False) -> None:
+        """Refuse a serial, or an identity like `node/alice`, from now on. The server cuts open connections. Raises UsageError,
+        and UnknownName unless `even_unknown`.
+        """
+        denials.check(what)
         now = self.clock()
         with self.transaction() as records:
+            if not even_unknown:
+                denials.check_known(records, what)
             records.deny(what, now, reason)
             records.log(Event(time=now, event="deny", name=what, by=by))
 
@@ -235,6 +244,11 @@ class Enrolment:
             if not records.allow(what):
                 raise UsageError(f"{what!r} is not on the deny list.", hint="Identities are written like node/alice.")
             records.log(Event(time=now, event="allow", name=what, by=by))
+
+    def denials(self) -> list[DenialRecord]:
+        """The deny list, the oldest entry first."""
+        with self.reading() as records:
+            return records.denials()
 
     # Inside.
 
@@ -268,13 +282,13 @@ class Enrolment:
             records.log(replace(event, serial=before.serial))
             return self._answer(before.role, before.name, before.chain, before.not_after)
         if not taken:
-            raise TokenRefused("The join token has been used.", hint=_ask_for_another(role, name))
+            raise TokenRefused("The join token has been used.", hint=ask_for_another(role, name))
         if role != "node":
             records.hold_identity(role, name)
         elif not records.put_node(name, event.time, replace=token.node is not None):
             raise TokenRefused(
                 f"A node named {name!r} is enrolled already, and the join token is not bound to that name.",
-                hint=f"Choose another name; if it is the same node: {_ask_for_another(role, name)}",
+                hint=f"Choose another name; if it is the same node: {ask_for_another(role, name)}",
             )
         # Two machines must not have one identity: what the name held before is over.
         _deny_certificates(records, role, name, event.time, "replaced")
@@ -322,51 +336,19 @@ def _check_token(token: TokenRecord, request: EnrollRequest | LoginRequest, now:
     role: Role = token.role  # type: ignore[assignment]  # as it was stored
     name = request.node if isinstance(request, EnrollRequest) else token.node or ""
     if token.revoked is not None:
-        raise TokenRefused("The join token has been revoked.", hint=_ask_for_another(role, name))
+        raise TokenRefused("The join token has been revoked.", hint=ask_for_another(role, name))
     if now >= token.expires:
-        raise TokenRefused("The join token has expired.", hint=_ask_for_another(role, name))
+        raise TokenRefused("The join token has expired.", hint=ask_for_another(role, name))
     if request.federation not in (None, token.federation):
         raise TokenRefused(
             f"The join token is not for federation {request.federation!r}.", hint="Check the coordinator's address."
         )
     if (role == "node") != isinstance(request, EnrollRequest):
         how = "`freehold node start` uses it." if role == "node" else "`freehold login` uses it."
-        raise TokenRefused(f"The join token is for a {role}.", hint=f"{how} {_ask_for_another('node', name)}")
+        raise TokenRefused(f"The join token is for a {role}.", hint=f"{how} {ask_for_another('node', name)}")
     if token.node not in (None, name):
-        raise TokenRefused(f"The join token is not for node {name!r}.", hint=_ask_for_another(role, name))
+        raise TokenRefused(f"The join token is not for node {name!r}.", hint=ask_for_another(role, name))
     return role, name
-
-
-def _admit(records: EnrolmentRecords, peer: Identity, federation: str, now: float, roles: frozenset[Role]) -> None:
-    _check_peer(peer, federation, now, roles)
-    if records.denied(peer.serial, f"{peer.role}/{peer.name}") is not None:
-        raise Denied(f"{peer.role}/{peer.name} is on the deny list.", hint="It left, was replaced, or the operator denied it.")
-
-
-def _check_peer(peer: Identity, federation: str, now: float, roles: frozenset[Role]) -> None:
-    """TLS has verified the chain, and the dates when the connection was made; a connection may outlive a certificate."""
-    if peer.federation != federation:
-        raise CertificateRefused(
-            f"The certificate is of federation {peer.federation!r}, this one is {federation!r}.",
-            hint="Join with a token of this one.",
-        )
-    if peer.role not in roles:
-        raise CertificateRefused(
-            f"The certificate is a {peer.role}'s; this needs that of: {', '.join(sorted(roles))}.",
-            hint=_for_person("operator") if "operator" in roles else "A node gets one with `freehold node start`.",
-        )
-    if now >= peer.not_after:
-        raise CertificateRefused("The certificate has expired.", hint=_ask_for_another(peer.role, peer.name))
-    if now < peer.not_before:
-        raise CertificateRefused("The certificate is not valid yet.", hint="Set the clocks of both machines.")
-
-
-def _given_out(records: EnrolmentRecords, peer: Identity, shown: bytes) -> bool:
-    """Whether this very certificate, in DER, was given out here to this identity."""
-    given = records.certificate(peer.serial)
-    if given is None or (given.role, given.name) != (peer.role, peer.name):
-        return False
-    return ssl.PEM_cert_to_DER_cert(spki.certificates(given.chain)[0]) == shown
 
 
 def _deny_certificates(records: EnrolmentRecords, role: Role, name: str, now: float, reason: str) -> None:
@@ -376,15 +358,6 @@ def _deny_certificates(records: EnrolmentRecords, role: Role, name: str, now: fl
 
 def _key_used() -> CsrRefused:
     return CsrRefused("The certificate request's key has been used before.", hint="Each certificate needs a new key.")
-
-
-def _ask_for_another(role: str, name: str) -> str:
-    flags = f"--node {name or 'NAME'}" if role == "node" else f"--role {role} --name {name}"
-    return f"The coordinator's operator makes one with `freehold token create {flags}`."
-
-
-def _for_person(role: str) -> str:
-    return f"`freehold token create --role {role} --name NAME` makes a token, `freehold login` uses it."
 
 
 def _logged(role: str, name: str | None) -> str | None:

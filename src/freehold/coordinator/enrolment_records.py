@@ -50,6 +50,17 @@ class CertificateRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DenialRecord:
+    """An entry of the deny list: a serial or an identity."""
+
+    what: str
+    time: float
+    reason: str
+    identity: str | None
+    """Whose certificate it is, of a serial that was given out here."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Event:
     """An entry of the log; `outcome` is 0 or an error's number. There is never a secret in it."""
 
@@ -116,6 +127,15 @@ class EnrolmentRecords(Protocol):
 
     def denied(self, *what: str) -> str | None:
         """The reason why one of these is on the deny list; None when none is."""
+
+    def denials(self) -> list[DenialRecord]:
+        """The deny list, the oldest entry first."""
+
+    def identities(self) -> set[str]:
+        """Everybody who is or was enrolled or certified here, seen with a certificate of another CA, or named by a token."""
+
+    def knows_serial(self, serial: str) -> bool:
+        """Whether a certificate with this serial was given out here, or seen. A first zero may be left out."""
 
     def was_seen(self, name: str, serial: str) -> bool:
         """Whether the log has a first sight of this certificate."""

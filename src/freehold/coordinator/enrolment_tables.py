@@ -10,7 +10,14 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from freehold import durable
-from freehold.coordinator.enrolment_records import CertificateRecord, EnrolmentRecords, Event, NodeRecord, TokenRecord
+from freehold.coordinator.enrolment_records import (
+    CertificateRecord,
+    DenialRecord,
+    EnrolmentRecords,
+    Event,
+    NodeRecord,
+    TokenRecord,
+)
 from freehold.coordinator.schema import metadata
 from freehold.coordinator.store import explained
 
@@ -194,6 +201,28 @@ class SqlRecords:
     def denied(self, *what: str) -> str | None:
         """See EnrolmentRecords."""
         return self._connection.execute(sa.select(denied.c.reason).where(denied.c.what.in_(what)).limit(1)).scalar()
+
+    def denials(self) -> list[DenialRecord]:
+        """See EnrolmentRecords."""
+        whose = (certificates.c.role + "/" + certificates.c.name).label("identity")
+        same = certificates.c.serial.in_([denied.c.what, "0" + denied.c.what])
+        held = sa.join(denied, certificates, same, isouter=True)
+        rows = self._connection.execute(sa.select(denied, whose).select_from(held).order_by(denied.c.time, denied.c.what))
+        return [DenialRecord(**row) for row in rows.mappings()]
+
+    def identities(self) -> set[str]:
+        """See EnrolmentRecords."""
+        people = sa.select(certificates.c.role, certificates.c.name)
+        invited = sa.select(tokens.c.role, tokens.c.node).where(tokens.c.node.is_not(None))
+        found = sa.union(people, invited, sa.select(sa.literal("node"), nodes.c.name))
+        return {f"{role}/{name}" for role, name in self._connection.execute(found)}
+
+    def knows_serial(self, serial: str) -> bool:
+        """See EnrolmentRecords."""
+        c, same = enrolment_log.c, (serial, f"0{serial}")
+        given = sa.select(sa.literal(1)).where(certificates.c.serial.in_(same))
+        seen = sa.select(sa.literal(1)).where(c.event == "seen", c.serial.in_(same))
+        return self._connection.execute(sa.union_all(given, seen).limit(1)).first() is not None
 
     def was_seen(self, name: str, serial: str) -> bool:
         """See EnrolmentRecords."""

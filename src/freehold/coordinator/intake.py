@@ -112,19 +112,17 @@ class Intake:
             return
         before = open_run.received.get(node)
         if before is None:
-            assert open_run.tally is not None
-            if not open_run.is_heavy(shown):
-                spans = check(shown, open_run, open_run.tally.sum, weight)
-            else:
-                spans = await asyncio.to_thread(check, shown, open_run, open_run.tally.sum, weight)
-            name = open_run.place_of(round, node, sha256)
-            put = await self._store.put(body, name=name, point="coordinator.contribution", sha256=sha256)
-            arrived = records.Arrived(run, round, node, put, weight, self._clock(), round, sandbox)
+            # The node may say meanwhile, over another connection, that it declines or rests: its place is taken all the same.
+            open_run.entering.add((round, node))
             try:
-                before = await self._store.write_alike(self._enter, arrived, "coordinator.contribution")
-            except Late:
-                await self._store.drop(put)
+                put, spans, before = await self._entered(open_run, round, node, weight, sha256, body, shown, sandbox)
+            except Exception:
+                open_run.entering.discard((round, node))
+                if not open_run.holds():
+                    await self._rounds.advance()
                 raise
+            finally:
+                open_run.entering.discard((round, node))
             # There and not yet in the sum: the database kept what it had said it could not.
             if before is None or (before == sha256 and open_run.awaits(node) and open_run.round == round):
                 await self._count(open_run, round, node, put, shown, weight, spans)
@@ -136,6 +134,31 @@ class Intake:
                 f"This node has sent another contribution to round {round} of run {run} before.",
                 hint="The first one counts. The node discards the second when it asks for work.",
             )
+
+    async def _entered(
+        self,
+        run: OpenRun,
+        round: int,
+        node: str,
+        weight: float,
+        sha256: str,
+        body: bytes | Path,
+        shown: bytes | int,
+        sandbox: str,
+    ) -> tuple[Put, Spans, str | None]:
+        """Check a contribution and have it stored: how, where its tensors lie, and the digest of what was there before."""
+        assert run.tally is not None
+        if not run.is_heavy(shown):
+            spans = check(shown, run, run.tally.sum, weight)
+        else:
+            spans = await asyncio.to_thread(check, shown, run, run.tally.sum, weight)
+        put = await self._store.put(body, name=run.place_of(round, node, sha256), point="coordinator.contribution", sha256=sha256)
+        arrived = records.Arrived(run.id, round, node, put, weight, self._clock(), round, sandbox)
+        try:
+            return put, spans, await self._store.write_alike(self._enter, arrived, "coordinator.contribution")
+        except Late:
+            await self._store.drop(put)
+            raise
 
     def _enter(self, connection: Any, arrived: Sequence[records.Arrived]) -> list[str | Exception | None]:
         """Enter contributions to rounds that are open."""

@@ -23,7 +23,7 @@ class Seen:
     last: float = 0.0
     """Unix time; 0: not since the coordinator started."""
     stopped: bool = False
-    """It has said goodbye here, and nothing since."""
+    """It has said goodbye here, or its connection ended while it waited for an answer, and it said nothing since."""
     sandbox: str = ""
     """In what it trains, as it says."""
 
@@ -39,6 +39,8 @@ class Presence:
         self._store, self._clock = store, clock
         self._nodes: dict[str, Seen] = {}
         self._heard: set[str] = set()
+        self._said: dict[str, Seen] = {}
+        """What nodes said last, while it is on its way into the store."""
         self.refresh()
 
     def refresh(self) -> None:
@@ -67,42 +69,60 @@ class Presence:
                 lambda c: c.execute(sa.update(offers).where(offers.c.node.in_(names)).values(seen=now)), "coordinator.offer"
             )
 
-    async def heard(self, node: str, datasets: Sequence[str] | None, sandbox: str = "") -> frozenset[str] | None:
-        """A node speaks, and may say what it offers and in what it trains. None if it offers what it did; else what no longer."""
-        before = self._nodes.get(node)
+    async def heard(
+        self, node: str, datasets: Sequence[str] | None, sandbox: str = "", *, stops: bool = False
+    ) -> frozenset[str] | None:
+        """A node speaks, and may say what it offers and in what it trains. None if it offers what it did; else what it offers no
+        longer: nothing, for one that is new, or was gone and is back.
+
+        `stops`: it says goodbye. Of two requests that are here at once, as of a node that is stopped and started again, the
+        later one counts: None for the other.
+        """
+        known = self._said.get(node) or self._nodes.get(node)
         self._heard.add(node)
-        if before is not None:
-            before.last, before.stopped = self._clock(), False
-        known = "" if before is None else before.sandbox
-        same = before is not None and sandbox in ("", known)
-        if datasets is None or (same and before is not None and before.datasets == frozenset(datasets)):
-            return None
-        sandbox = sandbox or known
-        offered, now = frozenset(datasets), self._clock()
+        back = known is not None and known.stopped and not stops
+        if known is not None:
+            known.last, known.stopped = self._clock(), stops
+        level = sandbox or ("" if known is None else known.sandbox)
+        if datasets is None or (known is not None and (known.datasets, known.sandbox) == (frozenset(datasets), level)):
+            return frozenset() if back else None
+        seen = Seen(datasets=frozenset(datasets), last=self._clock(), stopped=stops, sandbox=level)
 
         def write(connection: sa.Connection) -> None:
             connection.execute(sa.delete(offers).where(offers.c.node == node))
-            connection.execute(sa.insert(offers).values(node=node, datasets=",".join(sorted(offered)), seen=now, sandbox=sandbox))
+            values = {"datasets": ",".join(sorted(seen.datasets)), "seen": seen.last, "sandbox": seen.sandbox}
+            connection.execute(sa.insert(offers).values(node=node, **values))
             self._store.announce(connection, "nodes")
 
-        await self._store.write(write, "coordinator.offer")
-        self._nodes[node] = Seen(datasets=offered, last=now, sandbox=sandbox)
-        return frozenset() if before is None else before.datasets - offered
+        self._said[node] = seen
+        try:
+            await self._store.write(write, "coordinator.offer")
+        finally:
+            last = self._said.get(node)
+            if last is seen:
+                del self._said[node]
+        if last is None:
+            return None  # it has left meanwhile
+        before, self._nodes[node] = self._nodes.get(node), seen
+        if last is not seen:
+            return None
+        return frozenset() if before is None else before.datasets - seen.datasets
 
     def stopped(self, node: str) -> None:
-        """A node has said goodbye; it may come back."""
-        if node in self._nodes:
-            self._nodes[node].stopped = True
+        """A node's connection has ended while it waited for an answer; it may come back."""
+        if (seen := self._said.get(node) or self._nodes.get(node)) is not None:
+            seen.stopped = True
 
     def gone(self, node: str) -> None:
         """A node has left or is denied."""
         self._nodes.pop(node, None)
+        self._said.pop(node, None)
         self._heard.discard(node)
 
     def offering(self, dataset: str, connected_only: bool) -> list[str]:
         """Nodes with that data, sorted."""
-        since = self._clock() - CONNECTED_S if connected_only else 0.0
-        return sorted(name for name, seen in self._nodes.items() if dataset in seen.datasets and seen.last >= since)
+        now, found = self._clock(), self._nodes.items()
+        return sorted(name for name, seen in found if dataset in seen.datasets and (not connected_only or seen.connected(now)))
 
     def all(self) -> dict[str, Seen]:
         """Every node."""

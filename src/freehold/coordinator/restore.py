@@ -24,7 +24,7 @@ def restore(store: Store, run: OpenRun) -> None:
     run.open(run.round, tuple(filter(None, row.cohort.split(","))), row.population, row.deadline)
     if run.buffer is not None:
         run.buffer.asked = store.read(lambda c: records.cohorts_of(c, run.id, asynchronous.earlier(run)))
-    before = store.read(lambda c: records.received(c, run.id, run.round - 1))
+    before = store.read(lambda c: records.digests(c, run.id, run.round - 1))
     run.counted = {each.node: each.sha256 for each in before if each.counted}
     if row.closed is not None:  # between two cycles
         run.state = state
@@ -33,7 +33,7 @@ def restore(store: Store, run: OpenRun) -> None:
     if run.tally is None:
         run.received = dict.fromkeys(store.read(lambda c: records.measures_of(c, run.id, run.round)), "")
         return
-    for each in store.read(lambda c: records.received(c, run.id, run.round)):
+    for each in store.read(lambda c: records.digests(c, run.id, run.round)):
         run.received[each.node] = each.sha256
 
 

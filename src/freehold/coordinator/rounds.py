@@ -86,7 +86,7 @@ class Rounds:
 
     async def _ask_anew(self, run: OpenRun) -> None:
         """Open a round once more that nobody is left in, now that there is somebody."""
-        if run.cohort or run.received or run.closing:
+        if run.holds() or run.closing:
             return  # another node was faster
         cohort, population = self.cohorts.draw(run, run.round)
         run.open(run.round, tuple(cohort), population, self._clock() + run.plan.round.deadline_s)

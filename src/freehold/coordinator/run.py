@@ -72,6 +72,8 @@ class OpenRun:
     """Node -> SHA-256 of its contribution, or "" for measures and refusals, in the open round."""
     weights: dict[str, float] = field(default_factory=dict)
     """Node -> weight of its contribution, of those that are in the sum, or wait for the lock to get there."""
+    entering: set[tuple[int, str]] = field(default_factory=set)
+    """(round, node) of the contributions to synchronous rounds that are on their way into the store, and will count."""
     counted: dict[str, str] = field(default_factory=dict)
     """The same of the round before, all of which counted."""
     tally: OpenTally | None = None
@@ -160,6 +162,10 @@ class OpenRun:
             self._members_of, self._members = self.cohort, frozenset(self.cohort)
         return node in self._members
 
+    def holds(self) -> set[str]:
+        """Who has a place in the sum of the open round, or may still come to have it."""
+        return {*self.cohort, *self.received, *(node for round, node in self.entering if round == self.round)}
+
     def shows(self, node: str, sha256: str) -> bool:
         """Whether these bytes belong to work that this node was asked for."""
         shown = (self.plan_blob, self.bundle, self.shared)
@@ -175,7 +181,7 @@ class OpenRun:
         """There is nobody to wait for."""
         if self.buffer is not None and self.state == "training":
             return self.enough
-        return len(self.received) >= len(self.cohort) > 0 and all(node in self.received for node in self.cohort)
+        return bool(self.received) and all(node in self.received for node in self.cohort)
 
     def damping(self, round: int) -> float:
         """What a contribution is multiplied with that was asked for in that round."""

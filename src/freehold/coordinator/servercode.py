@@ -88,7 +88,8 @@ def answer(job: ToChild, fds: Sequence[int]) -> tuple[FromChild, list[int]]:
     if isinstance(job, Close):
         server = unflatten(unpacked(fds[1]), server)
         mean = _mean(built, fds[2])
-        server = algorithm.server_update(Round(job.round, job.heard, job.population), server, mean)
+        if mean is not None:
+            server = algorithm.server_update(Round(job.round, job.heard, job.population), server, mean)
         if not is_finite(server):
             raise Diverged(
                 f"Round {job.round}: the server state of {algorithm.name} is no longer finite.",
@@ -112,13 +113,18 @@ def _check_mode(plan: Plan, built: Built) -> None:
         )
 
 
-def _mean(built: Built, fd: int) -> Tree:
-    """The weighted mean contribution. In float64 up to the last step: the sum is exact, so it is rounded once."""
+def _mean(built: Built, fd: int) -> Tree | None:
+    """The weighted mean contribution. In float64 up to the last step: the sum is exact, so it is rounded once.
+
+    None where all that were heard weigh nothing: they have no mean, and the server state stays as it was.
+    """
     spec = built.contribution
     flat: dict[str, Tensor] = {}
     with Mapped(fd) as view:
         tally = FixedPointSum(spec, view, most_clients=1)
         weight = tally.weight
+        if not weight:
+            return None
         for tensor in spec.tensors:
             if tensor.name.startswith(METRICS):
                 continue

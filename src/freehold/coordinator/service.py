@@ -21,6 +21,7 @@ from typing import Final
 import sqlalchemy as sa
 
 from freehold.coordinator.administration import Administration, serve_unix
+from freehold.coordinator.admission import names_of
 from freehold.coordinator.app import App
 from freehold.coordinator.authority import NODE_LIFE_S, Authority
 from freehold.coordinator.blobs import blobs_at
@@ -169,9 +170,10 @@ class Service:
             strangers=self.settings.own.client_ca is not None,
             poll_s=self.poll_s,
             tell=self._tell,
-        ).build()
+        )
+        where = self.settings.host, self.settings.port, self._context
         try:
-            self._serving = await serve(app, self.settings.host, self.settings.port, self._context, keepalive_s=self.idle_s)
+            self._serving = await serve(app.build(), *where, keepalive_s=self.idle_s, lost=app.lost)
         except OSError as error:
             await self._close_parts()
             raise CoordinatorError(
@@ -276,7 +278,7 @@ class Service:
         await asyncio.to_thread(self.store.close)
 
     def _is_denied(self, identity: Identity) -> bool:
-        return bool({identity.serial, identity.serial.lstrip("0"), f"{identity.role}/{identity.name}"} & self._denied)
+        return not self._denied.isdisjoint(names_of(identity))
 
     def _read_denied(self) -> None:
         self._denied = set(self.store.read(lambda c: c.execute(sa.select(denied.c.what)).scalars().all()))

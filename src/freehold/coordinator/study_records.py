@@ -242,6 +242,13 @@ def received(connection: sa.Connection, run: str, round: int, nodes: Sequence[st
     return connection.execute(sa.select(contributions).where(*where).order_by(contributions.c.node)).all()
 
 
+def digests(connection: sa.Connection, run: str, round: int) -> Sequence[Row]:
+    """Node, SHA-256 and whether it counted of the contributions in a round's sum, which are not read themselves."""
+    c = contributions.c
+    found: sa.Select[Any] = sa.select(c.node, c.sha256, c.counted).where(c.run == run, c.summed == round)
+    return connection.execute(found).all()
+
+
 def contribution_of(connection: sa.Connection, run: str, round: int, node: str) -> Row | None:
     """What a node has sent for the work that it was given in a round."""
     where = (contributions.c.run == run, contributions.c.round == round, contributions.c.node == node)

@@ -14,6 +14,7 @@ from freehold.errors import UsageError, WireError
 from freehold.plan import Compression, Plan, RoundPolicy, parse, runs_of
 from freehold.plan.bundle import digest_of, unpack
 from freehold.report import ClientFacts, Comparison, Row, SeedResult
+from freehold.report.wording import counted
 from freehold.study.compare import SELECT, versions
 from freehold.study.traveling import said, variant
 from freehold.study.trials import USUAL, plan_for, title_of
@@ -100,7 +101,7 @@ def comparison_of(results: Results, *, command: str, notes: Sequence[str] = ()) 
     facts = tuple(_facts(definition, told, node) for node in nodes)
     return Comparison(
         study=plan.name,
-        title=definition.title,
+        title=f"{definition.title}, {counted(len(nodes), definition.noun)} took part",
         problem="classification" if definition.metric == "accuracy" else "regression",
         metric=definition.metric,
         higher_is_better=True,

@@ -13,7 +13,7 @@ def heart() -> TaskDefinition:
     """Is a coronary vessel narrowed? Cleveland, Hungary, Switzerland, VA Long Beach (UCI Heart Disease, CC BY 4.0)."""
     return TaskDefinition(
         name="heart",
-        title="Heart disease in four hospitals",
+        title="Heart disease",
         build=classifier,
         load=heart_population,
         schema=SCHEMA,

@@ -56,10 +56,35 @@ class Tokens(Message, frozen=True, kw_only=True):
 
 
 class Subject(Message, frozen=True, kw_only=True):
-    """POST /v1/tokens/revoke, /v1/deny, /v1/allow and /v1/studies/stop: a token, an identity or a study."""
+    """POST /v1/tokens/revoke, /v1/allow and /v1/studies/stop: a token, an identity or a study."""
 
     name: str
     reason: str = ""
+
+
+class Denial(Message, frozen=True, kw_only=True):
+    """POST /v1/deny: an identity like node/alice, or a certificate's serial."""
+
+    name: str
+    reason: str = ""
+    even_unknown: bool = False
+    """Also one that nobody here has or had."""
+
+
+class DenialInfo(Message, frozen=True, kw_only=True):
+    """An entry of the deny list; `since` is Unix time."""
+
+    name: str
+    since: float
+    reason: str
+    identity: str | None = None
+    """Whose certificate it is, of a serial that the coordinator gave out."""
+
+
+class Denials(Message, frozen=True, kw_only=True):
+    """GET /v1/denied, the oldest entry first."""
+
+    denied: list[DenialInfo]
 
 
 class Done(Message, frozen=True, kw_only=True):

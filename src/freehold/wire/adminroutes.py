@@ -50,11 +50,18 @@ REVOKE_TOKEN: Final = Route(
     reply=admin.Done,
     roles=_OPERATORS,
 )
+DENIED: Final = Route(
+    method="GET",
+    path=f"{PREFIX}/denied",
+    summary="The deny list: who is refused, since when and why.",
+    reply=admin.Denials,
+    roles=_OPERATORS,
+)
 DENY: Final = Route(
     method="POST",
     path=f"{PREFIX}/deny",
     summary="Refuse a serial or an identity from now on.",
-    request=admin.Subject,
+    request=admin.Denial,
     reply=admin.Done,
     roles=_OPERATORS,
 )
@@ -98,6 +105,7 @@ ADMIN_ROUTES: Final = (
     TOKENS,
     CREATE_TOKEN,
     REVOKE_TOKEN,
+    DENIED,
     DENY,
     ALLOW,
     STUDIES,

@@ -21,6 +21,7 @@ from aiohttp.typedefs import Middleware
 
 from freehold.errors import (
     BodyRefused,
+    Busy,
     CertificateRefused,
     Conflict,
     CoordinatorError,
@@ -37,7 +38,9 @@ from freehold.errors import (
     StudyRefused,
     TokenRefused,
     TooLarge,
+    UnknownName,
     UnknownRun,
+    UsageError,
     WireError,
 )
 from freehold.events import Event, Listener
@@ -64,6 +67,7 @@ _STATUS: Final[tuple[tuple[type[FreeholdError], int], ...]] = (
     (Late, 409),
     (Conflict, 409),
     (StoreError, 503),
+    (Busy, 503),
     (CoordinatorError, 500),
     (ProtocolVersion, 426),
     (BodyRefused, 400),
@@ -71,6 +75,8 @@ _STATUS: Final[tuple[tuple[type[FreeholdError], int], ...]] = (
     (SpecMismatch, 422),
     (WireError, 400),
     (PlanError, 400),
+    (UsageError, 400),
+    (UnknownName, 400),
     (FreeholdError, 500),
 )
 """The first that fits counts."""
@@ -133,6 +139,12 @@ class Peers:
         if self._denied(found):
             raise Denied(f"{found.name} is on the deny list.", hint="The coordinator's operator can take it off.")
         return found
+
+    def behind(self, transport: asyncio.Transport) -> Identity | None:
+        """Who has sent a request over this connection, whether or not they may."""
+        certificate = transport.get_extra_info("peercert")
+        found = certificate.get(_PARSED) if certificate else None
+        return found if isinstance(found, Identity) else None
 
     def _enter(self, identity: Identity, transport: asyncio.Transport | None) -> None:
         if transport is not None:
@@ -205,13 +217,15 @@ def reply(message: Message) -> web.Response:
 def refusals(listen: Listener) -> Middleware:
     """Answers each error with a Problem and its status; of one that is not Freehold's own, nothing is told.
 
-    `listen` hears `request.refused` (code, status, route) and `request.failed` (kind, place, route), never what was in it.
+    `listen` hears `request.refused` (code, status, route, who, address) and `request.failed` (kind, place, route), never what was
+    in it. `who` is whom the certificate names, as "node/alice".
     """
 
     @web.middleware
     async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
         resource = request.match_info.route.resource
         route = resource.canonical if resource is not None else "-"
+        certificate = request.get_extra_info("peercert")  # now: a connection that has ended tells nothing
         try:
             return await handler(request)
         except FreeholdError as error:
@@ -225,12 +239,22 @@ def refusals(listen: Listener) -> Middleware:
                 raise  # nobody is there to be told
             found, status = CoordinatorError("The coordinator failed.", hint="Its log says where."), 500
             listen(Event("request.failed", {"kind": type(error).__name__, "place": _place(error), "route": route}))
-        listen(Event("request.refused", {"code": found.code, "status": status, "route": route}))
+        who, address = _named(certificate), request.remote or "-"
+        listen(Event("request.refused", {"code": found.code, "status": status, "route": route, "who": who, "address": address}))
         refused = reply(problem(found))
         refused.set_status(status)
         return refused
 
     return answer
+
+
+def _named(certificate: dict[str, object] | None) -> str:
+    """Whom a certificate names; "-" without one, or without one such name in it."""
+    try:
+        found = certificate and (certificate.get(_PARSED) or _identity(certificate))
+    except CertificateRefused:
+        return "-"
+    return f"{found.role}/{found.name}" if isinstance(found, Identity) else "-"
 
 
 def _place(error: Exception) -> str:
@@ -265,9 +289,19 @@ class Serving:
 
 
 async def serve(
-    app: web.Application, host: str, port: int, context: ssl.SSLContext, *, keepalive_s: float = 30.0, handshake_s: float = 10.0
+    app: web.Application,
+    host: str,
+    port: int,
+    context: ssl.SSLContext,
+    *,
+    keepalive_s: float = 30.0,
+    handshake_s: float = 10.0,
+    lost: Callable[[asyncio.Transport], None] | None = None,
 ) -> Serving:
-    """Listen; port 0 is any free one. Idle and stalling connections are cut; bodies are never unpacked by the server."""
+    """Listen; port 0 is any free one. Idle and stalling connections are cut; bodies are never unpacked by the server.
+
+    `lost` is told of each connection that has ended, also where its request is still being answered.
+    """
     runner = web.AppRunner(
         app,
         access_log=None,
@@ -281,6 +315,8 @@ async def serve(
     )
     await runner.setup()
     assert runner.server is not None
+    if lost is not None:
+        _tell_of_ends(runner.server, lost)
     try:
         server = await asyncio.get_running_loop().create_server(
             runner.server,
@@ -295,6 +331,19 @@ async def serve(
         await runner.cleanup()
         raise
     return Serving(runner, server)
+
+
+def _tell_of_ends(server: web.Server, lost: Callable[[asyncio.Transport], None]) -> None:
+    # aiohttp could only cancel the handler instead, also one that is entering a contribution.
+    ended = server.connection_lost
+
+    def connection_lost(handler: web.RequestHandler, error: BaseException | None = None) -> None:
+        transport = handler.transport
+        ended(handler, error)
+        if transport is not None:
+            lost(transport)
+
+    server.connection_lost = connection_lost  # type: ignore[method-assign, assignment]
 
 
 def give_back_memory() -> None:

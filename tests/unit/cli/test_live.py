@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 
 import msgspec
+import pytest
 from rich.console import Console
 
-from freehold.cli.live import EVERY_S, board, cycle_of, plain, progress_of, told_state, waiting
+from freehold.cli.live import EVERY_S, board, cycle_of, list_of, plain, progress_of, told_state, waiting
+from freehold.cli.show import table
 from freehold.wire.admin import RunInfo, Schedule, StudyInfo
 
 
@@ -112,3 +114,20 @@ def test_a_narrow_terminal_keeps_the_names_and_the_numbers() -> None:
     Console(file=out, width=80, force_terminal=False).print(board(msgspec.structs.replace(study(), runs=runs)))
     row = out.getvalue().splitlines()[-1]
     assert all(part in row for part in ("fedavg-intercept", "13 of 30", "2 of 3", "cleveland", "…")) and len(row.rstrip()) <= 80
+
+
+def test_the_list_of_studies_with_schedules_stays_in_eighty_cells(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr("sys.stdout", out := io.StringIO())
+    digest = "sha256:" + "0123456789ab" * 6
+    plain = msgspec.structs.replace(study("finished", round=10), name="heart-fedavg", digest=digest, started=1.7e9)
+    schedule = Schedule(every_s=86400.0, times=None, cycle=0, due=1.75e9)
+    daily = msgspec.structs.replace(plain, state="running", schedule=schedule)
+    table(list_of([plain, daily]), empty="")
+    lines = [line.rstrip() for line in out.getvalue().splitlines()]
+    assert len(lines) == 4 and max(map(len, lines)) <= 80
+    assert lines[0].split() == ["study", "digest", "state", "rounds", "started", "cycle", "next"]
+    hers = msgspec.structs.replace(daily, by="researcher/carol")
+    assert [line[5] for line in list_of([plain, hers])] == ["by", "operator", "researcher/carol"]
+    assert list_of([plain])[0] == ["study", "digest", "state", "rounds", "started", "by"]
+    assert list_of([plain])[1][1] == "0123456789ab"

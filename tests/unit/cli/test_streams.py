@@ -111,3 +111,35 @@ def test_an_output_that_takes_nothing_ends_the_program_without_a_traceback(shell
         assert done.stderr.count("\n") == 1 and told in done.stderr
     else:
         assert done.stderr.strip() in ("1", "141"), done.stderr  # its exit code, and no word
+
+
+def raising(error: str, *flags: str) -> subprocess.CompletedProcess[str]:
+    """The program, in which a command raises what a command may meet anywhere."""
+    text = f"""
+import errno, os, sys
+from freehold.cli import program
+def failing(**_):
+    print("said")
+    raise {error}
+program.app = failing
+program.main()
+"""
+    return subprocess.run(
+        [PROGRAM[0], *flags, "-c", text], capture_output=True, text=True, env=environment(), timeout=60, check=False
+    )
+
+
+@pytest.mark.parametrize("error", ["OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))", "BrokenPipeError(errno.EPIPE, 'x')"])
+@pytest.mark.parametrize("flags", [[], ["-u"]], ids=["", "unbuffered"])
+def test_what_fails_elsewhere_is_not_laid_on_standard_output(error: str, flags: list[str]) -> None:
+    done = raising(error, *flags)
+    assert done.returncode == 1 and "standard output" not in done.stderr
+    assert error.partition("(")[0] in done.stderr.splitlines()[-1]
+    assert done.stdout == "said\n"
+
+
+@pytest.mark.parametrize("flags", [[], ["-u"]], ids=["", "unbuffered"])
+def test_a_full_output_is_told_whether_buffered_or_not(flags: list[str]) -> None:
+    line = ["bash", "-c", '"$@" >/dev/full', "bash", PROGRAM[0], *flags, *PROGRAM[1:], "algorithms"]
+    done = subprocess.run(line, capture_output=True, text=True, env=environment(), timeout=60, check=False)
+    assert done.returncode == 2 and done.stderr == "error: standard output could not be written: No space left on device.\n"

@@ -20,7 +20,7 @@ from freehold.coordinator.store import connect
 from freehold.coordinator.studies import Studies
 from freehold.coordinator.study_records import received
 from freehold.coordinator.study_tables import contributions, rounds, runs
-from freehold.errors import Conflict, Late, NotAsynchronous, StoreError, TensorsMalformed, UnknownRun
+from freehold.errors import Busy, Conflict, Late, NotAsynchronous, StoreError, TensorsMalformed, UnknownRun
 from freehold.plan import Plan, RoundPolicy
 from freehold.study.federated import federated_plan
 from freehold.wire import codec
@@ -391,5 +391,27 @@ def test_a_place_is_free_again_for_who_waits_when_a_contribution_cannot_be_enter
             await first
         await asyncio.wait_for(second, 30)
         assert p.row(contributions.c.node) == ["b"]
+
+    fleet(test, plan=planned(buffer=1, nodes=2), nodes=("a", "b"))
+
+
+def test_who_finds_no_place_in_time_is_refused_and_leaves_nothing(
+    fleet: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("freehold.coordinator.store.INLINE_BYTES", 0)
+
+    async def test(p: Fleet) -> None:
+        await p.begin()
+        (run,) = p.studies.open_runs()
+        assert run.buffer is not None and run.capacity == 1
+        run.buffer.entering.add("b")  # as long as the test says
+        monkeypatch.setattr("freehold.coordinator.asynchronous.PLACE_S", 0.01)
+        with pytest.raises(Busy, match="No round"):
+            await p.send("a", 0)
+        assert p.row(contributions.c.node) == []
+        assert [path.name for path in (p.folder / "blobs").iterdir() if "server" not in path.name] == []
+        run.buffer.entering.clear()
+        await p.send("a", 0, again=True)
+        assert p.row(contributions.c.node) == ["a"]
 
     fleet(test, plan=planned(buffer=1, nodes=2), nodes=("a", "b"))

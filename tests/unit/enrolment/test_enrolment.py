@@ -224,7 +224,7 @@ def test_what_nobody_can_be_is_not_denied_in_vain(world: World, what: str) -> No
 
 
 def test_a_denied_name_enrolls_with_no_token(world: World) -> None:
-    world.enrolment.deny("node/alice", by="root")
+    world.enrolment.deny("node/alice", by="root", even_unknown=True)
     with pytest.raises(Denied):
         world.enroll(token_of(world, node="alice"), csr())
 

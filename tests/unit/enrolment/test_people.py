@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from freehold.cli.login import current, held, remote
 from freehold.coordinator.certificates import DAY_S
-from freehold.errors import CertificateRefused, Denied, NodeError, TokenRefused, UsageError
+from freehold.errors import CertificateRefused, CertificateUnfit, Denied, NodeError, TokenRefused, UsageError
 from freehold.node import credentials
-from freehold.node.credentials import Membership
+from freehold.node.credentials import Membership, folder_of
 from freehold.wire import spki
 from freehold.wire.jointoken import JoinToken
 from freehold.wire.messages import Certificate, LoginRequest, Role
@@ -146,6 +147,29 @@ def test_an_answer_for_another_role_is_not_installed(world: World, tmp_path: Pat
         credentials.install(
             tmp_path, tmp_path / "some.key", answer, Membership(federation=FEDERATION, node="carol", url="", role="operator")
         )
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o660, 0o610])
+def test_a_persons_identity_is_theirs_alone(world: World, tmp_path: Path, mode: int) -> None:
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    folder, key = tmp_path / "carol", ec.generate_private_key(ec.SECP256R1())
+    with held(folder):
+        (folder_of(folder) / "joining-0.key").write_text(pem_of(key))
+        answer = login(world, token_for(world), csr(key))
+        member = Membership(federation=FEDERATION, node="carol", url="https://localhost", role="researcher")
+        credentials.install(folder, folder_of(folder) / "joining-0.key", answer, member)
+    found = current(folder)
+    kept = [path for path in folder.rglob("*") if path.is_file()]
+    assert {path.name for path in kept} == {"lock", "current.pem", "roots.pem", "federation.json"}
+    assert all(path.stat().st_mode & 0o777 == 0o600 for path in kept)
+    assert {path.stat().st_mode & 0o777 for path in (folder, folder_of(folder))} == {0o700}
+    found.pair.chmod(mode)
+    with pytest.raises(CertificateUnfit, match=f"open to others: its mode is {mode:04o}") as refused:
+        current(folder)
+    assert "chmod 600" in refused.value.hint
+    with pytest.raises(CertificateUnfit):
+        remote("https://localhost", folder)
 
 
 def _fields(peer: Identity) -> dict[str, object]:

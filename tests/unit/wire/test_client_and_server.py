@@ -101,7 +101,8 @@ def test_a_message_of_another_version_is_told_which(party: Party, coordinator: C
     with pytest.raises(ProtocolVersion, match="version 2 of the protocol, this one 1"):
         node.post("/v1/work", Future(), WorkReply)
     work(node)
-    assert coordinator.events.get(timeout=5).fields == {"code": 501, "status": 426, "route": "/v1/work"}
+    told = coordinator.events.get(timeout=5).fields
+    assert told == {"code": 501, "status": 426, "route": "/v1/work", "who": "node/alice", "address": "127.0.0.1"}
 
 
 def test_what_is_not_the_message_is_refused(party: Party, coordinator: Coordinator) -> None:
@@ -127,6 +128,7 @@ def test_without_a_certificate_a_node_may_enroll_and_nothing_else(party: Party, 
     assert node.post("/v1/enroll", ENROLL, Certificate, repeatable=False).node == "alice"
     with pytest.raises(NoCertificate):
         work(node)
+    assert coordinator.events.get(timeout=5).fields["who"] == "-"
 
 
 def test_a_certificate_that_runs_out_is_refused_on_the_live_connection(party: Party, coordinator: Coordinator) -> None:
@@ -135,6 +137,7 @@ def test_a_certificate_that_runs_out_is_refused_on_the_live_connection(party: Pa
     coordinator.now += 86_400
     with pytest.raises(CertificateRefused, match="out of its dates"):
         work(node)
+    assert coordinator.events.get(timeout=5).fields["who"] == "node/alice"
     coordinator.now = NOW.timestamp()
     work(node)
     first, *others = coordinator.connections
@@ -147,6 +150,7 @@ def test_a_certificate_that_runs_out_is_refused_on_the_live_connection(party: Pa
 def test_a_certificate_without_a_proper_name_is_refused(party: Party, coordinator: Coordinator, uri: str) -> None:
     with pytest.raises(CertificateRefused, match="does not name"):
         work(party.node(coordinator.port, certificate=party.authority.node(uri=uri)))
+    assert coordinator.events.get(timeout=5).fields["who"] == "-"
 
 
 def test_a_denied_node_is_cut_at_once(party: Party, coordinator: Coordinator) -> None:
