@@ -139,7 +139,7 @@ def test_an_edited_policy_holds_from_the_next_round_on_and_a_broken_one_does_not
     hungary.wait_for("work.refused", code=PolicyRefused.code)
     assert federation.heard(strict) == dict.fromkeys(range(ROUNDS), OTHERS)
     told = federation.measured(strict)["hungary"]
-    assert told["message"] == "The owner of the data does not allow this."
+    assert told["message"] == "A rule of the owner's policy says no."
 
 
 def test_only_a_plan_that_was_signed_with_a_known_key_runs(federation: Owned) -> None:

@@ -15,6 +15,7 @@ from freehold.plan import Plan, RoundPolicy, runs_of
 from freehold.sandbox.probe import LEVELS
 from freehold.study.trials import plan_for
 from freehold.tasks import definition, task_definition
+from freehold.wire.admin import Status
 from tests.federation.harness import Federation, heart_plan, with_spec
 from tests.federation.states import personal_state, server_state
 
@@ -58,7 +59,11 @@ def test_the_result_is_that_of_trainers_without_a_jail(tmp_path: Path, fork: Pat
                     here.nodes[name].wait_for("sandbox.off")
                 else:
                     assert here.nodes[name].wait_for("sandbox.closed")["level"] in LEVELS[1:]
-            here.finished(here.run(plan))
+            told = here.finished(here.run(plan))
+            (levels,) = {told.sandboxes[name] for name in NODES}
+            nodes = here.admin.get("/v1/status", Status).nodes
+            assert {node.sandbox for node in nodes} == set(levels) == {level for r in told.rounds for level in r.sandboxes}
+            assert levels == ("off",) if kind == "off" else levels[0] in LEVELS[1:]
             states.append([server_state(here, run.id), *(personal_state(here, name, run.id) for name in NODES)])
         finally:
             here.stop()

@@ -7,11 +7,12 @@ import os
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import IO, Any, TypeVar
 
 from freehold.errors import CoordinatorError, NodeError, Unreachable
 from freehold.wire import tether
@@ -69,6 +70,17 @@ class Federation:
     def page(self, node: str) -> str:
         """The address of a node's own page."""
         return str(json.loads((self.folder / node / "page.json").read_text(encoding="utf-8"))["url"])
+
+    def told(self, node: str) -> dict[str, Any]:
+        """What a node says of itself, on its own page."""
+        url = f"{self.page(node).rstrip('/')}/status.json"
+
+        def look() -> dict[str, Any] | None:
+            with urllib.request.urlopen(url, timeout=10.0) as answer:
+                found: dict[str, Any] = json.load(answer)
+            return found if found["sandbox"] else None
+
+        return self._wait(look)
 
     def check(self) -> None:
         """Raise for a process that has ended, with the last line that it wrote."""

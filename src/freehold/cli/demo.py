@@ -98,10 +98,12 @@ def _federated(results: ResultOptions, *, rounds: int | None, repeats: int, keep
         _say(f"\nCoordinator {status.url}, federation demo; each hospital is a node of its own, with processes of its own:")
         for node in nodes:
             _say(f"  {node.name:<14} joined, mutual TLS; its page: {running.page(node.name)}")
+        _say(_sandboxes(running, nodes))
         _say("The policy of each (policy.toml): the installed task heart only, and it may tell how good its models are.")
         _say(f"{len(nodes)} nodes joined within {joined - started:.1f} s of the coordinator's start.")
         info, found = _study(running, plan)
         _report(info, found, results)
+        _say_what_left(running, [node.name for node in nodes])
         _say_what_happened(found, time.monotonic() - begun, keep)
 
 
@@ -200,15 +202,34 @@ def _report(info: StudyInfo, found: Results, results: ResultOptions) -> None:
     tell(comparison_of(found, command=command(), notes=(privacy_note(found),)), results)
 
 
+def _sandboxes(running: Federation, nodes: list[NodeInfo]) -> str:
+    """In what training code runs, by the nodes' own word."""
+    told = [running.told(node.name) for node in nodes]
+    levels = {str(each["sandbox"]) for each in told}
+    held = [int(each["escapes_held"]) for each in told]
+    if len(levels) > 1 or not min(held):
+        return "\n".join(f"  {each['node']:<14} sandbox: {each['sandbox']}" for each in told)
+    return (
+        f"Training code runs in the kernel's sandbox, level {levels.pop()}. At its start each node tried {min(held)} ways out: "
+        f"{min(held)} of {min(held)} held. See freehold doctor --sandbox."
+    )
+
+
+def _say_what_left(running: Federation, names: list[str]) -> None:
+    from freehold.cli.console import output
+    from freehold.cli.what_left import leaving, shown
+
+    found = [leaving(name, running.folder / name) for name in names]
+    _say("What left, by each node's own ledger. Every byte of it was checked just now: chained, signed, whole.")
+    output().print(shown(found))
+
+
 def _say_what_happened(found: Results, seconds: float, keep: Path | None) -> None:
     from freehold.cli.live import median_round
-    from freehold.node.page import size
 
     _say(f"A round took {median_round(found) or 0.0:.3g} s (median); the whole demo {seconds:.0f} s.")
-    sent = ", ".join(f"{node} {size(count)}" for node, count in sorted(found.sent_bytes.items()))
-    _say(f"Left the hospitals: {sent} of contributions, and sums over test and validation patients. No record did.")
-    _say("Stayed: the records, and the personal part of each hospital's model.")
-    _say("Promised: nothing about privacy. There was no noise: updates can reveal records.")
+    _say("Left: contributions, and sums over test and validation patients. Stayed: the records, and each personal model.")
+    _say("Promised: no ε. Release level trusted-code: there was no noise, and updates can reveal records to who sees them.")
     if keep is not None:
         _say(f"Kept: {keep}. To go on: freehold coordinator start --state {keep / 'coordinator'}")
     _say("Next: freehold node start --name alice --port 8080     # a node and a coordinator of your own")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections import Counter
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -56,6 +57,8 @@ def status(
 def amiss(found: Status) -> list[str]:
     """What an operator should look at: silent nodes, failed studies, and studies that wait for a deadline that has passed."""
     told = [f"node {node.name} is silent" for node in found.nodes if not node.connected]
+    told += [f"node {node.name} runs training code without a sandbox" for node in found.nodes if node.sandbox == "off"]
+    told += [f"node {node.name} does not train: its sandbox does not hold" for node in found.nodes if node.sandbox == "refused"]
     told += [f"study {study.name} has failed: {study.reason}" for study in found.studies if study.state == "failed"]
     now = time.time()
     for study in found.studies:
@@ -78,6 +81,8 @@ def _shown(found: Status) -> RenderableType:
         f"nodes     {connected} of {len(found.nodes)} connected: " + (", ".join(node.name for node in found.nodes) or "none yet"),
         f"studies   {len(open_studies)} running, {len(found.studies) - len(open_studies)} over",
     ]
+    if levels := Counter(node.sandbox for node in found.nodes if node.connected and node.sandbox):
+        lines.append("sandboxes " + ", ".join(f"{level}: {count}" for level, count in sorted(levels.items())))
     for study in open_studies:
         done, whole = progress_of(study)
         cycle, due = cycle_of(study)

@@ -120,7 +120,13 @@ class Administration:
     async def _status(self, asker: Asker, request: web.Request) -> web.StreamResponse:
         now = time.time()
         nodes = [
-            admin.NodeInfo(name=name, datasets=sorted(seen.datasets), last_seen=seen.last, connected=seen.connected(now))
+            admin.NodeInfo(
+                name=name,
+                datasets=sorted(seen.datasets),
+                last_seen=seen.last,
+                connected=seen.connected(now),
+                sandbox=seen.sandbox,  # type: ignore[arg-type]  # as it was stored
+            )
             for name, seen in sorted(self._presence.all().items())
         ]
         return reply(
@@ -301,9 +307,11 @@ def results(connection: sa.Connection, store: Store, digest: str, cycle: int | N
         told.setdefault(row.run, {})[row.node] = row.body
     heard: dict[tuple[str, int], list[Any]] = {}
     sent: dict[str, int] = {}
+    trained_in: dict[str, set[str]] = {}
     for row in connection.execute(sa.select(contributions).where(contributions.c.run.in_(own)).order_by(contributions.c.node)):
         heard.setdefault((row.run, row.summed), []).append(row)
         sent[row.node] = sent.get(row.node, 0) + row.length
+        trained_in.setdefault(row.node, set()).add(row.sandbox)
     return admin.Results(
         plan=text,
         rounds=[
@@ -313,12 +321,14 @@ def results(connection: sa.Connection, store: Store, digest: str, cycle: int | N
                 heard=[c.node for c in heard.get((r.run, r.round), []) if c.counted],
                 seconds=r.closed - r.opened,
                 bytes=sum(c.length for c in heard.get((r.run, r.round), [])),
+                sandboxes=tuple(sorted({c.sandbox for c in heard.get((r.run, r.round), []) if c.counted})),
             )
             for r in closed
             if training.cycle(r.round) == cycle
         ],
         measures=told,
         sent_bytes=sent,
+        sandboxes={node: tuple(sorted(levels)) for node, levels in trained_in.items()},
         cycle=cycle,
         cycles=tuple(cycles),
     )

@@ -135,10 +135,18 @@ class App:
             await self._offered(node, [])
             self._presence.stopped(node.name)
             return reply(WorkReply())
-        return await self._next(request, node, message.datasets, message.pending, message.wait_s, working=message.working)
+        return await self._next(
+            request,
+            node,
+            message.datasets,
+            message.pending,
+            message.wait_s,
+            working=message.working,
+            sandbox=message.sandbox,
+        )
 
-    async def _offered(self, node: Identity, datasets: list[str] | None) -> None:
-        lost = await self._presence.heard(node.name, datasets)
+    async def _offered(self, node: Identity, datasets: list[str] | None, sandbox: str = "") -> None:
+        lost = await self._presence.heard(node.name, datasets, sandbox)
         if lost is not None:
             await self._studies.offered(node.name, lost)
 
@@ -151,9 +159,10 @@ class App:
         wait_s: float,
         *,
         working: Pending | None = None,
+        sandbox: str = "",
         received: bool = False,
     ) -> web.Response:
-        await self._offered(node, datasets)
+        await self._offered(node, datasets, sandbox)
         swollen = request.transport in self._swollen
         settled, work = await self._studies.work(node.name, pending, 0.0 if swollen else min(wait_s, self._poll_s), working)
         answer = reply(WorkReply(settled=settled, work=work, received=received))
@@ -203,12 +212,15 @@ class App:
         offered = _header(request, routes.DATASETS_HEADER, routes.DATASETS_PATTERN, "")
         datasets = list(filter(None, offered.split(","))) if routes.DATASETS_HEADER in request.headers else None
         pending = _pending(_header(request, routes.PENDING_HEADER, routes.PENDING_PATTERN, ""))
+        sandbox = _header(request, routes.SANDBOX_HEADER, routes.SANDBOX_PATTERN, "")
         asked = self._studies.intake.expects(node.name, run, round_)
         body = await self._ingest.receive_body(
             request, sha256=sha256, limit_bytes=asked.limit_bytes, compression=asked.run.contribution.compression
         )
         try:
-            await self._studies.intake.contribute(node.name, run, round_, weight=weight, sha256=sha256, body=body)
+            await self._studies.intake.contribute(
+                node.name, run, round_, weight=weight, sha256=sha256, body=body, sandbox=sandbox
+            )
         finally:
             if not isinstance(body, bytes):
                 await asyncio.to_thread(body.unlink, missing_ok=True)

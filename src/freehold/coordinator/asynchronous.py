@@ -94,6 +94,7 @@ async def contribute(
     sha256: str,
     body: bytes | Path,
     shown: bytes | int,
+    sandbox: str,
     now: Callable[[], float],
     closing: Callable[[], bool],
     count: Count,
@@ -119,7 +120,8 @@ async def contribute(
     try:
         into = run.round
         if there == "new":
-            await store.write(lambda c: _enter(c, run.id, into, round, node, put, weight, now()), "coordinator.contribution")
+            arrived = records.Arrived(run.id, round, node, put, weight, now(), into, sandbox)
+            await store.write(lambda c: _enter(c, arrived), "coordinator.contribution")
         buffer.entering.discard(node)  # it has its place in the sum instead, from the first step of `count` on
         await count(run, node, put, shown, weight, spans, run.damping(round))
     except Late:
@@ -155,13 +157,14 @@ async def _place(
         await buffer.change()
 
 
-def _enter(connection: sa.Connection, run: str, into: int, round: int, node: str, put: Put, weight: float, now: float) -> None:
-    last = records.last_summed(connection, run, node)
-    if last is not None and last >= round:
-        raise _overtaken(run, round)
+def _enter(connection: sa.Connection, arrived: records.Arrived) -> None:
+    run, into = arrived.run, arrived.summed
+    last = records.last_summed(connection, run, arrived.node)
+    if last is not None and last >= arrived.round:
+        raise _overtaken(run, arrived.round)
     if records.is_closed(connection, run, into):
         raise Late(f"Round {into} of run {run} closed meanwhile.", hint="Nothing is wrong; ask for work again.")
-    records.insert_contributions(connection, [records.Arrived(run, round, node, put, weight, now, into)])
+    records.insert_contributions(connection, [arrived])
 
 
 def _overtaken(run: str, round: int) -> Late:

@@ -62,20 +62,33 @@ class Intake:
                 self._look_up(run)
         return any(run.shows(node, sha256) for run in self._runs.values())
 
-    async def contribute(self, node: str, run: str, round: int, *, weight: float, sha256: str, body: bytes | Path) -> None:
+    async def contribute(
+        self, node: str, run: str, round: int, *, weight: float, sha256: str, body: bytes | Path, sandbox: str = ""
+    ) -> None:
         """Take a contribution: when this returns, it is in the store and will be counted, once.
+
+        `sandbox`: in what it was trained, as the node says.
 
         Raises UnknownRun, Late, Conflict, SpecMismatch, WeightRefused, TensorsMalformed or StoreError.
         """
         # A file will be moved, or sent to the bucket; its descriptor goes on to show what was checked.
         shown = body if isinstance(body, bytes) else os.open(body, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            await self._contribute(node, run, round, weight=weight, sha256=sha256, body=body, shown=shown)
+            await self._contribute(node, run, round, weight=weight, sha256=sha256, body=body, shown=shown, sandbox=sandbox)
         finally:
             close([shown] if isinstance(shown, int) else [])
 
     async def _contribute(
-        self, node: str, run: str, round: int, *, weight: float, sha256: str, body: bytes | Path, shown: bytes | int
+        self,
+        node: str,
+        run: str,
+        round: int,
+        *,
+        weight: float,
+        sha256: str,
+        body: bytes | Path,
+        shown: bytes | int,
+        sandbox: str,
     ) -> None:
         open_run = self.expects(node, run, round)
         if open_run.buffer is not None:
@@ -89,6 +102,7 @@ class Intake:
                     sha256=sha256,
                     body=body,
                     shown=shown,
+                    sandbox=sandbox,
                     now=self._clock,
                     closing=self._closing,
                     count=self._count_late,
@@ -105,7 +119,7 @@ class Intake:
                 spans = await asyncio.to_thread(check, shown, open_run, open_run.tally.sum, weight)
             name = open_run.place_of(round, node, sha256)
             put = await self._store.put(body, name=name, point="coordinator.contribution", sha256=sha256)
-            arrived = records.Arrived(run, round, node, put, weight, self._clock(), round)
+            arrived = records.Arrived(run, round, node, put, weight, self._clock(), round, sandbox)
             try:
                 before = await self._store.write_alike(self._enter, arrived, "coordinator.contribution")
             except Late:

@@ -24,6 +24,8 @@ class Seen:
     """Unix time; 0: not since the coordinator started."""
     stopped: bool = False
     """It has said goodbye here, and nothing since."""
+    sandbox: str = ""
+    """In what it trains, as it says."""
 
     def connected(self, now: float) -> bool:
         """Whether it counts as connected at this Unix time."""
@@ -42,17 +44,20 @@ class Presence:
     def refresh(self) -> None:
         """Read who there is, also those that speak to other coordinators over the same database."""
 
-        def read(connection: sa.Connection) -> list[tuple[str, str, float]]:
-            found = sa.select(offers.c.node, offers.c.datasets, offers.c.seen).join(nodes, nodes.c.name == offers.c.node)
+        def read(connection: sa.Connection) -> list[tuple[str, str, float, str]]:
+            found = sa.select(offers.c.node, offers.c.datasets, offers.c.seen, offers.c.sandbox).join(
+                nodes, nodes.c.name == offers.c.node
+            )
             shut = sa.exists().where(denied.c.what == sa.literal("node/") + offers.c.node)
             rows = connection.execute(found.where(nodes.c.left.is_(None), ~shut))
-            return [(row.node, row.datasets, row.seen) for row in rows]
+            return [(row.node, row.datasets, row.seen, row.sandbox) for row in rows]
 
         before, self._nodes = self._nodes, {}
-        for name, datasets, seen in self._store.read(read):
+        for name, datasets, seen, sandbox in self._store.read(read):
             last = max(seen, before[name].last if name in before else 0.0)
             stopped = name in before and before[name].stopped and seen <= before[name].last
-            self._nodes[name] = Seen(datasets=frozenset(filter(None, datasets.split(","))), last=last, stopped=stopped)
+            offered = frozenset(filter(None, datasets.split(",")))
+            self._nodes[name] = Seen(datasets=offered, last=last, stopped=stopped, sandbox=sandbox)
 
     async def tell_others(self) -> None:
         """Write when the nodes that spoke since the last time were heard."""
@@ -62,23 +67,26 @@ class Presence:
                 lambda c: c.execute(sa.update(offers).where(offers.c.node.in_(names)).values(seen=now)), "coordinator.offer"
             )
 
-    async def heard(self, node: str, datasets: Sequence[str] | None) -> frozenset[str] | None:
-        """A node speaks, and may say what it offers. None if that is what it offered before; else what it offers no longer."""
+    async def heard(self, node: str, datasets: Sequence[str] | None, sandbox: str = "") -> frozenset[str] | None:
+        """A node speaks, and may say what it offers and in what it trains. None if it offers what it did; else what no longer."""
         before = self._nodes.get(node)
         self._heard.add(node)
         if before is not None:
             before.last, before.stopped = self._clock(), False
-        if datasets is None or (before is not None and before.datasets == frozenset(datasets)):
+        known = "" if before is None else before.sandbox
+        same = before is not None and sandbox in ("", known)
+        if datasets is None or (same and before is not None and before.datasets == frozenset(datasets)):
             return None
+        sandbox = sandbox or known
         offered, now = frozenset(datasets), self._clock()
 
         def write(connection: sa.Connection) -> None:
             connection.execute(sa.delete(offers).where(offers.c.node == node))
-            connection.execute(sa.insert(offers).values(node=node, datasets=",".join(sorted(offered)), seen=now))
+            connection.execute(sa.insert(offers).values(node=node, datasets=",".join(sorted(offered)), seen=now, sandbox=sandbox))
             self._store.announce(connection, "nodes")
 
         await self._store.write(write, "coordinator.offer")
-        self._nodes[node] = Seen(datasets=offered, last=now)
+        self._nodes[node] = Seen(datasets=offered, last=now, sandbox=sandbox)
         return frozenset() if before is None else before.datasets - offered
 
     def stopped(self, node: str) -> None:

@@ -163,6 +163,8 @@ class Arrived(NamedTuple):
     received: float
     summed: int
     """The round in whose sum it is."""
+    sandbox: str = ""
+    """The level that it was trained in, by its node's word."""
 
 
 def insert_contributions(connection: sa.Connection, arrived: Sequence[Arrived]) -> list[str | None]:

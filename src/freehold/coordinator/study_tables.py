@@ -14,6 +14,7 @@ offers = sa.Table(
     sa.Column("node", _NAME, primary_key=True),
     sa.Column("datasets", sa.Text, nullable=False),  # names, a comma between them
     sa.Column("seen", sa.Double, nullable=False, server_default="0"),  # last, by any of several coordinators
+    sa.Column("sandbox", sa.String(16), nullable=False, server_default=""),  # as the node says
 )
 
 studies = sa.Table(
@@ -80,6 +81,7 @@ contributions = sa.Table(
     sa.Column("body", sa.LargeBinary, nullable=True),  # while the round is open; of small ones
     sa.Column("place", sa.String(80), nullable=True),  # the same of others: a name in the blob folder
     sa.Column("counted", sa.Boolean, nullable=True),  # null while the round is open
+    sa.Column("sandbox", sa.String(16), nullable=False, server_default=""),  # it was trained in, as the node says
     sa.Column("summed", sa.Integer, nullable=True),  # the round in whose sum it is; a later one if rounds are asynchronous
     sa.Index("ix_contributions_summed", "run", "summed"),
 )

@@ -267,6 +267,7 @@ def facts(options: Options, service: Service) -> dict[str, Any]:
         "sent_bytes": 0 if agent is None else agent.status.sent_bytes,
         "received_bytes": 0 if agent is None else agent.status.received_bytes,
         "sandbox": "" if agent is None else agent.status.sandbox,
+        "escapes_held": 0 if agent is None else agent.status.held,
         "last_error": "" if agent is None else agent.status.last_error,
         "datasets": {name: str(path) for name, path in service.settings.datasets.items()},
         "certificate": None,

@@ -47,6 +47,7 @@ from freehold.wire.routes import (
     ENCODING_HEADER,
     MEASURES,
     PENDING_HEADER,
+    SANDBOX_HEADER,
     WAIT_HEADER,
     WEIGHT_HEADER,
     WORK,
@@ -90,6 +91,8 @@ class Status:
     """Why it rests; None while it works."""
     sandbox: str = ""
     """What the guard said of it: its level, "off", or "refused: " and why."""
+    held: int = 0
+    """Attempts to get out of it that held."""
 
 
 class Agent:
@@ -149,7 +152,7 @@ class Agent:
         wait_s = self._wait_s() if self.status.state == "connected" and working is None else 0.0
         pending = self._pending[:MOST_PENDING]
         datasets = sorted(self._hello.datasets) if working is not None else self._offers()
-        request = WorkRequest(wait_s=wait_s, datasets=datasets, pending=pending, working=working)
+        request = WorkRequest(wait_s=wait_s, datasets=datasets, pending=pending, working=working, sandbox=self._level())
         try:
             reply = self._connection.post(WORK.path, request, WorkReply, wait_s=wait_s)
         except Unreachable:
@@ -289,6 +292,7 @@ class Agent:
             WEIGHT_HEADER: repr(found.weight),
             WAIT_HEADER: repr(wait_s),
             DATASETS_HEADER: ",".join(datasets),
+            SANDBOX_HEADER: self._level(),
             PENDING_HEADER: ",".join(f"{p.run}:{p.round}" for p in self._pending[-MOST_PENDING:]),
         }
         if found.compression != "none":
@@ -362,6 +366,9 @@ class Agent:
             raise
         return memory.seal()
 
+    def _level(self) -> Any:
+        return self.status.sandbox.partition(":")[0]
+
     # The guard.
 
     def _greet(self, child: Child) -> None:
@@ -385,10 +392,5 @@ class Agent:
         if isinstance(found, PendingRounds):
             self._pending = found.pending
             if found.sandbox and found.sandbox != self.status.sandbox:
-                self.status.sandbox = found.sandbox
-                if found.sandbox == "off":
-                    self._tell(Event("sandbox.off", {}))
-                elif found.sandbox.startswith("refused"):
-                    self._tell(Event("sandbox.refused", {"why": found.sandbox}))
-                else:
-                    self._tell(Event("sandbox.closed", {"level": found.sandbox}))
+                self.status.sandbox, self.status.held = found.sandbox, found.held
+                self._tell(found.sandbox_event())

@@ -76,6 +76,16 @@ class PendingRounds(Errand, frozen=True, kw_only=True, tag="pending"):
     pending: list[Pending]
     sandbox: str = ""
     """The level that a guard which has just started reached, "off", or "refused: " and why; "" from then on."""
+    held: int = 0
+    """Attempts to get out of it that were made then, and held."""
+
+    def sandbox_event(self) -> Event:
+        """What the node tells of that."""
+        if self.sandbox == "off":
+            return Event("sandbox.off", {})
+        if self.sandbox.startswith("refused"):
+            return Event("sandbox.refused", {"why": self.sandbox})
+        return Event("sandbox.closed", {"level": self.sandbox, "held": self.held})
 
 
 class Outgoing(Errand, frozen=True, kw_only=True, tag="outgoing"):

@@ -348,15 +348,15 @@ def main(*, spawn: Spawn = spawn) -> None:
             out: list[int] = []
             reply: FromGuard
             try:
-                said = ""
+                said = None
                 if guard is None and isinstance(errand, Hello):
                     trainers = trainers_of(errand, spawn)
-                    guard, errand, said = Guard(errand, trainers=trainers), Settle(), trainers.said
+                    guard, errand, said = Guard(errand, trainers=trainers), Settle(), trainers
                 if guard is None:
                     raise NodeError("The guard was not told whose it is.", hint="This is a defect; please report it.")
                 reply, out = guard.answer(errand, fds)  # type: ignore[arg-type]
-                if said and isinstance(reply, PendingRounds):
-                    reply = msgspec.structs.replace(reply, sandbox=said)
+                if said is not None and isinstance(reply, PendingRounds):
+                    reply = msgspec.structs.replace(reply, sandbox=said.said, held=said.held)
             except FreeholdError as error:
                 if guard is not None:
                     guard.refused(errand, error)

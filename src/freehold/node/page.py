@@ -189,7 +189,7 @@ def html(told: Mapping[str, Any]) -> str:
     data = "".join(f"<li>{escape(name)}: <code>{escape(path)}</code></li>" for name, path in told["datasets"].items())
     rest = f'<p class="rest">{escape(resting(told["rest"]))}</p>' if told.get("rest") else ""
     error = f'<h2>Last error</h2><p class="error">{escape(told["last_error"])}</p>' if told["last_error"] else ""
-    sandbox = _sandbox(str(told.get("sandbox", "")))
+    sandbox = _sandbox(str(told.get("sandbox", "")), int(told.get("escapes_held", 0)))
     studies = (
         "".join(map(_study, told["studies"])) or '<p class="soft">None yet: the node waits for a study that needs its data.</p>'
     )
@@ -208,14 +208,16 @@ def html(told: Mapping[str, Any]) -> str:
     )
 
 
-def _sandbox(said: str) -> str:
+def _sandbox(said: str, held: int) -> str:
     """In red unless training code is walled in."""
     if said == "off":
         text = "Training code runs without a sandbox (--insecure-no-sandbox): it may do whatever this user may."
         return f'<p class="error">{text}</p>'
     if said.startswith("refused: "):
         return f'<p class="error">This node does not train. {escape(said.removeprefix("refused: "))}</p>'
-    return f'<p class="soft">Training code runs in a sandbox, level {escape(said)}.</p>' if said else ""
+    if not said:
+        return ""
+    return f'<p class="soft">Training code runs in a sandbox, level {escape(said)}; {held} of {held} ways out held.</p>'
 
 
 def _study(study: Mapping[str, Any]) -> str:

@@ -43,6 +43,8 @@ class Trainers:
     start: StartTrainer
     said: str
     """The sandbox's level, "off", or why no trainer can be started."""
+    held: int = 0
+    """Attempts to get out of it that were made now, and held."""
 
     bounded: Literal["", "processes", "group"] = ""
     """What holds them to `Bounds`."""
@@ -63,7 +65,8 @@ def trainers_of(hello: Hello, spawn: Spawn) -> Trainers:
     if hello.sandbox == "off":
         return unjailed(spawn)
     try:
-        offer = require(assess(hello.state))
+        found = assess(hello.state)
+        offer = require(found)
     except (FreeholdError, OSError, subprocess.SubprocessError) as error:
         refusal = error if isinstance(error, FreeholdError) else not_built(error)
 
@@ -78,7 +81,7 @@ def trainers_of(hello: Hello, spawn: Spawn) -> Trainers:
         own = replace(_bounded(jail, bounds, groups), data=Path(table) if table else None, environ=environ)
         return in_jail(own), data_path(own)
 
-    return Trainers(start=start, said=offer.level, bounded="processes" if groups is None else "group")
+    return Trainers(start=start, said=offer.level, held=len(found.outcomes), bounded="processes" if groups is None else "group")
 
 
 def _bounded(jail: Jail, bounds: Bounds, groups: Groups | None) -> Jail:

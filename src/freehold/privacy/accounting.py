@@ -25,6 +25,9 @@ LEAST_LATTICE = 16.0
 
 _SMOOTHING = 2.0
 _SLACK = 1e-9
+_FAR = 1e3
+_NARROW = 0.3
+"""Less noise than this, sampled, is accounted for as if it were not: its ε is in the tens, and slow to compute."""
 
 
 class Mechanism(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -140,12 +143,46 @@ def _epsilon(grouped: tuple[tuple[float, float, int], ...], delta: float) -> flo
     if not grouped:
         return 0.0
     # Gaussian noise that is not sampled composes to Gaussian noise: one distribution instead of many.
-    whole = sum(count / spread**2 for spread, sampling, count in grouped if sampling == 1)
+    whole = _joined(each for each in grouped if each[1] == 1)
     rest = tuple(each for each in grouped if each[1] < 1)
-    joined = ((1 / math.sqrt(whole), 1.0, 1), *rest) if whole else rest
+    if not rest:
+        return gaussian_epsilon(whole, delta)
+    joined = ((1 / whole, 1.0, 1), *rest) if whole else rest
+    if any(spread < _NARROW for spread, _, _ in joined):
+        return gaussian_epsilon(_joined(grouped), delta)
     from dp_accounting.pld import PLDAccountant
 
     return _composed(PLDAccountant(), joined, delta) + _SLACK
+
+
+def _joined(grouped: Iterable[tuple[float, float, int]]) -> float:
+    """How far apart two Gaussians of standard deviation 1 are that are told apart as well as by all of these, unsampled."""
+    return math.hypot(*(math.sqrt(count) / spread for spread, _, count in grouped))
+
+
+def gaussian_epsilon(shift: float, delta: float) -> float:
+    """ε at δ of N(shift, 1) against N(0, 1), never too small: the analytic Gaussian mechanism (Balle, Wang 2018, theorem 8)."""
+    if shift > _FAR:  # zero-concentrated differential privacy (Bun and Steinke 2016, proposition 1.3)
+        rho = shift * shift / 2
+        return rho + 2 * math.sqrt(rho * math.log(1 / delta))
+    low, high = 0.0, shift**2 / 2 + shift * math.sqrt(2 * math.log(1 / delta)) + _SLACK
+    while high - low > _SLACK * max(1.0, low):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _excess(shift, middle) > delta else (low, middle)
+    return high * (1 + _SLACK) + _SLACK
+
+
+def _excess(shift: float, epsilon: float) -> float:
+    """δ of the same at ε: Φ(a) - exp(ε) Φ(b)."""
+    a, b = shift / 2 - epsilon / shift, -shift / 2 - epsilon / shift
+    return math.erfc(-a / math.sqrt(2)) / 2 - math.exp(epsilon + _least_log_tail(b))
+
+
+def _least_log_tail(x: float) -> float:
+    """log Φ(x) for x ≤ 0; a little less where it underflows (Gordon 1941)."""
+    if x > -37:
+        return math.log(math.erfc(-x / math.sqrt(2)) / 2)
+    return -(x**2) / 2 + math.log(-x / (1 + x**2) / math.sqrt(2 * math.pi))
 
 
 def _composed(accountant: PrivacyAccountant, grouped: Iterable[tuple[float, float, int]], delta: float) -> float:

@@ -13,7 +13,7 @@ from typing import Annotated, Protocol, TypeVar
 import msgspec
 
 from freehold.errors import FreeholdError, Unreachable, WireError, by_code
-from freehold.wire.messages import Message, Problem, Role, Signature, decode, encode
+from freehold.wire.messages import Message, Problem, Role, Sandbox, Signature, decode, encode
 
 M = TypeVar("M", bound=Message)
 
@@ -73,6 +73,7 @@ class NodeInfo(Message, frozen=True, kw_only=True):
     datasets: list[str]
     last_seen: float
     connected: bool
+    sandbox: Sandbox = ""
 
 
 class RunInfo(Message, frozen=True, kw_only=True):
@@ -157,6 +158,8 @@ class RoundInfo(Message, frozen=True, kw_only=True):
     heard: list[str]
     seconds: float
     bytes: int
+    sandboxes: tuple[str, ...] = ()
+    """In what those that counted were trained, by the nodes' own word; "" where one says nothing."""
 
 
 class Cycle(Message, frozen=True, kw_only=True):
@@ -180,6 +183,8 @@ class Results(Message, frozen=True, kw_only=True):
     measures: dict[str, dict[str, str]]
     sent_bytes: dict[str, int]
     """Node -> bytes of its contributions, in all cycles."""
+    sandboxes: dict[str, tuple[str, ...]] = msgspec.field(default_factory=dict)
+    """Node -> in what its contributions were trained, by its own word; levels of the sandbox, or off."""
     cycle: int = 0
     cycles: tuple[Cycle, ...] = ()
     """Those in which a run is measured."""

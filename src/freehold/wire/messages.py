@@ -34,6 +34,9 @@ Words = Annotated[str, msgspec.Meta(max_length=2000)]
 Role = Literal["node", "operator", "researcher"]
 """What a certificate's holder may do: take part, administer, or run studies."""
 TokenId = Annotated[str, msgspec.Meta(pattern=rf"^[0-9a-f]{{8}}{END}")]
+Sandbox = Literal["", "off", "refused", "basic", "standard", "strict"]
+"""In what training code runs on a node, by the node's own word: its sandbox's level; off, as its owner wants it; or nowhere,
+since the sandbox did not hold. "": not known yet."""
 Secret = Annotated[str, msgspec.Meta(min_length=32, max_length=32)]
 Signature = Annotated[str, msgspec.Meta(max_length=200)]
 """Of a plan by a study key, see `freehold.signing`; the node holds it against its owner's policy."""
@@ -143,6 +146,7 @@ class WorkRequest(Message, frozen=True, kw_only=True):
     pending: Unsettled = []
     working: Pending | None = None
     """The work that the node is still busy with at its deadline: handed out once more if the coordinator still waits for it."""
+    sandbox: Sandbox = ""
     stops: bool = False
     """The node is about to stop, in order. It offers nothing, so that nobody waits for it; there is no work in the answer."""
 

@@ -33,6 +33,7 @@ WEIGHT_HEADER: Final = "Freehold-Weight"
 WAIT_HEADER: Final = "Freehold-Wait"
 DATASETS_HEADER: Final = "Freehold-Datasets"
 PENDING_HEADER: Final = "Freehold-Pending"
+SANDBOX_HEADER: Final = "Freehold-Sandbox"
 ENCODING_HEADER: Final = "Content-Encoding"
 
 Binary: TypeAlias = Literal["application/octet-stream", "application/x-pem-file", "application/json"]
@@ -58,6 +59,8 @@ PendingList = Annotated[
 ]
 
 
+SANDBOX_PATTERN: Final = f"^(off|basic|standard|strict)?{END}"
+Level = Annotated[str, msgspec.Meta(pattern=SANDBOX_PATTERN, description="Of the sandbox that the contribution was trained in.")]
 Encoding = Annotated[
     Literal["zstd"],
     msgspec.Meta(description="Where the plan says so; digest and length are those of the bytes sent."),
@@ -143,6 +146,7 @@ CONTRIBUTE: Final = Route(
         Field(WAIT_HEADER, Wait, required=False),
         Field(DATASETS_HEADER, Datasets, required=False),
         Field(PENDING_HEADER, PendingList, required=False),
+        Field(SANDBOX_HEADER, Level, required=False),
         Field(ENCODING_HEADER, Encoding, required=False),
     ),
 )

@@ -38,6 +38,22 @@ def test_unsampled_noise_has_the_closed_form(sigma: float, count: int, delta: fl
     assert exact - 1e-9 <= found <= exact + max(2e-3, 2e-4 * exact)
 
 
+@pytest.mark.parametrize("sampling", [1.0, 0.3])
+@pytest.mark.parametrize("sigma", [1e-200, 1e-150, 1e-9, 0.002, 0.3])
+def test_hardly_any_noise_costs_a_lot_and_is_told_at_once(sigma: float, sampling: float) -> None:
+    """The 0.01-quantile of the loss of N(1, σ²) against N(0, σ²), which is N(μ²/2, μ²), is less than ε at that δ."""
+    mu = 1 / sigma if sigma > 1e-151 else math.inf
+    found = epsilon([Mechanism(noise_multiplier=sigma, sampling=sampling)], 1e-5)
+    if math.isinf(mu):
+        assert math.isinf(found)
+        return
+    assert (
+        (mu**2 / 2 - 3 * mu) * (1 - 1e-9) + math.log(sampling) - 1
+        < found
+        <= (mu**2 / 2 + mu * math.sqrt(2 * math.log(1e5))) * (1 + 1e-9)
+    )
+
+
 def test_noise_of_several_studies_composes_to_the_closed_form() -> None:
     parts = [Mechanism(noise_multiplier=s, count=n) for s, n in ((2.0, 3), (5.0, 40), (9.0, 7))]
     joined = 1 / math.sqrt(3 / 4 + 40 / 25 + 7 / 81)
