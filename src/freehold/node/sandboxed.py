@@ -81,8 +81,7 @@ def trainers_of(hello: Hello, spawn: Spawn) -> Trainers:
         own = replace(_bounded(jail, bounds, groups), data=Path(table) if table else None, environ=environ)
         return in_jail(own), data_path(own)
 
-    bounded: Literal["processes", "group"] = "processes" if groups is None else "group"
-    return Trainers(start=start, said=offer.level, held=len(found.outcomes), bounded=bounded)
+    return Trainers(start=start, said=offer.level, held=len(found.outcomes), bounded="processes" if groups is None else "group")
 
 
 def _bounded(jail: Jail, bounds: Bounds, groups: Groups | None) -> Jail:
