@@ -1,6 +1,6 @@
 """Attacks on what leaves: how much they show of who was in the data, beside the ε that is claimed; and records read off updates.
 
-Membership by the audit of one run (`freehold.privacy.audit`), against the real mechanisms: a node's guard, and DP-SGD in `descend`.
+Membership by the audit of one run (`freehold.privacy.audit`), against the real mechanisms: a guard, and DP-SGD in `descend`.
 Inversion of real heart records: of one example by division, of a batch by matching the gradient's direction.
 """
 

@@ -1,7 +1,8 @@
 """What an attack shows about ε, in one run. Steinke, Nasr, Jagielski, NeurIPS 2023, arXiv:2305.08846.
 
-Each of `canaries` examples (or contributions) is put in, or left out, by the toss of a coin of its own. Who sees what leaves guesses
-for some of them whether they were in, and abstains for the others. A mechanism that is (ε, δ)-private lets nobody be right too often.
+Each of `canaries` examples (or contributions) is put in, or left out, by the toss of a coin of its own. Who sees what leaves
+guesses for some of them whether they were in, and abstains for the others. A mechanism that is (ε, δ)-private lets nobody be
+right too often.
 """
 
 from __future__ import annotations
