@@ -296,6 +296,8 @@ def privacy_note(results: Results) -> str:
     from freehold.privacy import planned_epsilon
 
     _, epsilon = planned_epsilon(plan, 1)  # of a node: how many records it has does not matter
+    if not math.isfinite(epsilon):  # noise that is too narrow for its grid hides nothing
+        return f"Privacy: {promises.NOTHING}"
     said = promises.CLIENT.format(epsilon=f"{math.ceil(epsilon * 100) / 100:g}", delta=f"{plan.privacy.delta:g}")
     return f"Privacy: {said} {promises.MEASURES}"
 
