@@ -93,11 +93,14 @@ class Threads:
     opened: Callable[[], msgspec.Struct | bytes] = lambda: Opened(examples=30, findings=[])
     said: list[Any] = field(default_factory=list)
     started: int = 0
+    threads: list[threading.Thread] = field(default_factory=list)
     pid: int = 0
 
     def spawn(self, module: str, fd: int) -> subprocess.Popen[bytes]:
         self.started += 1
-        threading.Thread(target=self._serve, args=(channel_from(os.dup(fd)),), daemon=True).start()
+        thread = threading.Thread(target=self._serve, args=(channel_from(os.dup(fd)),), daemon=True)
+        self.threads.append(thread)
+        thread.start()
         return self  # type: ignore[return-value]
 
     def _serve(self, channel: Channel) -> None:
@@ -222,6 +225,8 @@ class Stage:
         self._thread.join(PATIENCE_S)
         assert not self._thread.is_alive()
         self._theirs.close()
+        for thread in self.threads.threads:
+            thread.join(PATIENCE_S)
 
 
 def stopped(stage: Stage, left: Left, code: int) -> None:
