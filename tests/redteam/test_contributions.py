@@ -182,7 +182,8 @@ ATTEMPTS = {
         script=lambda asked: (msgspec.json.encode({"type": "failed", "code": 63, "message": ROW, "hint": ROW}), []), code=306
     ),
     "error-long": Attempt(
-        script=lambda asked: (msgspec.json.encode({"type": "failed", "code": 1, "message": "6" * 179_900}), []), code=306
+        script=lambda asked: (msgspec.json.encode({"type": "failed", "code": 1, "message": "6" * (LIMIT_BYTES - 50)}), []),
+        code=306,
     ),
 }
 
