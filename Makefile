@@ -52,3 +52,4 @@ regold: setup ## write the golden files anew; read their diff before you commit 
 	@$(BIN)/python tests/architecture/algorithm_docs.py
 	@$(BIN)/python tests/architecture/cli_docs.py
 	@$(BIN)/python tests/architecture/wire_docs.py
+	@$(BIN)/python -m tests.redteam

@@ -1,6 +1,6 @@
 """Run benchmarks, write one JSON file each to benchmarks/results, and print what they found.
 
-`python -m benchmarks [commands|federation|connections|peers|sandbox|vault …]`; without a name, all six.
+`python -m benchmarks [commands|federation|connections|peers|sandbox|vault|audit …]`; without a name, all seven.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import commands, connections, federation, sandbox, vault
+from benchmarks import audit, commands, connections, federation, sandbox, vault
 from benchmarks.machine import facts
 from benchmarks.peers import run as peers
 from benchmarks.table import tables
 
 RESULTS = Path(__file__).with_name("results")
-ALL = ("commands", "federation", "connections", "peers", "sandbox", "vault")
+ALL = ("commands", "federation", "connections", "peers", "sandbox", "vault", "audit")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -43,6 +43,7 @@ def chosen(told: argparse.Namespace) -> dict[str, Callable[[], Any]]:
         "connections": lambda: connections.run([int(n) for n in told.nodes.split(",")], poll_s=told.poll, **rounds),
         "sandbox": sandbox.run,
         "vault": vault.run,
+        "audit": audit.run,
         "peers": lambda: peers.run(sizes or ("10kb", "50mb"), told.peers.split(","), **rounds),
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 import urllib.parse
@@ -292,11 +293,20 @@ def tell(coordinator: Administrator, digest: str, options: ResultOptions, *, cyc
 def privacy_note(results: Results) -> str:
     """Which promise of privacy held."""
     from freehold.plan import parse
+    from freehold.policy import promises
 
-    unit = parse(results.plan).privacy.unit
-    if unit == "none":
-        return "Privacy: no noise was added. Data did not leave the nodes, but contributions did, and they can reveal records."
-    return f"Privacy: noise for each {unit}; see the plan for how much."
+    plan = parse(results.plan)
+    if plan.privacy.unit == "none":
+        return f"Privacy: {promises.NOTHING}"
+    if plan.privacy.unit == "record":
+        return f"Privacy: {promises.RECORD.format(delta=f'{plan.privacy.delta:g}')} {promises.MEASURES}"
+    from freehold.privacy import planned_epsilon
+
+    _, epsilon = planned_epsilon(plan, 1)  # of a node: how many records it has does not matter
+    if not math.isfinite(epsilon):  # noise that is too narrow for its grid hides nothing
+        return f"Privacy: {promises.NOTHING}"
+    said = promises.CLIENT.format(epsilon=f"{math.ceil(epsilon * 100) / 100:g}", delta=f"{plan.privacy.delta:g}")
+    return f"Privacy: {said} {promises.MEASURES}"
 
 
 def _end(info: StudyInfo) -> None:

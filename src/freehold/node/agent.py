@@ -32,7 +32,7 @@ from freehold.node.errands import (
     Settle,
     TrainErrand,
     errand_of,
-    told,
+    heard,
 )
 from freehold.node.rest import Rest, Rules
 from freehold.wire.client import Connection, retry
@@ -328,16 +328,17 @@ class Agent:
 
     def _decline(self, work: Work, refused: Refused) -> WorkReply | None:
         datasets, wait_s = self._offers(), self._wait_s()
-        message = Declined(
+        code, message = heard(refused.code)
+        declined = Declined(
             run=work.run,
             round=work.round,
-            code=refused.code,
-            message=told(refused.code),
+            code=code,
+            message=message,
             wait_s=wait_s,
             datasets=datasets,
             pending=self._pending[:MOST_PENDING],
         )
-        return self._ask(lambda: self._connection.post(DECLINED.path, message, WorkReply, wait_s=wait_s))
+        return self._ask(lambda: self._connection.post(DECLINED.path, declined, WorkReply, wait_s=wait_s))
 
     def _kept(self, blob: Blob) -> int:
         """A plan or its code in sealed memory; kept, by content, since each piece of work names them."""

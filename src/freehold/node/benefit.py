@@ -25,8 +25,14 @@ def _rough(measured: Measured) -> Measured:
             _base, _, of_class = name.partition("/")
             count = f"count_by_class/{of_class}" if of_class else "count"
             exact, shown = counts.get(count, measured.examples), rough.get(count, _tens(measured.examples))
-            rough[name] = round(value / exact / BIN) * BIN * shown if exact else 0.0
+            rough[name] = _figure(value / exact) * shown if exact else 0.0
     return Measured(examples=_tens(measured.examples), sums={name: rough[name] for name in measured.sums})
+
+
+def _figure(value: float) -> float:
+    """To five hundredths, and from 1 on to two digits: a loss of 12 digits would be as many letters."""
+    rough = round(value / BIN) * BIN
+    return rough if abs(value) < 1 else float(f"{rough:.1e}")
 
 
 def _tens(count: float) -> int:

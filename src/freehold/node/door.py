@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from freehold.errors import BudgetExceeded, FreeholdError
+from freehold.errors import BudgetExceeded, DataUnfit, FreeholdError
 from freehold.node.budget import Anchor, Ask, Budget, Limits, Spent, no_vault
+from freehold.node.errands import BY_TRAINING, told
 from freehold.node.ledger import Ledger
 from freehold.node.lines import Line
 from freehold.plan import Plan, digest, runs_of
@@ -119,10 +120,9 @@ class Door:
         return spent
 
     def refuse(self, error: FreeholdError, *, run: str = "", round: int = 0, study: str | None = None) -> None:
-        """Write that something was refused, and why."""
-        self._append(
-            "refusal", study=study, run=run or None, round=round, verdict="refused", code=error.code, text=error.message[:2000]
-        )
+        """Write that something was refused, and why: in fixed words where training code may have chosen them."""
+        text = told(error.code) if error.code in {*BY_TRAINING, DataUnfit.code} else error.message[:2000]
+        self._append("refusal", study=study, run=run or None, round=round, verdict="refused", code=error.code, text=text)
 
     def note(
         self, kind: Literal["approval", "policy", "erased"], text: str, *, plan: str | None = None, verdict: str = ""

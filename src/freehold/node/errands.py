@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
 
@@ -123,6 +123,9 @@ class Erased(Errand, frozen=True, kw_only=True, tag="erased"):
     states: int
 
 
+BY_TRAINING: Final = frozenset({114, 306, 336, 505, 507})
+"""Numbers of errors that training code can bring about as it likes, one or another, with words of its own in them."""
+
 ToGuard = Hello | Settle | TrainErrand | MeasureErrand | Quit | Forget
 FromGuard = PendingRounds | Outgoing | OutgoingMeasures | Busy | Refused | Erased
 
@@ -145,3 +148,9 @@ def told(code: int) -> str:
     """What a coordinator hears of an error: a sentence for each number. Its own words, which may quote data, stay here."""
     kind = by_code(code)
     return ((kind.__doc__ or "") if kind else "").split("\n", 1)[0] or f"Error {code}."
+
+
+def heard(code: int) -> tuple[int, str]:
+    """The number and the sentence that leave of an error. Which of its own errors training code chose would be a message."""
+    code = 306 if code in BY_TRAINING else code
+    return code, told(code)

@@ -23,6 +23,7 @@ from freehold.node import vaultkey
 from freehold.node.admission import Admission
 from freehold.node.budget import Limits
 from freehold.node.bundles import Bundles, check_guarded
+from freehold.node.claims import Claims, whole
 from freehold.node.door import Door, Piece
 from freehold.node.errands import (
     Busy,
@@ -49,7 +50,7 @@ from freehold.node.sandboxed import Trainers, trainers_of, unjailed
 from freehold.node.vault import Vault
 from freehold.plan import Plan, Run, digest, parse, runs_of
 from freehold.policy import DataRules
-from freehold.wire.local import Mapped, Memory, channel_from, close, is_sealed, read, sealed
+from freehold.wire.local import Mapped, Memory, channel_from, close, read, sealed
 from freehold.wire.packing import packed
 from freehold.wire.process import Child, Spawn, spawn
 
@@ -59,6 +60,9 @@ TRAINING_LIMIT_S = 3600.0
 
 SHORTEST_S = 0.05
 """Waited for at least, where nothing is left: what is there already is taken."""
+
+MOST_WORDS = 2000
+"""Of what a trainer says about an error: its message must fit into another one."""
 
 IDLE_LIMIT_S = 600.0
 """A trainer that had nothing to do for so long is ended; it costs two seconds to start another."""
@@ -74,8 +78,8 @@ class _Busy(NamedTuple):
 class _Study:
     """A study as this node knows it: its plan, and the trainer that is warm."""
 
-    def __init__(self, plan: Plan, text: bytes, trainer: Child) -> None:
-        self.plan, self.text, self.trainer = plan, text, trainer
+    def __init__(self, plan: Plan, text: bytes, trainer: Child, claims: Claims) -> None:
+        self.plan, self.text, self.trainer, self.claims = plan, text, trainer, claims
         self.runs = {run.id: run for run in runs_of(plan)}
         self.used = time.monotonic()
         self.busy: _Busy | None = None
@@ -145,9 +149,9 @@ class Guard:
             return Busy(), []
         reply, got = found
         try:
-            if not isinstance(reply, Trained) or len(got) != 2 or not all(map(is_sealed, got)):
+            if not isinstance(reply, Trained) or len(got) != 2 or not whole(got):
                 raise _nonsense(study)
-            study.plan.training.check_weight(reply.weight)
+            study.claims.weight(run.id, study.plan.training, reply.weight)
             if (out := released(got[0], run.contribution, study.plan.privacy)) != got[0]:
                 got.insert(0, out)
             if run.contribution.compression == "zstd":
@@ -181,6 +185,8 @@ class Guard:
         close(got)
         if not isinstance(reply, MeasuredModel):
             raise _nonsense(study)
+        study.claims.examples(run.id, "run", reply.splits)
+        study.claims.examples(run.id, "alone", reply.alone)
         found = OutgoingMeasures(splits=may_leave(reply.splits), alone=may_leave(reply.alone), served=known_choice(reply.served))
         note(
             Path(self._hello.state),
@@ -256,12 +262,13 @@ class Guard:
                 close(memory)
             close(got)
             if isinstance(reply, Failed):
-                raise DataUnfit(reply.message, hint=reply.hint)
+                raise DataUnfit(reply.message[:MOST_WORDS], hint=reply.hint[:MOST_WORDS])
             if isinstance(reply, Opened):
                 self._training[digest(plan)] = reply.training
                 note(Path(self._hello.state), plan, "data", {"examples": reply.examples, "findings": reply.findings})
 
-        return _Study(plan, text, Child(TRAINER, FromTrainer, spawn=start, opening=opening))
+        claims = Claims(self._hello.datasets.get(plan.task.name, ""))
+        return _Study(plan, text, Child(TRAINER, FromTrainer, spawn=start, opening=opening), claims)
 
     def _ask(
         self, study: _Study, job: TrainJob | MeasureJob, fds: Sequence[int], errand: TrainErrand | MeasureErrand
@@ -286,7 +293,7 @@ class Guard:
             ) from error
         if isinstance(reply, Failed):
             close(got)
-            raise TrainerFailed(f"({reply.code}) {reply.message}", hint=reply.hint)
+            raise TrainerFailed(f"({reply.code}) {reply.message}"[:MOST_WORDS], hint=reply.hint[:MOST_WORDS])
         return reply, got
 
     def events(self) -> list[Event]:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from freehold.plan import Contribution, Plan, dumps
 from freehold.plan.bundle import imported
 from freehold.policy.decide import contribution_bytes
+from freehold.policy.promises import NOTHING
 from freehold.policy.tables import DataRules
 
 MOST_NAMES = 8
@@ -97,7 +98,7 @@ def _leaving(plan: Plan) -> str:
 def _release(plan: Plan) -> str:
     said = plan.privacy
     if said.unit == "none":
-        return "trusted-code: no noise, no promise (no ε); contributions can reveal records to who sees them"
+        return f"trusted-code: {NOTHING}"
     who = "by the guard, whatever the code does" if said.unit == "client" else "in the trainer, so its code is trusted"
     return (
         f"noised, unit {said.unit}: clipped to {said.max_norm:g}, noise multiplier {said.noise_multiplier:g}, "

@@ -55,7 +55,10 @@ class Channel:
                 raise PeerGone("The process at the other end of a channel has ended.", hint="It will be started again.")
             if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
                 raise msgspec.ValidationError("a message longer than the limit")
-            return msgspec.json.decode(body, type=kind), list(fds)
+            try:
+                return msgspec.json.decode(body, type=kind), list(fds)
+            except RecursionError as error:  # brackets in brackets; no message here is like that
+                raise msgspec.ValidationError("a message that is nested too deeply") from error
         except BaseException:
             close(fds)
             raise
