@@ -143,8 +143,17 @@ class Admission:
         narrow(Path(path), columns, copy)
         return str(copy)
 
-    def share(self, rules: DataRules, measured: OutgoingMeasures) -> OutgoingMeasures:
-        """What leaves of what was measured; raises BenefitKept where nothing does."""
+    def share(self, rules: DataRules, measured: OutgoingMeasures, plan: Plan) -> OutgoingMeasures:
+        """What leaves of what was measured; raises BenefitKept where nothing does.
+
+        Measures have no noise, and rest on every record here, by the personal model too: under a plan that promises an ε they
+        stay, whatever the policy says.
+        """
+        if plan.privacy.unit != "none":
+            raise BenefitKept(
+                SAID["kept"],
+                hint="They are on this node's page. The plan promises an ε, and no noise is in what was measured, so it stays.",
+            )
         if rules.share_benefit == "never":
             raise BenefitKept(
                 SAID["kept"], hint='They are on this node\'s page; share_benefit = "binned" would tell them roughly.'

@@ -22,6 +22,7 @@ from freehold.events import Event
 from freehold.failpoints import failpoint
 from freehold.node.admission import Admission
 from freehold.node.budget import Limits
+from freehold.node.counted import checked_records
 from freehold.node.door import Door, Piece
 from freehold.node.errands import (
     Busy,
@@ -183,7 +184,7 @@ class Guard:
             "measured",
             {run.id: {"algorithm": run.algorithm.name, "repeat": run.repeat, **msgspec.to_builtins(found)}},
         )
-        out = self._admission.share(rules, found)
+        out = self._admission.share(rules, found, study.plan)
         body = msgspec.json.encode(out)
         self._door.send("measures", self._piece(study, errand, rules), sha256=hashlib.sha256(body).hexdigest(), length=len(body))
         return out, []
@@ -252,7 +253,8 @@ class Guard:
             if isinstance(reply, Failed):
                 raise DataUnfit(reply.message, hint=reply.hint)
             if isinstance(reply, Opened):
-                self._training[digest(plan)] = reply.training
+                path = self._hello.datasets[plan.task.name]
+                self._training[digest(plan)] = checked_records(reply.training, Path(path)) if reply.training else 0
                 self._note(plan, "data", {"examples": reply.examples, "findings": reply.findings})
 
         return _Study(plan, text, Child(TRAINER, FromTrainer, spawn=start, opening=opening))

@@ -1,7 +1,9 @@
 """The ε of what leaves: Gaussian noise, sampled or not, composed by privacy loss distributions (Koskela et al. 2020).
 
-A promise is (ε, δ)-differential privacy where neighbors differ by one record (`record`), or by a contribution in whose place
-there are zeros (`client`). dp-accounting composes; it is imported when it is first needed, since that takes a second.
+A promise is (ε, δ)-differential privacy by zeroing out, at both units: in one neighbor the gradient of one training record
+(`record`), or a node's whole contribution (`client`), counts as zeros. So it does not hide how many records a node has, or that
+it takes part. Who replaces a record by another is two such steps away. dp-accounting composes, and calls the same
+"add or remove one"; it is imported when it is first needed, since that takes a second.
 """
 
 from __future__ import annotations
@@ -22,6 +24,12 @@ if TYPE_CHECKING:
 
 LEAST_LATTICE = 16.0
 """Discrete noise whose standard deviation is less than so many steps of its grid is not accounted for."""
+
+MOST_STEPS = 2**28
+"""Of the grid to which a trainer rounds each clipped gradient, in `max_norm`."""
+
+WIDEST = 2**40
+"""Steps of a grid that noise may be wide: float64 holds every such number, and sums of them, exactly."""
 
 _SMOOTHING = 2.0
 _SLACK = 1e-9
@@ -48,10 +56,13 @@ class Mechanism(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     def spread(self) -> float:
         """The noise multiplier of noise on the real numbers that promises no more than this does.
 
-        A discrete Gaussian of variance s² (Canonne, Kamath and Steinke 2020, arXiv:2004.00010) is what is left when noise of
-        variance s² - 4 on the real numbers is rounded at random to the grid by a discrete Gaussian of variance 4, up to a
-        factor of 1 ± exp(-8 π²) a coordinate (Poisson's summation, as there). Rounding costs no privacy; `_SLACK` covers
-        the factor.
+        A discrete Gaussian of variance s² (Canonne, Kamath and Steinke 2020, arXiv:2004.00010) is what is left when noise x of
+        variance s² - 4 on the real numbers is rounded at random, to z with a probability in proportion to
+        exp(-(z - x)² / 8): `∫ exp(-x² / (2 s² - 8)) exp(-(z - x)² / 8) dx` is in proportion to exp(-z² / (2 s²)) (Peikert 2010,
+        theorem 3.1). Only what `exp(-(z - x)² / 8)` sums to over z depends on x, by Poisson's summation by a factor in
+        1 ± 2.1 exp(-8 π²), and 2.1 exp(-8 π²) < 1.1e-34. Rounding so moves with any whole number that is added to x, so it is
+        post-processing, also of what was sampled. For d numbers and T releases both δ and exp(ε) change by a factor of at most
+        exp(5e-34 d T): `_SLACK` covers d T up to 1e24.
         """
         if self.lattice is None:
             return self.noise_multiplier
@@ -63,7 +74,8 @@ class Mechanism(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 def mechanism_of(plan: Plan, examples: int) -> Mechanism | None:
-    """What one round of one run does to a node with so many training examples; None where the plan promises nothing.
+    """What one round of one run does to a node with so many training examples; None where the plan promises nothing, or adds
+    noise that is narrower than `LEAST_LATTICE` steps of its grid.
 
     Record level: each step draws every example in secret, on the node, so sampling counts. Client level: the coordinator draws
     the cohort and knows whom it asked, so it does not.
@@ -71,8 +83,11 @@ def mechanism_of(plan: Plan, examples: int) -> Mechanism | None:
     promised = plan.privacy
     if promised.noise_multiplier is None:
         return None
+    lattice = promised.noise_multiplier * _steps_of_norm(plan)
+    if lattice < LEAST_LATTICE:
+        return None
     if promised.unit == "client":
-        return Mechanism(noise_multiplier=promised.noise_multiplier)
+        return Mechanism(noise_multiplier=promised.noise_multiplier, lattice=lattice)
     if examples < 1:
         raise PlanError("Record-level privacy was asked of a node without training examples.", hint="Leave this node out.")
     training = plan.training
@@ -82,7 +97,21 @@ def mechanism_of(plan: Plan, examples: int) -> Mechanism | None:
         noise_multiplier=promised.noise_multiplier,
         sampling=min(1.0, drawn / examples),
         count=training.steps or (training.epochs or 0) * passes,
+        lattice=lattice,
     )
+
+
+def steps_of_norm(noise_multiplier: float) -> float:
+    """How many steps of the trainer's grid make `max_norm`, where record-level noise is this wide: a power of two."""
+    return 2.0 ** min(math.log2(MOST_STEPS), math.floor(math.log2(WIDEST / noise_multiplier)))
+
+
+def _steps_of_norm(plan: Plan) -> float:
+    promised = plan.privacy
+    assert promised.noise_multiplier is not None and promised.max_norm is not None, "the plan's own checks"
+    if promised.unit == "record":
+        return steps_of_norm(promised.noise_multiplier)
+    return promised.max_norm * 2.0**plan.contribution.scale
 
 
 def epsilon_of(plan: Plan, rounds: int, examples: int, *, runs: int = 1, delta: float | None = None) -> float:
@@ -118,7 +147,7 @@ def epsilon(mechanisms: Iterable[Mechanism], delta: float) -> float:
 
 
 def epsilon_by_rdp(mechanisms: Iterable[Mechanism], delta: float) -> float:
-    """The same by Rényi differential privacy (Mironov 2017): an upper bound that is never below `epsilon`."""
+    """The same by Rényi differential privacy (Mironov 2017): another upper bound, nearly always the larger one."""
     from dp_accounting.rdp import RdpAccountant
 
     grouped = _grouped(mechanisms)

@@ -25,7 +25,7 @@ from freehold.study.traveling import costs_of_rounding, said, variant
 from freehold.study.trials import Settings as Hyperparameters
 from freehold.study.trials import flamby_trials, plan_for, repeated, trials_for, trials_of
 from freehold.study.watch import watch
-from freehold.tasks import TaskDefinition, rates, task_definition
+from freehold.tasks import TaskDefinition, rates, task_definition, under
 from freehold.tasks.flamby import SEEDS as FLAMBY_SEEDS
 
 SEEDS = 5
@@ -194,6 +194,7 @@ def simulate(
     else:
         _, population = read(data, **reading)
     definition = _adjusted(definition, population, None, plan.min_examples, plan.clients == "devices")
+    definition = under(definition, plan)
     population = _partitioned(population, definition, plan.task.options)
     first = plan.training.seed
     count = plan.repeats if seeds is None else seeds

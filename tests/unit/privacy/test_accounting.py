@@ -157,13 +157,22 @@ def test_a_plan_without_noise_promises_nothing() -> None:
 
 def test_records_are_sampled_in_secret_and_clients_are_not() -> None:
     record, client = mechanism_of(plan_with(RECORD), 100), mechanism_of(plan_with(CLIENT), 100)
-    assert record == Mechanism(noise_multiplier=1.2, sampling=0.32, count=4), "four steps to a pass of 100 in 32s"
-    assert client == Mechanism(noise_multiplier=3.0)
+    steps = Mechanism(noise_multiplier=1.2, sampling=0.32, count=4, lattice=1.2 * 2**28)
+    assert record == steps, "four steps to a pass of 100 in 32s; a grid of 2^28 steps to the norm"
+    assert client == Mechanism(noise_multiplier=3.0, lattice=3.0 * 2**24), "the plan's fixed point"
     assert mechanism_of(plan_with(RECORD, epochs=None, steps=7), 100).count == 7  # type: ignore[union-attr]
     assert mechanism_of(plan_with(RECORD), 20).sampling == 1.0  # type: ignore[union-attr]
     assert mechanism_of(plan_with(RECORD, batch_size=50), 100).sampling == 0.5, "what is drawn, not what it is divided by"  # type: ignore[union-attr]
     with pytest.raises(PlanError, match="without training examples"):
         mechanism_of(plan_with(RECORD), 0)
+
+
+def test_noise_narrower_than_its_grid_promises_nothing() -> None:
+    for narrow, wide in ((15 * 2.0**-24, 17 * 2.0**-24), (15 * 2.0**-28, 17 * 2.0**-28)):
+        unit = CLIENT if narrow > 2.0**-21 else RECORD
+        told = [mechanism_of(plan_with(msgspec.structs.replace(unit, noise_multiplier=nm)), 100) for nm in (narrow, wide)]
+        assert told[0] is None and told[1] is not None
+    assert epsilon_of(plan_with(msgspec.structs.replace(CLIENT, noise_multiplier=2.0**-24)), 1, 100) == math.inf
 
 
 @pytest.mark.parametrize("privacy", [RECORD, CLIENT], ids=["record", "client"])
