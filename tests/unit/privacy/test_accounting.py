@@ -96,6 +96,26 @@ def test_dp_sgd_on_mnist_has_the_published_figures(noise: float, epochs: int, pu
     assert 0.65 * published < tight < epsilon_by_rdp([step], 1e-5) < published
 
 
+def test_the_moments_accountant_paper_has_its_figure() -> None:
+    """Abadi et al. 2016, section 3.2: q = 0.01, σ = 4, δ = 1e-5, 10,000 steps: 1.26, where strong composition has 9.34."""
+    assert classical_rdp_epsilon(0.01, 4.0, 10_000, 1e-5) == pytest.approx(1.26, abs=0.005)
+    steps = [Mechanism(noise_multiplier=4.0, sampling=0.01, count=10_000)]
+    assert 0.9 < epsilon(steps, 1e-5) < epsilon_by_rdp(steps, 1e-5) < 1.26
+
+
+@pytest.mark.parametrize(
+    ("examples", "batch", "noise", "epochs", "delta", "published"),
+    [(60_000, 150, 1.3, 15, 1e-5, 0.7242234026109595), (100_000, 100, 1.0, 30, 1e-7, 1.4154988495444845)],
+)
+def test_renyi_has_the_figures_of_tensorflow_privacys_own_tests(
+    examples: int, batch: int, noise: float, epochs: int, delta: float, published: float
+) -> None:
+    """compute_dp_sgd_privacy_test.py."""
+    steps = [Mechanism(noise_multiplier=noise, sampling=batch / examples, count=epochs * examples // batch)]
+    assert epsilon_by_rdp(steps, delta) == pytest.approx(published, rel=1e-6)
+    assert 0.7 * published < epsilon(steps, delta) < published
+
+
 @settings(max_examples=8, deadline=None)
 @given(
     sigma=st.floats(0.8, 8),
