@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+import msgspec
 import torch
 from torch import Tensor
 
@@ -18,7 +19,7 @@ from freehold.engines import Feed, LoopEngine, planned_work
 from freehold.errors import DataUnfit, Diverged, FreeholdError
 from freehold.node.measures import FEWEST
 from freehold.node.secret import Secret
-from freehold.plan import AlgorithmRef, Plan, runs_of
+from freehold.plan import AlgorithmRef, Plan, Privacy, runs_of
 from freehold.tasks import TaskDefinition, build_task, prepare_for, schema_of, task_definition
 from freehold.wire.messages import DIFFERING, Measured
 
@@ -163,12 +164,14 @@ class Program:
         if key not in self._engines:
             seed = self.plan.training.seed + repeat
             prepared = self._prepared_for(repeat)
+            # Of what is trained alone nothing leaves, so it needs no noise: with it, taking part would seem to gain more.
+            plan = self.plan if reference.name != ALONE else msgspec.structs.replace(self.plan, privacy=Privacy())
             # Who knew the draws could take the noise away, and would know who was in a batch. A round that is asked again draws
             # anew: with the same noise on another model, the difference of the two would have none.
-            drawing = Secret() if self.plan.privacy.unit == "record" else None
+            drawing = Secret() if plan.privacy.unit == "record" else None
             noised_sum, poisson = (drawing.noised_sum, drawing.poisson) if drawing else (None, None)
-            task = build_task(self.definition, prepared, self.plan, seed, guarded=True, noised_sum=noised_sum)
-            work, adaptation = planned_work(self.plan)
+            task = build_task(self.definition, prepared, plan, seed, noised_sum=noised_sum)
+            work, adaptation = planned_work(plan)
             self._engines[key] = LoopEngine(
                 build_algorithm(task, reference, self.plan.contribution.dtype),
                 Feed(x=prepared.x, y=prepared.y, rows=prepared.rows, seed=seed, poisson=poisson),

@@ -8,9 +8,11 @@ it takes part. Who replaces a record by another is two such steps away. dp-accou
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -30,6 +32,9 @@ MOST_STEPS = 2**28
 
 WIDEST = 2**40
 """Steps of a grid that noise may be wide: float64 holds every such number, and sums of them, exactly."""
+
+MOST_NOISE = 1e4
+"""The largest noise multiplier that is looked for."""
 
 _SMOOTHING = 2.0
 _SLACK = 1e-9
@@ -151,7 +156,53 @@ def epsilon_by_rdp(mechanisms: Iterable[Mechanism], delta: float) -> float:
     from dp_accounting.rdp import RdpAccountant
 
     grouped = _grouped(mechanisms)
-    return _composed(RdpAccountant(), grouped, delta) if grouped else 0.0
+    with _quiet():
+        return _composed(RdpAccountant(), grouped, delta) if grouped else 0.0
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """dp-accounting warns of each order that it leaves out, which only makes its bound larger."""
+    logger = logging.getLogger("absl")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
+
+
+def noise_for(target: float, cost: Callable[[float], float], bound: Callable[[float], float]) -> float:
+    """A noise multiplier whose `cost`, an ε, is at most `target`, and more than 98 % of it.
+
+    `cost` falls with the noise and is slow; `bound` falls too, is fast, and mostly a little larger. Raises PlanError where so
+    much noise would be needed that nothing is learned.
+    """
+    if not target > 0:
+        raise PlanError(f"ε = {target:g} was asked for.", hint="Give a number above 0.")
+    low, high = 0.05, 0.1
+    while bound(high) > target:
+        low, high = high, 2 * high
+        if high > MOST_NOISE:
+            raise PlanError(
+                f"No noise multiplier up to {MOST_NOISE:g} keeps ε at {target:g}.",
+                hint="Ask for a larger ε, or for fewer rounds.",
+            )
+    while high / low > 1.01:
+        middle = math.sqrt(low * high)
+        low, high = (low, middle) if bound(middle) <= target else (middle, high)
+    while (found := cost(high)) > target:
+        high *= max(found / target, 1.02)
+    least = 0.0
+    for _ in range(8):
+        if found > 0.98 * target or high <= 0.1:
+            break
+        tried = max(high * (found / (0.995 * target)), (least + high) / 2)
+        reached = cost(tried)
+        if reached > target:
+            least = tried
+        else:
+            high, found = tried, reached
+    return high
 
 
 def _grouped(mechanisms: Iterable[Mechanism]) -> tuple[tuple[float, float, int], ...]:

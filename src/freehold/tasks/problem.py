@@ -17,22 +17,15 @@ def build_task(
     plan: Plan,
     seed: int,
     *,
-    guarded: bool = False,
     noised_sum: NoisedSum | None = None,
 ) -> Task:
     """The learning problem of a plan, under its privacy; PlanError where the plan is about another task than `definition`.
 
-    `guarded`: what is made of it leaves through a node's guard, which clips and adds noise where the plan says so.
-    `noised_sum`: how record-level noise is drawn; None: reproducibly, for a simulation.
+    Noise per client is not the task's: a guard adds it to what leaves, or the simulator in its place. `noised_sum`: how record-level noise is drawn; None: reproducibly, for a simulation.
     """
     _check_task(definition, plan)
     task = definition.build(prepared, seed)
     promised = plan.privacy
-    if promised.unit == "client" and not guarded:
-        raise PlanError(
-            'privacy.unit = "client" is what a node\'s guard does, and there is no guard in a simulation.',
-            hint='Simulate with unit = "none" or "record".',
-        )
     if promised.max_norm is None or promised.noise_multiplier is None or promised.expected_batch is None:
         return task
     return private(
