@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from freehold.report.result import Comparison, NoisedRow, PrivacyCost, Row
 from freehold.report.summary import SHARES, RowSummary, seed_mean, summarize
-from freehold.report.wording import change, clean, label, value
+from freehold.report.wording import NOTHING, change, clean, label, value
 
 WHOSE = {"record": "each training record", "client": "all of a {}"}
 
@@ -27,20 +27,22 @@ def cost_lines(comparison: Comparison, summaries: Sequence[RowSummary] = ()) -> 
     by_row = {each.name: each for each in summaries or summarize(comparison)}
     metric, unit = comparison.metric, ", points" if comparison.metric in SHARES else ""
     alone, clear = by_row[comparison.baseline].mean, by_row[cost.clear].mean if cost.clear else None
+
+    def against(mean: float | None, other: float | None) -> str:
+        return change(metric, None if mean is None or other is None else mean - other, like=mean)
+
     head = ["", "ε (planned)", "ε by Rényi", "noise multiplier", f"mean {label(metric)}", f"against alone{unit}"]
     body = []
     for point in ordered(cost):
         mean = by_row[point.row].mean
         told = [rounded_up(point.epsilon), rounded_up(point.epsilon_by_rdp), f"{point.noise_multiplier:.3g}"]
-        body.append([title_of(comparison, point.row), *told, value(metric, mean), change(metric, mean - alone, like=mean)])
-        if clear is not None:
-            body[-1].append(change(metric, mean - clear, like=mean))
-    if clear is not None:
+        body.append([title_of(comparison, point.row), *told, value(metric, mean), against(mean, alone)])
+        if cost.clear:
+            body[-1].append(against(mean, clear))
+    if cost.clear:
         head.append(f"against no noise{unit}")
         title = f"{title_of(comparison, cost.clear)}, no noise"
-        body.append(
-            [title, "no promise", "no promise", "–", value(metric, clear), change(metric, clear - alone, like=clear), "–"]
-        )
+        body.append([title, "no promise", "no promise", NOTHING, value(metric, clear), against(clear, alone), NOTHING])
     return [head, *body]
 
 
@@ -72,4 +74,5 @@ def title_of(comparison: Comparison, name: str) -> str:
 
 def by_seed(comparison: Comparison, name: str) -> list[float]:
     """The mean over clients of each seed of a row."""
-    return [seed_mean(comparison, result) for result in _row(comparison, name).results]
+    means = (seed_mean(comparison, result) for result in _row(comparison, name).results)
+    return [each for each in means if each is not None]

@@ -67,9 +67,9 @@ class Gain:
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """Mean over seeds by round, and the range over seeds; `series` picks color and dashes, None is drawn faintly."""
+    """Mean over seeds by round (or by ε), and the range over seeds; `series` picks color and dashes, None is drawn faintly."""
 
-    points: tuple[tuple[int, float], ...]
+    points: tuple[tuple[float, float], ...]
     low: tuple[float, ...] = ()
     high: tuple[float, ...] = ()
     series: int | None = None
@@ -197,7 +197,13 @@ def strip(points: Sequence[Gain], *, limits: tuple[float, float], unit: str, key
 
 
 def curves(
-    lines: Sequence[Curve], *, xlabel: str, ylabel: str, description: str, at: Sequence[float] = (), key: str = "curves"
+    lines: Sequence[Curve],
+    *,
+    xlabel: str,
+    ylabel: str,
+    description: str,
+    at: Sequence[tuple[float, str]] = (),
+    key: str = "curves",
 ) -> str:
     """Learning curves; the legend is the page's. `at`: the axis is logarithmic, and marked there."""
     with _own_style(key):
@@ -216,9 +222,10 @@ def curves(
                 axes.fill_between(places, line.low, line.high, color=color, alpha=0.13, linewidth=0)
             marker = "o" if len(places) == 1 or (at and line.series == 0) else ""
             axes.plot(places, values, color=color, linestyle=dashes, linewidth=2, marker=marker, markersize=6)
-        heights, rounds = _round_numbers(axes.get_ylim(), 6), list(at) or _round_numbers(axes.get_xlim(), 7, integer=True)
+        heights, rounds = _round_numbers(axes.get_ylim(), 6), _round_numbers(axes.get_xlim(), 7, integer=True)
         sheet.ticks(axes, "y", heights, [signed(tick).removeprefix("+") for tick in heights])
-        sheet.ticks(axes, "x", rounds, [f"{tick:.3g}" if at else f"{tick:.0f}" for tick in rounds])
+        marks = at or [(tick, f"{tick:.0f}") for tick in rounds]
+        sheet.ticks(axes, "x", [tick for tick, _ in marks], [text for _, text in marks])
         axes.grid(axis="y", color=GRID, linewidth=0.8)
         axes.set_axisbelow(True)
         axes.set_xlabel(sheet.token(xlabel), color=MUTED, labelpad=6)

@@ -6,7 +6,7 @@ import statistics
 from dataclasses import dataclass
 
 from freehold.report import figures
-from freehold.report.cost import by_seed, ordered, title_of
+from freehold.report.cost import by_seed, ordered, rounded_up, title_of
 from freehold.report.result import Comparison, Row
 from freehold.report.summary import SHARES
 from freehold.report.wording import FIGURES, clean, label
@@ -74,6 +74,8 @@ def cost_curve(comparison: Comparison) -> Curves | None:
     cost = comparison.privacy
     if cost is None or len({point.epsilon for point in cost.points}) < 2:
         return None
+    if not all(by_seed(comparison, point.row) for point in cost.points):
+        return None
     points, scale = ordered(cost), 100 if comparison.metric in SHARES else 1
     ends = (points[0].epsilon, points[-1].epsilon)
     several = len(comparison.seeds) > 1
@@ -88,8 +90,7 @@ def cost_curve(comparison: Comparison) -> Curves | None:
     ]
     legend = [legend_of("with noise", 0)]
     for series, (name, title) in enumerate(((cost.clear, "without noise"), (comparison.baseline, "training alone")), 1):
-        if name:
-            each = by_seed(comparison, name)
+        if name and (each := by_seed(comparison, name)):
             mean = scale * sum(each) / len(each)
             lines.append(figures.Curve(points=tuple((end, mean) for end in ends), series=series))
             legend.append(legend_of(f"{title_of(comparison, name)}: {title}", series))
@@ -100,7 +101,7 @@ def cost_curve(comparison: Comparison) -> Curves | None:
             xlabel="ε, smaller promises more",
             ylabel=f"{label(comparison.metric)}, test data",
             description=f"{name} by ε: a line with noise, and for comparison one without and one for training alone.",
-            at=[point.epsilon for point in points],
+            at=[(point.epsilon, rounded_up(point.epsilon)) for point in points],
             key="cost",
         ),
         legend=tuple(legend),

@@ -16,8 +16,9 @@ from freehold.plan import Plan, Privacy
 from freehold.privacy import epsilon_by_rdp, epsilon_of, mechanism_of
 from freehold.privacy.accounting import noise_for
 from freehold.report import Comparison, NoisedRow, PrivacyCost
-from freehold.report.summary import summarize
-from freehold.report.wording import change, label
+from freehold.report.cost import rounded_up
+from freehold.report.summary import SHARES, summarize
+from freehold.report.wording import value
 from freehold.study.settings import Trial
 from freehold.tasks import TaskDefinition, build_task
 
@@ -127,26 +128,27 @@ def said_of(comparison: Comparison) -> tuple[str, ...]:
     cost = comparison.privacy
     if cost is None:
         return ()
-    by_row = {each.name: each for each in summarize(comparison)}
-    alone, metric = by_row[comparison.baseline].mean, comparison.metric
-    whose = "one training record" if cost.unit == "record" else f"all that one {comparison.noun[0]} contributes"
+    by_row = {each.name: each.mean for each in summarize(comparison)}
+    alone, metric = by_row[comparison.baseline] or 0.0, comparison.metric
+    one, many = comparison.noun
+    whose = "one training record" if cost.unit == "record" else f"all that one {one} contributes"
     notes = [
-        f"ε is that of one run, for the {comparison.noun[0]} with the largest, at δ = {cost.delta:g}: it bounds what {whose} changes, "
-        f"against zeros in its place. It does not hide how many records there are. On a federation companions and repeats are "
-        "runs of their own, and cost more.",
+        f"ε is that of one run, for the {one} with the largest, at δ = {cost.delta:g}: it bounds what {whose} changes, against "
+        "zeros in its place. It does not hide how many records there are. On a federation companions and repeats are runs of "
+        "their own, and cost more.",
         "Noise and batches of a simulation follow from the seed, so that it can be repeated; whoever knows it can take the noise "
         "away. A node draws from the operating system.",
     ]
     if cost.unit == "client":
         notes.append(
-            f"Noise for each of {len(comparison.participants)} {comparison.noun[1]} is as large as if there were thousands, and is "
-            "averaged over these few: with few, accuracy is mostly lost at any ε that promises much."
+            f"Noise that hides a whole {one} is averaged over no more than {len(comparison.participants)} {many}: with so few, "
+            "accuracy is mostly lost at any ε that promises much."
         )
-    below = [point for point in cost.points if by_row[point.row].mean < alone]
+    below = [(point, loss) for point in cost.points if (loss := alone - (by_row[point.row] or 0.0)) >= 5e-4]
     if below:
-        told = ", ".join(f"{point.epsilon:.3g}" for point in below)
+        told = ", ".join(rounded_up(point.epsilon) for point, _ in below)
         notes.append(
-            f"At ε = {told} the mean {label(metric)} is below that of training alone, which sends nothing and needs no noise: "
-            f"by {change(metric, by_row[below[0].row].mean - alone).lstrip('−-+')} at the smallest."
+            f"At ε = {told} the mean is below that of training alone, which sends nothing and needs no noise: by "
+            f"{value(metric, below[0][1])}{' points' if metric in SHARES else ''} at the smallest."
         )
     return tuple(notes)

@@ -21,7 +21,8 @@ def build_task(
 ) -> Task:
     """The learning problem of a plan, under its privacy; PlanError where the plan is about another task than `definition`.
 
-    Noise per client is not the task's: a guard adds it to what leaves, or the simulator in its place. `noised_sum`: how record-level noise is drawn; None: reproducibly, for a simulation.
+    Noise per client is not the task's: a guard adds it to what leaves, or the simulator in its place. `noised_sum`: how
+    record-level noise is drawn; None: reproducibly, for a simulation.
     """
     _check_task(definition, plan)
     task = definition.build(prepared, seed)
