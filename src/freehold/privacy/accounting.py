@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 LEAST_LATTICE = 16.0
 """Discrete noise whose standard deviation is less than so many steps of its grid is not accounted for."""
 
-MOST_STEPS = 2**28
+MOST_STEPS = 1 << 28
 """Of the grid to which a trainer rounds each clipped gradient, in `max_norm`."""
 
 WIDEST = 2**40
@@ -108,7 +108,7 @@ def mechanism_of(plan: Plan, examples: int) -> Mechanism | None:
 
 def steps_of_norm(noise_multiplier: float) -> float:
     """How many steps of the trainer's grid make `max_norm`, where record-level noise is this wide: a power of two."""
-    return 2.0 ** min(math.log2(MOST_STEPS), math.floor(math.log2(WIDEST / noise_multiplier)))
+    return math.ldexp(1.0, min(MOST_STEPS.bit_length() - 1, math.floor(math.log2(WIDEST / noise_multiplier))))
 
 
 def _steps_of_norm(plan: Plan) -> float:

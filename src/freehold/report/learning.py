@@ -105,7 +105,8 @@ def cost_curve(comparison: Comparison) -> Curves | None:
             key="cost",
         ),
         legend=tuple(legend),
-        note=f"Mean over {comparison.noun[1]}{', then over seeds; shaded: from the lowest to the highest seed' if several else ''}.",
+        note=f"Mean over {comparison.noun[1]}"
+        + (", then over seeds; shaded: from the lowest to the highest seed." if several else "."),
     )
 
 

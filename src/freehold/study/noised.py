@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
@@ -42,9 +42,9 @@ class Noised:
             raise UsageError("Each ε is to be named once.", hint="For example --epsilon 1,4,8")
 
     def plan(self, plan: Plan, noise_multiplier: float) -> Plan:
-        """`plan`, with so much noise."""
+        """`plan`, with so much noise; for noise per client every node counts alike."""
         return msgspec.structs.replace(
-            plan,
+            uniform(plan) if self.unit == "client" else plan,
             privacy=Privacy(
                 unit=self.unit,
                 max_norm=self.max_norm,
@@ -61,7 +61,7 @@ def noised_trials(ask: Noised, trials: Sequence[Trial], prepared: Prepared) -> t
     With noise per client every row counts clients alike, as the guard demands. Raises PlanError for an ε that no noise keeps.
     """
     if ask.unit == "client":
-        trials = [_uniform(trial) for trial in trials]
+        trials = [replace(trial, plan=uniform(trial.plan)) for trial in trials]
     clear = trials[-1]
     sizes = [len(prepared.rows[client]["train"]) for client in prepared.clients]
     rows, points = [], []
@@ -117,10 +117,9 @@ def _weight(plan: Plan, size: int) -> float:
     return 0.0 if found is None else found.sampling**2 * found.count
 
 
-def _uniform(trial: Trial) -> Trial:
-    training = msgspec.structs.replace(trial.plan.training, weighting="uniform")
-    plan = msgspec.structs.replace(trial.plan, training=training)
-    return Trial(name=trial.name, title=trial.title, plan=plan, required=trial.required)
+def uniform(plan: Plan) -> Plan:
+    """The same plan, in which every node counts alike."""
+    return msgspec.structs.replace(plan, training=msgspec.structs.replace(plan.training, weighting="uniform"))
 
 
 def said_of(comparison: Comparison) -> tuple[str, ...]:
