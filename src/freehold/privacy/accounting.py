@@ -33,6 +33,9 @@ MOST_STEPS = 1 << 28
 WIDEST = 2**40
 """Steps of a grid that noise may be wide: float64 holds every such number, and sums of them, exactly."""
 
+LEAST_SPREAD = 0.5
+"""Sampled noise that is narrower promises next to nothing, and its distribution takes minutes: Rényi's bound has to do."""
+
 MOST_NOISE = 1e4
 """The largest noise multiplier that is looked for."""
 
@@ -222,10 +225,44 @@ def _epsilon(grouped: tuple[tuple[float, float, int], ...], delta: float) -> flo
     # Gaussian noise that is not sampled composes to Gaussian noise: one distribution instead of many.
     whole = sum(count / spread**2 for spread, sampling, count in grouped if sampling == 1)
     rest = tuple(each for each in grouped if each[1] < 1)
+    if not rest:
+        return _gaussian(math.sqrt(whole), delta) + _SLACK
     joined = ((1 / math.sqrt(whole), 1.0, 1), *rest) if whole else rest
+    if min(spread for spread, _, _ in rest) < LEAST_SPREAD:
+        from dp_accounting.rdp import RdpAccountant
+
+        with _quiet():
+            return _composed(RdpAccountant(), joined, delta)
     from dp_accounting.pld import PLDAccountant
 
     return _composed(PLDAccountant(), joined, delta) + _SLACK
+
+
+def _gaussian(shift: float, delta: float) -> float:
+    """ε of Gaussian noise alone, of deviation 1 / `shift` for a sensitivity of 1 (Balle and Wang 2018, arXiv:1805.06530).
+
+    Their theorem 8:
+    `δ(ε) = Φ(shift/2 - ε/shift) - exp(ε) Φ(-shift/2 - ε/shift)` falls with ε; the upper end of a bisection.
+    """
+
+    def excess(eps: float) -> float:
+        second = math.exp(eps) * _phi(-shift / 2 - eps / shift) if eps < 700 else 0.0  # without it δ is only larger
+        return _phi(shift / 2 - eps / shift) - second - delta
+
+    low, high = 0.0, 1.0
+    while excess(high) > 0:
+        low, high = high, 2 * high
+        if high > 1e300:
+            return math.inf
+    while high - low > 1e-12 * high + 1e-15:
+        middle = (low + high) / 2
+        low, high = (middle, high) if excess(middle) > 0 else (low, middle)
+    return high
+
+
+def _phi(x: float) -> float:
+    """The normal distribution function."""
+    return math.erfc(-x / math.sqrt(2)) / 2
 
 
 def _composed(accountant: PrivacyAccountant, grouped: Iterable[tuple[float, float, int]], delta: float) -> float:
