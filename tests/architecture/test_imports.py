@@ -36,7 +36,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "engines": EVERYWHERE | {"core", "algorithms", "data"},
     "report": EVERYWHERE,
     "tracking": EVERYWHERE,
-    "study": EVERYWHERE | {"core", "algorithms", "models", "data", "tasks", "engines", "report", "tracking", "wire"},
+    "study": EVERYWHERE | {"core", "algorithms", "models", "data", "tasks", "engines", "privacy", "report", "tracking", "wire"},
     "node": EVERYWHERE
     | {"hours", "policy", "settings", "logs", "durable", "failpoints", "sandbox", "wire"}
     | {"core", "algorithms", "data", "tasks", "engines", "privacy"},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +11,9 @@ import msgspec
 import pytest
 from torch import Tensor, cat
 
-from freehold.plan import AlgorithmRef, Plan, Privacy, runs_of
+from freehold.errors import BenefitKept
+from freehold.node.audit import entries
+from freehold.plan import AlgorithmRef, Plan, Privacy, digest, runs_of
 from tests.federation.harness import Federation, heart_plan, with_spec
 from tests.federation.states import server_state
 
@@ -60,3 +64,24 @@ def test_a_contribution_far_too_large_moves_the_sum_by_no_more_than_its_bound(fe
     clipped = ends_at(federation, plan_of("clipped", bound, lr=10.0))
     assert float((free - first).norm()) > 50
     assert float((clipped - first).norm()) < 0.51
+
+
+def test_noise_for_each_record_is_drawn_on_the_nodes_anew_and_measures_stay_there(federation: Federation) -> None:
+    """The seeds are the same: with batches and noise from them, two studies would end alike."""
+    privacy = Privacy(unit="record", max_norm=1.0, noise_multiplier=0.5, expected_batch=16.0)
+    plans = [plan_of(f"record-{i}", privacy, lr=0.05) for i in range(2)]
+    first, second = (ends_at(federation, plan) for plan in plans)
+    steps = 12 + 11 + 5  # of the three nodes, in batches of 16
+    wanted = 0.05 * 0.5 / 16 * (2 * steps) ** 0.5 / len(NODES)  # of noise alone, in the difference of two means
+    assert wanted / 2 < float((first - second).std()) < 4 * wanted
+    (told,) = federation.finished(digest(plans[0])).measures.values()
+    assert {json.loads(body)["code"] for body in told.values()} == {BenefitKept.code} and len(told) == len(NODES)
+    for name in NODES:
+        lines = [each for each in entries(federation.folder / name / "ledger") if each.plan == digest(plans[0])]
+        assert [each.kind for each in lines] == ["contribution"], "no measures"
+        assert lines[0].unit == "record"
+        text = (federation.folder / name / "budget" / "budget.json").read_text().splitlines()[0]
+        (entry,) = [each for each in json.loads(text)["sets"]["heart"] if each["plan"] == digest(plans[0])]
+        told = entry["mechanism"]
+        assert (entry["spent"], told["noise_multiplier"], told["lattice"]) == (1, 0.5, 2.0**27)
+        assert told["count"] == math.ceil(1 / told["sampling"] - 1e-9), "steps of a pass, at the rate of each"

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from freehold.cli.console import output, visible
 from freehold.report import ClientFacts, Comparison, RowSummary, client_lines, facts_lines, finding, lines, summarize
+from freehold.report.cost import cost_lines, heading
 from freehold.report.tables import by_client
 from freehold.report.wording import CAUTION, counted, headline, lopsided, setting
 
@@ -38,6 +39,9 @@ def show(comparison: Comparison) -> None:
     console.print()
     _rows(console, lines(comparison, summaries))
     console.print(Text("▲ gain, ▼ loss, ○ cannot tell: each compared with training alone, each figure rounded by itself", "dim"))
+    if costs := cost_lines(comparison, summaries):
+        console.print(Text(f"\n{visible(heading(comparison))}", "bold"))
+        _blocks(console, costs)
     chosen, what = _chosen(comparison, summaries)
     console.print(Text(f"\n{what}", "bold"))
     _blocks(console, by_client(client_lines(comparison, summaries, clients=chosen)))

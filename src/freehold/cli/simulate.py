@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal, TypedDict
 
 import typer
 
@@ -19,6 +21,7 @@ from freehold.cli.options import (
     TableOptions,
     TrainingOptions,
     grouped,
+    listed,
     settings_of,
 )
 from freehold.cli.output import write
@@ -31,6 +34,23 @@ if TYPE_CHECKING:
     from freehold.plan import Plan
     from freehold.report import Comparison
     from freehold.study import Settings
+
+
+PRIVACY = "What privacy costs"
+
+
+class Unit(StrEnum):
+    """Whom noise hides."""
+
+    record = "record"
+    client = "client"
+
+
+class _Wanted(TypedDict):
+    epsilons: tuple[float, ...]
+    unit: Literal["record", "client"]
+    delta: float | None
+    max_norm: float
 
 
 @grouped
@@ -62,6 +82,25 @@ def simulate(
             rich_help_panel=DATA,
         ),
     ] = None,
+    epsilon: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--epsilon",
+            metavar="E1,E2",
+            help="Show what each ε costs: the algorithm again, with so much noise.",
+            rich_help_panel=PRIVACY,
+        ),
+    ] = None,
+    unit: Annotated[
+        Unit | None, typer.Option("--unit", help="Noise for each record (the default) or client.", rich_help_panel=PRIVACY)
+    ] = None,
+    delta: Annotated[
+        float | None, typer.Option("--delta", metavar="DELTA", help="δ; 1e-5 if not given.", rich_help_panel=PRIVACY)
+    ] = None,
+    max_norm: Annotated[
+        float | None,
+        typer.Option("--max-norm", metavar="NORM", help="Clip to this L2 norm; 1 if not given.", rich_help_panel=PRIVACY),
+    ] = None,
     write_plan: Annotated[
         Path | None,
         typer.Option(
@@ -83,6 +122,8 @@ def simulate(
             "--bundle belongs to a plan.", hint="freehold study new NAME --bundle FILE --output PLAN.toml makes one."
         )
 
+    wanted = _wanted(epsilon, unit, delta, max_norm)
+
     def study(settings: Settings) -> Comparison:
         from freehold import study
         from freehold.plan import dumps, load_plan
@@ -100,9 +141,30 @@ def simulate(
             write(write_plan, dumps(plan))
             errors().print(f"Written: {write_plan}")
         code = None if bundle is None else read_bundle(bundle)
-        return study.simulate(plan, None if isinstance(found, str) else found, settings=settings, command=command(), bundle=code)
+        noised = None if wanted is None else study.Noised(**wanted)
+        population = None if isinstance(found, str) else found
+        return study.simulate(plan, population, noised=noised, settings=settings, command=command(), bundle=code)
 
     run(study, options, results, newcomers=training.newcomers, also=write_plan)
+
+
+def _wanted(epsilon: list[str] | None, unit: Unit | None, delta: float | None, max_norm: float | None) -> _Wanted | None:
+    """What `Noised` is told; raises UsageError for what is no ε, and for what has no meaning without one."""
+    if not epsilon:
+        alone = {"--unit": unit, "--delta": delta, "--max-norm": max_norm}
+        if named := [flag for flag, value in alone.items() if value is not None]:
+            raise UsageError(f"{named[0]} has no meaning without --epsilon.", hint="For example --epsilon 1,4,8")
+        return None
+    try:
+        found = tuple(float(text) for text in listed(epsilon))
+    except ValueError:
+        raise UsageError(f"--epsilon {','.join(epsilon)} is no list of numbers.", hint="For example --epsilon 1,4,8") from None
+    if not all(0 < each < math.inf for each in (*found, 1.0 if max_norm is None else max_norm)) or not 0 < (delta or 0.5) < 1:
+        raise UsageError(
+            "--epsilon and --max-norm must be above 0, and --delta between 0 and 1.", hint="For example --epsilon 1,4,8"
+        )
+    kind: Literal["record", "client"] = "client" if unit is Unit.client else "record"
+    return {"epsilons": found, "unit": kind, "delta": delta, "max_norm": 1.0 if max_norm is None else max_norm}
 
 
 def _plan(found: str | Population, algorithm: str, parts: PartitionOptions, training: TrainingOptions) -> Plan:

@@ -283,10 +283,14 @@ def by_cycle(coordinator: Administrator, found: Results) -> dict[int, Results]:
 def tell(coordinator: Administrator, digest: str, options: ResultOptions, *, cycle: int | None = None) -> None:
     """The report of what is measured, on the terminal and in files; of the last cycle if none is given."""
     from freehold.cli.running import tell
-    from freehold.study.federated import comparison_of
+    from freehold.plan import parse
+    from freehold.study.federated import KEPT, comparison_of
     from freehold.wire.admin import Results
 
     found = coordinator.get(f"/v1/studies/{digest}" + ("" if cycle is None else f"?cycle={cycle}"), Results)
+    if parse(found.plan).privacy.unit != "none" and not (options.json or options.report):
+        errors().print(KEPT)
+        return
     tell(comparison_of(found, command=command(), notes=(privacy_note(found),)), options)
 
 

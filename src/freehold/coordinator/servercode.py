@@ -60,7 +60,7 @@ def _built(text: bytes, number: int) -> Built:
     prepared = prepare_for(
         definition, plan, mock_population(schema, ("mock",), examples=max(64, 4 * plan.min_examples)), seed=run.seed
     )
-    task = build_task(definition, prepared, plan, run.seed, guarded=True)
+    task = build_task(definition, prepared, plan, run.seed)
     algorithm = build_algorithm(task, run.algorithm, plan.contribution.dtype)
     feed = Feed(x=prepared.x, y=prepared.y, rows=prepared.rows, seed=run.seed)
     as_made: tuple[TensorSpec, ...] = ()

@@ -2,7 +2,7 @@
 
 from freehold.core.algorithm import Algorithm, ClientResult, Metrics, Round, Tally, Weighting
 from freehold.core.batching import custom_vmap
-from freehold.core.objective import Objective, Privacy, descend, descend_adam, fix, gradient, proximal, tilted
+from freehold.core.objective import NoisedSum, Objective, Privacy, descend, descend_adam, fix, gradient, proximal, tilted
 from freehold.core.registry import (
     AlgorithmEntry,
     Between,
@@ -56,6 +56,7 @@ __all__ = [
     "Hyperparameter",
     "Losses",
     "Metrics",
+    "NoisedSum",
     "Objective",
     "Privacy",
     "Rate",

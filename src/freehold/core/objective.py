@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -18,6 +18,13 @@ from freehold.core.trees import State, choose, split
 from freehold.errors import NotPrivate
 
 
+class NoisedSum(Protocol):
+    """Clips the gradients of examples, sums them and adds noise."""
+
+    def __call__(self, each: State, counts: Tensor, max_norm: float, noise_multiplier: float) -> State:
+        """(gradient of each example by name [B, ...], which examples are real [B]) -> the noised sum [...]."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Privacy:
     """DP-SGD (Abadi et al. 2016): what one example may add to a step, and the noise that covers it."""
@@ -28,6 +35,9 @@ class Privacy:
     """Standard deviation of the noise on the summed gradient, in units of `max_norm`."""
     expected_batch: float
     """Expected examples in a step under Poisson sampling; the sum is divided by it, not by the real count."""
+    noised_sum: NoisedSum | None = None
+    """Set: noise that nobody can foretell, as a node needs. None: noise that follows from the batch's key, so that a simulation
+    can be repeated; whoever knows its seed can take it away again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,6 +184,9 @@ def _private_gradient(objective: Objective, privacy: Privacy, params: State, buf
             f"The model has no gradient per example that torch can compute ({str(error).splitlines()[0]}).",
             hint="Record-level privacy needs layers that vmap knows: recurrent layers and in-place changes are not among them.",
         ) from error
+    if privacy.noised_sum is not None:
+        summed = privacy.noised_sum(each, real, privacy.max_norm, privacy.noise_multiplier)
+        return {k: summed[k] / privacy.expected_batch for k in each}
     norms = torch.stack([g.flatten(1).square().sum(1) for g in each.values()]).sum(0).sqrt()
     # An example whose gradient is not finite counts nothing: NaN passes through any clip and would carry it out.
     weight = torch.where(real & norms.isfinite(), (privacy.max_norm / norms.clamp(min=1e-12)).clamp(max=1), 0)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-Statistics = Literal["client", "federated", "none"]
+Statistics = Literal["client", "federated", "ranges", "none"]
 Floats = NDArray[np.float64]
 
 _FLAT = 1e-12  # a spread below this share of the values' size is rounding, not information

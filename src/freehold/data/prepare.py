@@ -17,7 +17,7 @@ from freehold.data.overlap import told_copies
 from freehold.data.population import SPLITS, Population
 from freehold.data.schema import Column, infer_column
 from freehold.data.split import Splits
-from freehold.errors import BadValue, TooFewExamples
+from freehold.errors import BadValue, SchemaError, TooFewExamples
 
 Floats = NDArray[np.float64]
 
@@ -50,12 +50,14 @@ def prepare(
     """Tensors of every client that takes part.
 
     Numbers are standardized by the client's own train rows ("client": nothing is shared), by those of all clients
-    ("federated": each gives counts and sums, then sums of squares about the common mean), or not at all ("none").
+    ("federated": each gives counts and sums, then sums of squares about the common mean), by the schema alone ("ranges": from
+    `low` to `high` is four deviations, what lies beyond is cut off, a missing cell is in the middle; nothing rests on other
+    records), or not at all ("none").
     A missing cell becomes the train mean, and each column that may be missing gets a feature "<name> missing". A column
     without a known value, or with a single one, in the train rows is 0 for that client. Categories are one-hot over the
     schema's vocabulary; an unknown one is all zeros. Without a declared schema the vocabulary is that of all clients.
     `scale_target` standardizes a regression target in the same way and says so in `target_scale`.
-    Raises TooFewExamples for a silo below `min_examples`, or if no device is left.
+    Raises TooFewExamples for a silo below `min_examples`, or if no device is left; SchemaError where "ranges" lacks one.
     """
     clients, skipped = _admitted(population, min_examples, kind)
     code = _codes(population, clients)
@@ -148,6 +150,8 @@ def _array(
     if not np.isfinite(x).all():
         raise BadValue("The feature array holds NaN or infinite numbers.", hint="Impute them first, or give a frame.")
     names = tuple(f"x{index}" for index in range(x.shape[1])) if x.ndim == 2 else ()
+    if statistics == "ranges":
+        raise _no_schema()
     if statistics == "none":
         return x, names, {}
     flat = x.reshape(len(x), -1)
@@ -165,6 +169,8 @@ def _frame(
     count: int,
     statistics: Statistics,
 ) -> tuple[NDArray[np.float32], tuple[str, ...], dict[int, list[str]]]:
+    if statistics == "ranges":
+        return _by_ranges(population, frame)
     columns = population.schema.columns if population.schema else tuple(infer_column(frame[name]) for name in frame.columns)
     width = sum(len(column.categories) or 1 for column in columns)
     masked = [bool(column.missing) or frame[column.name].null_count() > 0 for column in columns]
@@ -188,6 +194,40 @@ def _frame(
             x[:, len(names)] = values.is_null().to_numpy()
             names.append(f"{column.name} missing")
     return x, tuple(names), unknown
+
+
+def _by_ranges(population: Population, frame: pl.DataFrame) -> tuple[NDArray[np.float32], tuple[str, ...], dict[int, list[str]]]:
+    """Each row's features from that row and the schema alone."""
+    if population.schema is None:
+        raise _no_schema()
+    bare = [c.name for c in population.schema.columns if c.kind == "number" and (c.low is None or c.high is None)]
+    if bare:
+        raise SchemaError(
+            f"The schema has no low and high for {', '.join(bare[:5])}{', …' * (len(bare) > 5)}.",
+            hint="Record-level privacy scales numbers by what the schema says, since a mean over the data would tell of every "
+            "record: add the range that is known beforehand, not that of the data.",
+        )
+    parts: list[tuple[str, Floats]] = []
+    for column in population.schema.columns:
+        values = frame[column.name]
+        if column.kind == "category":
+            parts += [(f"{column.name}={c}", (values == c).fill_null(False).to_numpy().astype(float)) for c in column.categories]
+        else:
+            numbers = values.cast(pl.Float64).to_numpy()
+            if column.low is not None and column.high is not None:
+                reach = (column.high - column.low) / 2 or 1.0
+                numbers = np.clip((numbers - (column.low + column.high) / 2) / reach, -1.0, 1.0) * 2
+            parts.append((column.name, np.nan_to_num(numbers, nan=0.0)))
+        if column.missing:
+            parts.append((f"{column.name} missing", values.is_null().to_numpy().astype(float)))
+    return np.stack([part for _, part in parts], 1).astype(np.float32), tuple(name for name, _ in parts), {}
+
+
+def _no_schema() -> SchemaError:
+    return SchemaError(
+        "Record-level privacy needs a schema that says each number's range; this data has none.",
+        hint="Write one with `freehold data schema`, look at its low and high, and give it with --schema.",
+    )
 
 
 def _filled(column: Column, numbers: Floats, code: NDArray[np.int64], moments: Moments, statistics: Statistics) -> Floats:

@@ -1,6 +1,7 @@
 """Engines run a cohort: `loop`, one client at a time; `vector`, all clients of a chunk as one batched program."""
 
 from freehold.engines.feed import Feed, Work, planned_work
+from freehold.engines.guarded import guarded
 from freehold.engines.loop import LoopEngine
 from freehold.engines.spec import METRICS, contribution_tensors, departing
 from freehold.engines.store import PersonalStore
@@ -15,5 +16,6 @@ __all__ = [
     "Work",
     "contribution_tensors",
     "departing",
+    "guarded",
     "planned_work",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
@@ -53,6 +53,10 @@ def planned_work(plan: Plan) -> tuple[Work, Work | None]:
     return work, replace(work, epochs=more.epochs, steps=more.steps, continuing=False) if more else None
 
 
+Draw = Callable[[int, int, float], Tensor]
+"""(steps, examples, chance) -> [steps, examples] bool: which examples take part in which step."""
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Feed:
     """The data of a simulation: a table, and whose rows are whose."""
@@ -64,6 +68,8 @@ class Feed:
     rows: Mapping[str, Mapping[str, Tensor]]
     """client -> split ("train", "validation", "test") -> rows of the table [N]."""
     seed: int = 0
+    poisson: Draw | None = None
+    """How Poisson sampling is drawn. None: from the seed, so that it can be repeated; a node needs what nobody can foretell."""
 
     def size(self, client: str, split: str = "train") -> int:
         """Examples of a client in a split."""
@@ -100,8 +106,11 @@ class Feed:
     def _picks(self, client: str, index: int, work: Work, size: int) -> list[Tensor]:
         if work.poisson:
             count = work.steps or (work.epochs or 0) * max(1, -(-size // work.batch_size))
-            chance = torch.rand(count, size, generator=generator("poisson", self.seed, index, client))
-            return [row.nonzero().flatten() for row in chance < work.batch_size / size]
+            chance = min(1.0, work.batch_size / size)
+            if self.poisson is not None:
+                return [row.nonzero().flatten() for row in self.poisson(count, size, chance)]
+            drawn = torch.rand(count, size, generator=generator("poisson", self.seed, index, client), dtype=torch.float64)
+            return [row.nonzero().flatten() for row in drawn < chance]
         per_pass = -(-size // work.batch_size)
         if work.epochs is not None:
             first, last = index * work.epochs * per_pass, (index + 1) * work.epochs * per_pass

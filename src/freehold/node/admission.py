@@ -161,8 +161,14 @@ class Admission:
     def share(self, rules: DataRules, plan: Plan, measured: OutgoingMeasures) -> OutgoingMeasures:
         """What leaves of what was measured; raises BenefitKept where nothing does.
 
-        Figures are not noised, so of code that the owner does not trust none leaves: they could say anything.
+        Measures have no noise, and rest on every record here, by the personal model too: under a plan that promises an ε they
+        stay, whatever the policy says. Of code that the owner does not trust none leaves either: they could say anything.
         """
+        if plan.privacy.unit != "none":
+            raise BenefitKept(
+                SAID["kept"],
+                hint="They are on this node's page. The plan promises an ε, and no noise is in what was measured, so it stays.",
+            )
         if rules.share_benefit == "never" or (is_foreign(plan, self._installed) and plan.task.bundle not in rules.trusted_code):
             raise BenefitKept(
                 SAID["kept"], hint='They are on this node\'s page; share_benefit = "binned" would tell them roughly.'

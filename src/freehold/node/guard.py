@@ -24,6 +24,7 @@ from freehold.node.admission import Admission
 from freehold.node.budget import Limits
 from freehold.node.bundles import Bundles, check_guarded
 from freehold.node.claims import Claims, whole
+from freehold.node.counted import checked_records
 from freehold.node.door import Door, Piece
 from freehold.node.errands import (
     Busy,
@@ -264,7 +265,8 @@ class Guard:
             if isinstance(reply, Failed):
                 raise DataUnfit(reply.message[:MOST_WORDS], hint=reply.hint[:MOST_WORDS])
             if isinstance(reply, Opened):
-                self._training[digest(plan)] = reply.training
+                path = self._hello.datasets[plan.task.name]
+                self._training[digest(plan)] = checked_records(reply.training, Path(path)) if reply.training else 0
                 note(Path(self._hello.state), plan, "data", {"examples": reply.examples, "findings": reply.findings})
 
         claims = Claims(self._hello.datasets.get(plan.task.name, ""))

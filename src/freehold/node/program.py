@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import msgspec
 import torch
 from torch import Tensor
 
@@ -17,7 +17,8 @@ from freehold.data.check import check
 from freehold.engines import Feed, LoopEngine, planned_work
 from freehold.errors import DataUnfit, Diverged, FreeholdError
 from freehold.node.measures import FEWEST
-from freehold.plan import AlgorithmRef, Plan, runs_of
+from freehold.node.secret import Secret
+from freehold.plan import AlgorithmRef, Plan, Privacy, runs_of
 from freehold.tasks import TaskDefinition, build_task, prepare_for, schema_of, task_definition
 from freehold.wire.messages import DIFFERING, Measured
 
@@ -144,13 +145,6 @@ class Program:
         run = self.runs[number]
         return self._engine_of(run.algorithm, run.repeat, key=number)
 
-    def _draws(self, seed: int) -> int:
-        """What batches and noise are drawn from: the plan's seed, or a secret of each run where privacy rests on it.
-
-        Who knows the seed could draw the same noise and take it away again, and would know who was in a batch.
-        """
-        return secrets.randbits(62) if self.plan.privacy.unit == "record" else seed
-
     def _prepared_for(self, repeat: int) -> Prepared:
         if repeat not in self._prepared:
             seed = self.plan.training.seed + repeat
@@ -166,11 +160,17 @@ class Program:
         if key not in self._engines:
             seed = self.plan.training.seed + repeat
             prepared = self._prepared_for(repeat)
-            task = build_task(self.definition, prepared, self.plan, seed, guarded=True)
-            work, adaptation = planned_work(self.plan)
+            # Of what is trained alone nothing leaves, so it needs no noise: with it, taking part would seem to gain more.
+            plan = self.plan if reference.name != ALONE else msgspec.structs.replace(self.plan, privacy=Privacy())
+            # Who knew the draws could take the noise away, and would know who was in a batch. A round that is asked again draws
+            # anew: with the same noise on another model, the difference of the two would have none.
+            drawing = Secret() if plan.privacy.unit == "record" else None
+            noised_sum, poisson = (drawing.noised_sum, drawing.poisson) if drawing else (None, None)
+            task = build_task(self.definition, prepared, plan, seed, noised_sum=noised_sum)
+            work, adaptation = planned_work(plan)
             self._engines[key] = LoopEngine(
                 build_algorithm(task, reference, self.plan.contribution.dtype),
-                Feed(x=prepared.x, y=prepared.y, rows=prepared.rows, seed=self._draws(seed)),
+                Feed(x=prepared.x, y=prepared.y, rows=prepared.rows, seed=seed, poisson=poisson),
                 work,
                 adaptation=adaptation,
                 weighting=self.plan.training.weighting,

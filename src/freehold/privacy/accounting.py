@@ -1,14 +1,18 @@
 """The ε of what leaves: Gaussian noise, sampled or not, composed by privacy loss distributions (Koskela et al. 2020).
 
-A promise is (ε, δ)-differential privacy where neighbors differ by one record (`record`), or by a contribution in whose place
-there are zeros (`client`). dp-accounting composes; it is imported when it is first needed, since that takes a second.
+A promise is (ε, δ)-differential privacy by zeroing out, at both units: in one neighbor the gradient of one training record
+(`record`), or a node's whole contribution (`client`), counts as zeros. So it does not hide how many records a node has, or that
+it takes part. Who replaces a record by another is two such steps away. dp-accounting composes, and calls the same
+"add or remove one"; it is imported when it is first needed, since that takes a second.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -23,11 +27,23 @@ if TYPE_CHECKING:
 LEAST_LATTICE = 16.0
 """Discrete noise whose standard deviation is less than so many steps of its grid is not accounted for."""
 
+MOST_STEPS = 1 << 28
+"""Of the grid to which a trainer rounds each clipped gradient, in `max_norm`."""
+
+WIDEST = 2**40
+"""Steps of a grid that noise may be wide: float64 holds every such number, and sums of them, exactly."""
+
+LEAST_SPREAD = 0.5
+"""Sampled noise that is narrower promises next to nothing, and its distribution takes minutes: Rényi's bound has to do."""
+
+MOST_NOISE = 1e4
+"""The largest noise multiplier that is looked for."""
+
 _SMOOTHING = 2.0
 _SLACK = 1e-9
 _FAR = 1e3
-_NARROW = 0.3
-"""Less noise than this, sampled, is accounted for as if it were not: its ε is in the tens, and slow to compute."""
+_NARROW = 0.02
+"""Less noise than this, beside what is sampled, promises nothing: all of it is accounted for as if it were not sampled."""
 
 
 class Mechanism(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -51,10 +67,13 @@ class Mechanism(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     def spread(self) -> float:
         """The noise multiplier of noise on the real numbers that promises no more than this does.
 
-        A discrete Gaussian of variance s² (Canonne, Kamath and Steinke 2020, arXiv:2004.00010) is what is left when noise of
-        variance s² - 4 on the real numbers is rounded at random to the grid by a discrete Gaussian of variance 4, up to a
-        factor of 1 ± exp(-8 π²) a coordinate (Poisson's summation, as there). Rounding costs no privacy; `_SLACK` covers
-        the factor.
+        A discrete Gaussian of variance s² (Canonne, Kamath and Steinke 2020, arXiv:2004.00010) is what is left when noise x of
+        variance s² - 4 on the real numbers is rounded at random, to z with a probability in proportion to
+        exp(-(z - x)² / 8): `∫ exp(-x² / (2 s² - 8)) exp(-(z - x)² / 8) dx` is in proportion to exp(-z² / (2 s²)) (Peikert 2010,
+        theorem 3.1). Only what `exp(-(z - x)² / 8)` sums to over z depends on x, by Poisson's summation by a factor in
+        1 ± 2.1 exp(-8 π²), and 2.1 exp(-8 π²) < 1.1e-34. Rounding so moves with any whole number that is added to x, so it is
+        post-processing, also of what was sampled. For d numbers and T releases both δ and exp(ε) change by a factor of at most
+        exp(5e-34 d T): `_SLACK` covers d T up to 1e24.
         """
         if self.lattice is None:
             return self.noise_multiplier
@@ -66,7 +85,8 @@ class Mechanism(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 def mechanism_of(plan: Plan, examples: int) -> Mechanism | None:
-    """What one round of one run does to a node with so many training examples; None where the plan promises nothing.
+    """What one round of one run does to a node with so many training examples; None where the plan promises nothing, or adds
+    noise that is narrower than `LEAST_LATTICE` steps of its grid.
 
     Record level: each step draws every example in secret, on the node, so sampling counts. Client level: the coordinator draws
     the cohort and knows whom it asked, so it does not.
@@ -74,8 +94,11 @@ def mechanism_of(plan: Plan, examples: int) -> Mechanism | None:
     promised = plan.privacy
     if promised.noise_multiplier is None:
         return None
+    lattice = promised.noise_multiplier * _steps_of_norm(plan)
+    if lattice < LEAST_LATTICE:
+        return None
     if promised.unit == "client":
-        return Mechanism(noise_multiplier=promised.noise_multiplier)
+        return Mechanism(noise_multiplier=promised.noise_multiplier, lattice=lattice)
     if examples < 1:
         raise PlanError("Record-level privacy was asked of a node without training examples.", hint="Leave this node out.")
     training = plan.training
@@ -85,7 +108,21 @@ def mechanism_of(plan: Plan, examples: int) -> Mechanism | None:
         noise_multiplier=promised.noise_multiplier,
         sampling=min(1.0, drawn / examples),
         count=training.steps or (training.epochs or 0) * passes,
+        lattice=lattice,
     )
+
+
+def steps_of_norm(noise_multiplier: float) -> float:
+    """How many steps of the trainer's grid make `max_norm`, where record-level noise is this wide: a power of two."""
+    return math.ldexp(1.0, min(MOST_STEPS.bit_length() - 1, math.floor(math.log2(WIDEST / noise_multiplier))))
+
+
+def _steps_of_norm(plan: Plan) -> float:
+    promised = plan.privacy
+    assert promised.noise_multiplier is not None and promised.max_norm is not None, "the plan's own checks"
+    if promised.unit == "record":
+        return steps_of_norm(promised.noise_multiplier)
+    return promised.max_norm * 2.0**plan.contribution.scale
 
 
 def epsilon_of(plan: Plan, rounds: int, examples: int, *, runs: int = 1, delta: float | None = None) -> float:
@@ -121,11 +158,57 @@ def epsilon(mechanisms: Iterable[Mechanism], delta: float) -> float:
 
 
 def epsilon_by_rdp(mechanisms: Iterable[Mechanism], delta: float) -> float:
-    """The same by Rényi differential privacy (Mironov 2017): an upper bound that is never below `epsilon`."""
+    """The same by Rényi differential privacy (Mironov 2017): another upper bound, nearly always the larger one."""
     from dp_accounting.rdp import RdpAccountant
 
     grouped = _grouped(mechanisms)
-    return _composed(RdpAccountant(), grouped, delta) if grouped else 0.0
+    with _quiet():
+        return _composed(RdpAccountant(), grouped, delta) if grouped else 0.0
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """dp-accounting warns of each order that it leaves out, which only makes its bound larger."""
+    logger = logging.getLogger("absl")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
+
+
+def noise_for(target: float, cost: Callable[[float], float], bound: Callable[[float], float]) -> float:
+    """A noise multiplier whose `cost`, an ε, is at most `target`, and more than 98 % of it.
+
+    `cost` falls with the noise and is slow; `bound` falls too, is fast, and mostly a little larger. Raises PlanError where so
+    much noise would be needed that nothing is learned.
+    """
+    if not target > 0:
+        raise PlanError(f"ε = {target:g} was asked for.", hint="Give a number above 0.")
+    low, high = 0.05, 0.1
+    while bound(high) > target:
+        low, high = high, 2 * high
+        if high > MOST_NOISE:
+            raise PlanError(
+                f"No noise multiplier up to {MOST_NOISE:g} keeps ε at {target:g}.",
+                hint="Ask for a larger ε, or for fewer rounds.",
+            )
+    while high / low > 1.01:
+        middle = math.sqrt(low * high)
+        low, high = (low, middle) if bound(middle) <= target else (middle, high)
+    while (found := cost(high)) > target:
+        high *= max(found / target, 1.02)
+    least = 0.0
+    for _ in range(8):
+        if found > 0.98 * target or high <= 0.1:
+            break
+        tried = max(high * (found / (0.995 * target)), (least + high) / 2)
+        reached = cost(tried)
+        if reached > target:
+            least = tried
+        else:
+            high, found = tried, reached
+    return high
 
 
 def _grouped(mechanisms: Iterable[Mechanism]) -> tuple[tuple[float, float, int], ...]:
@@ -148,8 +231,14 @@ def _epsilon(grouped: tuple[tuple[float, float, int], ...], delta: float) -> flo
     if not rest:
         return gaussian_epsilon(whole, delta)
     joined = ((1 / whole, 1.0, 1), *rest) if whole else rest
-    if any(spread < _NARROW for spread, _, _ in joined):
+    narrowest = min(spread for spread, _, _ in joined)
+    if narrowest < _NARROW:
         return gaussian_epsilon(_joined(grouped), delta)
+    if narrowest < LEAST_SPREAD:
+        from dp_accounting.rdp import RdpAccountant
+
+        with _quiet():
+            return _composed(RdpAccountant(), joined, delta)
     from dp_accounting.pld import PLDAccountant
 
     return _composed(PLDAccountant(), joined, delta) + _SLACK

@@ -5,7 +5,7 @@ HTML is in `freehold.report.page` (`page`, `fragment`), the only part that loads
 
 from freehold.report.document import dumps, from_json, to_json
 from freehold.report.intervals import Paired, Verdict
-from freehold.report.result import ClientFacts, Comparison, Row, SeedResult
+from freehold.report.result import ClientFacts, Comparison, NoisedRow, PrivacyCost, Row, SeedResult
 from freehold.report.summary import ClientSummary, RowSummary, summarize
 from freehold.report.tables import client_lines, facts_lines, lines
 from freehold.report.wording import finding
@@ -14,7 +14,9 @@ __all__ = [
     "ClientFacts",
     "ClientSummary",
     "Comparison",
+    "NoisedRow",
     "Paired",
+    "PrivacyCost",
     "Row",
     "RowSummary",
     "SeedResult",

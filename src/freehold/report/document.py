@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import msgspec
 
 from freehold.errors import Unreadable
 from freehold.report.intervals import Paired
-from freehold.report.result import ClientFacts, Comparison, Problem, Row, SeedResult, Splits
+from freehold.report.result import ClientFacts, Comparison, NoisedRow, PrivacyCost, Problem, Row, SeedResult, Splits
 from freehold.report.summary import RowSummary, seed_mean, summarize
 
 FORMAT = 1
@@ -37,6 +37,7 @@ def to_json(comparison: Comparison) -> dict[str, object]:
         "seeds": list(comparison.seeds),
         "noun": list(comparison.noun),
         "asked": comparison.asked,
+        "privacy": _privacy(comparison.privacy),
         "rows": [_row(comparison, row, summary) for row, summary in zip(comparison.rows, summarize(comparison), strict=True)],
         "clients": [_client(client) for client in comparison.clients],
         "command": comparison.command,
@@ -84,6 +85,7 @@ def from_json(document: Mapping[str, object]) -> Comparison:
         notes=read.notes,
         warnings=read.warnings,
         noun=read.noun,
+        privacy=None if read.privacy is None else read.privacy.cost(),
         asked=read.asked,
     )
 
@@ -159,6 +161,35 @@ class _Client(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
+class _Point(msgspec.Struct, frozen=True, kw_only=True):
+    row: str
+    epsilon: float | None
+    epsilon_by_rdp: float | None
+    noise_multiplier: float
+    asked: float | None = None
+
+
+class _Cost(msgspec.Struct, frozen=True, kw_only=True):
+    unit: Literal["record", "client"]
+    delta: float
+    max_norm: float
+    clear: str
+    points: tuple[_Point, ...]
+
+    def cost(self) -> PrivacyCost:
+        points = tuple(
+            NoisedRow(
+                row=each.row,
+                epsilon=math.inf if each.epsilon is None else each.epsilon,
+                epsilon_by_rdp=math.inf if each.epsilon_by_rdp is None else each.epsilon_by_rdp,
+                noise_multiplier=each.noise_multiplier,
+                asked=each.asked,
+            )
+            for each in self.points
+        )
+        return PrivacyCost(unit=self.unit, delta=self.delta, max_norm=self.max_norm, clear=self.clear, points=points)
+
+
 class _Document(msgspec.Struct, frozen=True, kw_only=True):
     study: str
     title: str
@@ -176,6 +207,7 @@ class _Document(msgspec.Struct, frozen=True, kw_only=True):
     versions: dict[str, str]
     notes: tuple[str, ...]
     warnings: tuple[str, ...]
+    privacy: _Cost | None = None
     asked: str = ""
 
 
@@ -215,6 +247,22 @@ def _row(comparison: Comparison, row: Row, summary: RowSummary) -> dict[str, obj
         },
         "seeds": [_seed(comparison, result) for result in row.results],
     }
+
+
+def _privacy(cost: PrivacyCost | None) -> dict[str, object] | None:
+    if cost is None:
+        return None
+    points = [
+        {
+            "row": each.row,
+            "epsilon": _number(each.epsilon),
+            "epsilon_by_rdp": _number(each.epsilon_by_rdp),
+            "noise_multiplier": each.noise_multiplier,
+            "asked": each.asked,
+        }
+        for each in cost.points
+    ]
+    return {"unit": cost.unit, "delta": cost.delta, "max_norm": cost.max_norm, "clear": cost.clear, "points": points}
 
 
 def _paired(paired: Paired | None) -> dict[str, object]:

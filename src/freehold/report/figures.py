@@ -67,9 +67,9 @@ class Gain:
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """Mean over seeds by round, and the range over seeds; `series` picks color and dashes, None is drawn faintly."""
+    """Mean over seeds by round (or by ε), and the range over seeds; `series` picks color and dashes, None is drawn faintly."""
 
-    points: tuple[tuple[int, float], ...]
+    points: tuple[tuple[float, float], ...]
     low: tuple[float, ...] = ()
     high: tuple[float, ...] = ()
     series: int | None = None
@@ -196,23 +196,36 @@ def strip(points: Sequence[Gain], *, limits: tuple[float, float], unit: str, key
         return sheet.svg(description)
 
 
-def curves(lines: Sequence[Curve], *, xlabel: str, ylabel: str, description: str) -> str:
-    """Learning curves; the legend is the page's."""
-    with _own_style("curves"):
+def curves(
+    lines: Sequence[Curve],
+    *,
+    xlabel: str,
+    ylabel: str,
+    description: str,
+    at: Sequence[tuple[float, str]] = (),
+    key: str = "curves",
+) -> str:
+    """Learning curves; the legend is the page's. `at`: the axis is logarithmic, and marked there."""
+    with _own_style(key):
         sheet = _Sheet(width=460, height=270)
         axes = sheet.axes(left=48, top=26, right=12, bottom=40)
+        if at:
+            axes.set_xscale("log")
+            axes.xaxis.set_minor_locator(FixedLocator([]))
         for line in sorted(lines, key=lambda each: (each.series is not None, -(each.series or 0))):
-            at, values = [point[0] for point in line.points], [point[1] for point in line.points]
+            places, values = [point[0] for point in line.points], [point[1] for point in line.points]
             if line.series is None:
-                axes.plot(at, values, color=GRID, linewidth=1, solid_capstyle="round")
+                axes.plot(places, values, color=GRID, linewidth=1, solid_capstyle="round")
                 continue
             color, dashes = SERIES[line.series % len(SERIES)], DASHES[line.series % len(DASHES)]
             if line.low and line.high:
-                axes.fill_between(at, line.low, line.high, color=color, alpha=0.13, linewidth=0)
-            axes.plot(at, values, color=color, linestyle=dashes, linewidth=2, marker="o" if len(at) == 1 else "", markersize=6)
+                axes.fill_between(places, line.low, line.high, color=color, alpha=0.13, linewidth=0)
+            marker = "o" if len(places) == 1 or (at and line.series == 0) else ""
+            axes.plot(places, values, color=color, linestyle=dashes, linewidth=2, marker=marker, markersize=6)
         heights, rounds = _round_numbers(axes.get_ylim(), 6), _round_numbers(axes.get_xlim(), 7, integer=True)
         sheet.ticks(axes, "y", heights, [signed(tick).removeprefix("+") for tick in heights])
-        sheet.ticks(axes, "x", rounds, [f"{tick:.0f}" for tick in rounds])
+        marks = at or [(tick, f"{tick:.0f}") for tick in rounds]
+        sheet.ticks(axes, "x", [tick for tick, _ in marks], [text for _, text in marks])
         axes.grid(axis="y", color=GRID, linewidth=0.8)
         axes.set_axisbelow(True)
         axes.set_xlabel(sheet.token(xlabel), color=MUTED, labelpad=6)

@@ -1,4 +1,4 @@
-"""The learning curves of a comparison: the picture, its legend and a note."""
+"""The curves of a comparison, by round and by ε: a picture, its legend and a note each."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import statistics
 from dataclasses import dataclass
 
 from freehold.report import figures
+from freehold.report.cost import by_seed, ordered, rounded_up, title_of
 from freehold.report.result import Comparison, Row
 from freehold.report.summary import SHARES
 from freehold.report.wording import FIGURES, clean, label
@@ -25,7 +26,7 @@ class Legend:
 
 @dataclass(frozen=True, kw_only=True)
 class Curves:
-    """The picture of learning curves, its legend and a note."""
+    """A picture of curves, its legend and a note."""
 
     picture: str
     legend: tuple[Legend, ...]
@@ -51,7 +52,7 @@ def learning_curves(comparison: Comparison, *, lead: Row | None) -> Curves | Non
         for row, curve in drawn
     ]
     name = FIGURES.get(comparison.metric, clean(comparison.metric))
-    legend = [_legend(clean(row.title, 60), series[row.name]) for row, _ in first[:_DRAWN]]
+    legend = [legend_of(clean(row.title, 60), series[row.name]) for row, _ in first[:_DRAWN]]
     if len(drawn) > _DRAWN:
         legend.append(Legend(title=f"{len(drawn) - _DRAWN} more", color="--fh-grid", dashes="none", width=1))
     several = len(comparison.seeds) > 1
@@ -65,6 +66,47 @@ def learning_curves(comparison: Comparison, *, lead: Row | None) -> Curves | Non
         legend=tuple(legend),
         note=f"Mean over {comparison.noun[1]}, on validation data{', then over seeds' if several else ''}."
         + (" Shaded: from the lowest to the highest seed." if any(curve.low for curve in curves) else ""),
+    )
+
+
+def cost_curve(comparison: Comparison) -> Curves | None:
+    """The metric by ε, with the range over seeds, between no noise and training alone; None with fewer than two ε."""
+    cost = comparison.privacy
+    if cost is None or len({point.epsilon for point in cost.points}) < 2:
+        return None
+    if not all(by_seed(comparison, point.row) for point in cost.points):
+        return None
+    points, scale = ordered(cost), 100 if comparison.metric in SHARES else 1
+    ends = (points[0].epsilon, points[-1].epsilon)
+    several = len(comparison.seeds) > 1
+    by_point = [[scale * each for each in by_seed(comparison, point.row)] for point in points]
+    lines = [
+        figures.Curve(
+            points=tuple((point.epsilon, sum(each) / len(each)) for point, each in zip(points, by_point, strict=True)),
+            low=tuple(map(min, by_point)) if several else (),
+            high=tuple(map(max, by_point)) if several else (),
+            series=0,
+        )
+    ]
+    legend = [legend_of("with noise", 0)]
+    for series, (name, title) in enumerate(((cost.clear, "without noise"), (comparison.baseline, "training alone")), 1):
+        if name and (each := by_seed(comparison, name)):
+            mean = scale * sum(each) / len(each)
+            lines.append(figures.Curve(points=tuple((end, mean) for end in ends), series=series))
+            legend.append(legend_of(f"{title_of(comparison, name)}: {title}", series))
+    name = FIGURES.get(comparison.metric, clean(comparison.metric))
+    return Curves(
+        picture=figures.curves(
+            lines,
+            xlabel="ε, smaller promises more",
+            ylabel=f"{label(comparison.metric)}, test data",
+            description=f"{name} by ε: a line with noise, and for comparison one without and one for training alone.",
+            at=[(point.epsilon, rounded_up(point.epsilon)) for point in points],
+            key="cost",
+        ),
+        legend=tuple(legend),
+        note=f"Mean over {comparison.noun[1]}"
+        + (", then over seeds; shaded: from the lowest to the highest seed." if several else "."),
     )
 
 
@@ -84,7 +126,8 @@ def _average_curve(row: Row) -> figures.Curve:
     )
 
 
-def _legend(title: str, series: int) -> Legend:
+def legend_of(title: str, series: int) -> Legend:
+    """How a line of that series is drawn, and what it is called."""
     dashes = figures.DASHES[series % len(figures.DASHES)]
     lengths = "none" if isinstance(dashes, str) else " ".join(f"{2 * length:g}" for length in dashes[1])
     return Legend(title=title, color=f"--fh-series-{series % len(figures.SERIES) + 1}", dashes=lengths, width=2)

@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import jinja2
 
+from freehold.report.cost import cost_lines, heading
+from freehold.report.learning import cost_curve
 from freehold.report.result import Comparison
 from freehold.report.view import View
 
@@ -24,7 +26,8 @@ _KINDS = {"▲": "gain", "▼": "loss", "○": "unsure", "⚠": "caution"}
 
 def page(comparison: Comparison) -> str:
     """A whole page, UTF-8: the same comparison gives the same bytes. All names are escaped."""
-    return _environment().get_template("page.html.j2").render(report=View(comparison))
+    cost = {"heading": heading(comparison), "lines": cost_lines(comparison), "curve": cost_curve(comparison)}
+    return _environment().get_template("page.html.j2").render(report=View(comparison), cost=cost)
 
 
 def fragment(comparison: Comparison) -> str:

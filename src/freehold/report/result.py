@@ -63,6 +63,28 @@ class Row:
     reference: bool = False  # True: nothing a federation could do (all data pooled in one place); never the headline
 
 
+@dataclass(frozen=True, kw_only=True)
+class NoisedRow:
+    """A row that was trained with differential privacy: what its plan promises, in each run of it."""
+
+    row: str
+    epsilon: float  # by privacy loss distributions, of the client for which it is largest
+    epsilon_by_rdp: float  # the same by Rényi differential privacy, a second bound
+    noise_multiplier: float
+    asked: float | None = None  # the ε that the noise was chosen for, if it was
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrivacyCost:
+    """What differential privacy promises and costs: rows of one algorithm with more and less noise."""
+
+    unit: Literal["record", "client"]
+    delta: float
+    max_norm: float
+    clear: str  # the row of the same algorithm without noise; "": there is none
+    points: tuple[NoisedRow, ...]
+
+
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Comparison:
     """Rows measured on the same clients with the same seeds, against the row `baseline` (training alone).
@@ -87,6 +109,7 @@ class Comparison:
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     noun: tuple[str, str] = ("client", "clients")
+    privacy: PrivacyCost | None = None  # None: no row was trained with noise
     asked: str = ""  # the row that a plan is about, and the report leads with; "": none, all rows are alike
 
     def __post_init__(self) -> None:

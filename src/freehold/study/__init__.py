@@ -3,6 +3,7 @@
 from freehold.study.api import SEEDS, Data, Reading, compare, make_plan, read, simulate
 from freehold.study.cell import Interrupted
 from freehold.study.compare import run_comparison
+from freehold.study.noised import Noised
 from freehold.study.settings import EngineName, Settings, Trial
 from freehold.study.source import FlambySplit, RepeatedSplits, Source
 from freehold.study.trials import flamby_trials, plan_for, repeated, trials_for, trials_of
@@ -13,6 +14,7 @@ __all__ = [
     "EngineName",
     "FlambySplit",
     "Interrupted",
+    "Noised",
     "Reading",
     "RepeatedSplits",
     "Settings",

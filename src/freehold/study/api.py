@@ -17,6 +17,8 @@ from freehold.errors import NotAsynchronous, UsageError, near_miss
 from freehold.plan import Contribution, Plan, Scalar, Training, load_plan
 from freehold.report import Comparison
 from freehold.study.compare import run_comparison
+from freehold.study.noised import Noised, check_allowed, cost_of, noised_trials
+from freehold.study.noised import said_of as cost_said
 from freehold.study.said import beside_published, call, choice, oddities, title_of
 from freehold.study.settings import Settings, Trial
 from freehold.study.source import FlambySplit, RepeatedSplits
@@ -25,7 +27,7 @@ from freehold.study.traveling import costs_of_rounding, said, variant
 from freehold.study.trials import Settings as Hyperparameters
 from freehold.study.trials import flamby_trials, plan_for, repeated, trials_for, trials_of
 from freehold.study.watch import watch
-from freehold.tasks import TaskDefinition, rates, task_definition
+from freehold.tasks import TaskDefinition, rates, task_definition, under
 from freehold.tasks.bundled import definition_of
 from freehold.tasks.flamby import SEEDS as FLAMBY_SEEDS
 
@@ -166,12 +168,15 @@ def simulate(
     data: Data | None = None,
     *,
     seeds: int | Sequence[int] | None = None,
+    noised: Noised | None = None,
     settings: Settings | None = None,
     command: str | None = None,
     bundle: bytes | None = None,
     **reading: Unpack[Reading],
 ) -> Comparison:
     """Run a plan, or the file of one, as the federation would: its companions and its algorithm.
+
+    `noised`: besides, the algorithm with the noise that each ε asks for, to see what that costs.
 
     `data`: where the task has none of its own. `seeds`: how many, from the plan's `training.seed` on, or which; by
     default as many as the plan's `repeats`. `bundle`: the code that the plan names; it runs in this process, in no sandbox.
@@ -196,14 +201,25 @@ def simulate(
     else:
         _, population = read(data, **reading)
     definition = _adjusted(definition, population, None, plan.min_examples, plan.clients == "devices")
+    if noised is not None and plan.privacy.unit != "none":
+        raise UsageError("The plan says how much noise there is.", hint='Leave out --epsilon, or say unit = "none" in the plan.')
+    definition = under(definition, plan if noised is None else noised.plan(plan, 1.0))
     population = _partitioned(population, definition, plan.task.options)
     first = plan.training.seed
     count = plan.repeats if seeds is None else seeds
     asked = tuple(range(first, first + count)) if isinstance(count, int) and count > 0 else _seeds(count, ())
     command = command or _simulate_call(source, data, {"seeds": seeds, **reading})
     settings = settings or Settings(listener=watch())
-    found = _run(definition, population, trials_of(plan), asked, settings, command, strict=True, lead=plan.algorithm.name)
-    return replace(found, notes=(*found.notes, *said(Contribution(dtype=plan.contribution.dtype))))
+    prepared = _source(definition, population).prepared(asked[0])
+    trials = trials_of(plan)
+    if noised is None:
+        cost = cost_of(trials[-1].plan, trials[-1].name, prepared)
+    else:
+        trials, cost = noised_trials(noised, trials, prepared)
+    check_allowed(definition, prepared, trials)
+    found = _run(definition, population, trials, asked, settings, command, strict=True, lead=plan.algorithm.name)
+    found = replace(found, privacy=cost)
+    return replace(found, notes=(*found.notes, *said(Contribution(dtype=plan.contribution.dtype)), *cost_said(found)))
 
 
 def make_plan(

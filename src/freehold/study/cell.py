@@ -13,7 +13,7 @@ import torch
 from freehold.algorithms import build_algorithm
 from freehold.core import Algorithm, ClientResult, Tree, flatten, train, unflatten
 from freehold.data import Prepared
-from freehold.engines import METRICS, Feed, LoopEngine, VectorEngine, departing, planned_work
+from freehold.engines import METRICS, Feed, LoopEngine, VectorEngine, departing, guarded, planned_work
 from freehold.plan import Plan, check_contribution
 from freehold.study.checkpoint import Checkpoint, Running, damaged
 from freehold.study.measure import Measured, measure
@@ -97,7 +97,7 @@ def run_cell(
     begun = time.monotonic()
     plan = cell.trial.plan
     task = build_task(definition, prepared, plan, cell.seed)
-    algorithm = build_algorithm(task, plan.algorithm, plan.contribution.dtype)
+    algorithm = guarded(build_algorithm(task, plan.algorithm, plan.contribution.dtype), plan)
     feed = Feed(x=prepared.x, y=prepared.y, rows=prepared.rows, seed=cell.seed)
     # Who trains alone does so whether it takes part or not.
     apart = () if algorithm.name == "local" else newcomers

@@ -25,6 +25,8 @@ from freehold.wire.messages import DIFFERING, Measured, Measures, decode
 
 ALONE = "local"
 
+KEPT = "This plan promises an ε, and no noise is in what nodes measure, so that stays with them: there is nothing to report."
+
 Split = Literal["validation", "test"]
 SPLITS: tuple[Split, ...] = ("validation", "test")
 
@@ -73,6 +75,8 @@ def comparison_of(results: Results, *, command: str, notes: Sequence[str] = ()) 
     from the task's split.
     """
     plan = parse(results.plan)
+    if plan.privacy.unit != "none":
+        raise UsageError(KEPT, hint="Each node's own page shows what it measured; `freehold simulate --epsilon` what to expect.")
     definition = described(plan)
     told = _told(results)
     nodes = sorted({node for by_node in told.values() for node in by_node})

@@ -29,7 +29,7 @@ class RepeatedSplits:
 
     population: Population
     rule: SplitRule
-    statistics: Literal["client", "federated", "none"]
+    statistics: Literal["client", "federated", "ranges", "none"]
     min_examples: int
     kind: Literal["silos", "devices"]
     splits: Literal["repeated", "fixed"] = "repeated"

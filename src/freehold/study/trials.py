@@ -9,7 +9,7 @@ import msgspec
 from freehold.algorithms import build_algorithm
 from freehold.core import Task, algorithm_entry, algorithm_names
 from freehold.errors import NotPrivate, TaskError
-from freehold.plan import AlgorithmRef, Companion, Contribution, Plan, Scalar, TaskRef, Training
+from freehold.plan import AlgorithmRef, Companion, Contribution, Plan, Privacy, Scalar, TaskRef, Training
 from freehold.study.settings import Trial
 from freehold.study.traveling import variant
 from freehold.tasks import TaskDefinition
@@ -110,8 +110,14 @@ def trials_of(plan: Plan) -> tuple[Trial, ...]:
     """The rows of a plan: its companions, then its algorithm."""
     # The contribution spec is the algorithm's; what companions send is not part of it.
     beside = msgspec.structs.replace(plan, contribution=msgspec.structs.replace(plan.contribution, tensors=()), companions=())
+    # Of what is trained alone nothing leaves, so it needs no noise.
+    clear = msgspec.structs.replace(beside, privacy=Privacy())
     others = [AlgorithmRef(name=c.name, hyperparameters=c.hyperparameters, wrappers=c.wrappers) for c in plan.companions]
-    plans = [msgspec.structs.replace(beside, algorithm=c) for c in others if c.name != plan.algorithm.name]
+    plans = [
+        msgspec.structs.replace(clear if c.name == "local" else beside, algorithm=c)
+        for c in others
+        if c.name != plan.algorithm.name
+    ]
     plans.append(msgspec.structs.replace(plan, companions=()))
     return tuple(Trial(name=p.algorithm.name, title=title_of(p.algorithm.name), plan=p, required=p is plans[-1]) for p in plans)
 

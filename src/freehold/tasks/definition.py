@@ -42,7 +42,7 @@ class TaskDefinition:
     hyperparameters: Mapping[str, Mapping[str, Scalar]] = field(default_factory=dict)
     """Algorithm -> hyper-parameters that suit this task; "*" is for every algorithm that knows the name."""
     metric: Literal["accuracy", "r2"] = "accuracy"
-    statistics: Literal["client", "federated", "none"] = "client"
+    statistics: Literal["client", "federated", "ranges", "none"] = "client"
     """How features are standardized (see `freehold.data.prepare`)."""
     min_examples: int = 10
     clients: Literal["silos", "devices"] = "silos"

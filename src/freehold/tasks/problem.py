@@ -2,32 +2,60 @@
 
 from __future__ import annotations
 
-from freehold.core import Privacy, Task, private
+from dataclasses import replace
+
+from freehold.core import NoisedSum, Privacy, Task, private
 from freehold.data import Population, Prepared, Schema, parse_schema, prepare, split
 from freehold.errors import PlanError
 from freehold.plan import Plan
 from freehold.tasks.definition import TaskDefinition, task_digest, task_names
 
 
-def build_task(definition: TaskDefinition, prepared: Prepared, plan: Plan, seed: int, *, guarded: bool = False) -> Task:
+def build_task(
+    definition: TaskDefinition,
+    prepared: Prepared,
+    plan: Plan,
+    seed: int,
+    *,
+    noised_sum: NoisedSum | None = None,
+) -> Task:
     """The learning problem of a plan, under its privacy; PlanError where the plan is about another task than `definition`.
 
-    `guarded`: what is made of it leaves through a node's guard, which clips and adds noise where the plan says so.
+    Noise per client is not the task's: a guard adds it to what leaves, or the simulator in its place. `noised_sum`: how
+    record-level noise is drawn; None: reproducibly, for a simulation.
     """
     _check_task(definition, plan)
     task = definition.build(prepared, seed)
     promised = plan.privacy
-    if promised.unit == "client" and not guarded:
-        raise PlanError(
-            'privacy.unit = "client" is what a node\'s guard does, and there is no guard in a simulation.',
-            hint='Simulate with unit = "none" or "record".',
-        )
     if promised.max_norm is None or promised.noise_multiplier is None or promised.expected_batch is None:
         return task
     return private(
         task,
-        Privacy(max_norm=promised.max_norm, noise_multiplier=promised.noise_multiplier, expected_batch=promised.expected_batch),
+        Privacy(
+            max_norm=promised.max_norm,
+            noise_multiplier=promised.noise_multiplier,
+            expected_batch=promised.expected_batch,
+            noised_sum=noised_sum,
+        ),
     )
+
+
+def under(definition: TaskDefinition, plan: Plan) -> TaskDefinition:
+    """The same use case, with splits and features that rest on no other record where the plan promises privacy for each.
+
+    A clip bounds what a record does to a step through its own gradient. Through a mean that all are standardized by, or a split
+    that heeds classes, groups or times, it would change the gradients of others too, and no noise is made for that.
+    """
+    if plan.privacy.unit != "record":
+        return definition
+    if definition.metric != "accuracy":
+        raise PlanError(
+            "A number is to be predicted; record-level privacy would need a scale for it that rests on no record, which is not "
+            "built.",
+            hint='Predict classes, or say privacy.unit = "client".',
+        )
+    rule = replace(definition.split, stratify=False, group=False, time=False)
+    return replace(definition, split=rule, statistics="none" if definition.statistics == "none" else "ranges")
 
 
 def _check_task(definition: TaskDefinition, plan: Plan) -> None:
@@ -71,6 +99,7 @@ def prepare_for(definition: TaskDefinition, plan: Plan, population: Population, 
 
     Raises PlanError for a target that is a number: one scale for all would need sums over all clients first.
     """
+    definition = under(definition, plan)
     if not population.classes:
         raise PlanError(
             "A number is to be predicted; on a federation its scale would have to be agreed on first, which is not built.",
@@ -81,5 +110,5 @@ def prepare_for(definition: TaskDefinition, plan: Plan, population: Population, 
         split(population, definition.split, seed=seed),
         min_examples=plan.min_examples,
         kind="silos",
-        statistics="none" if definition.statistics == "none" else "client",
+        statistics="client" if definition.statistics == "federated" else definition.statistics,
     )

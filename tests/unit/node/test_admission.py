@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from freehold.errors import ApprovalError, BenefitKept, FreeholdError, OwnerDenied, PlanWaits, PolicyRefused, UnknownName
@@ -15,7 +16,7 @@ from freehold.node.admission import SAID, Admission
 from freehold.node.approvals import MOST_WAITING, Approvals
 from freehold.node.benefit import binned
 from freehold.node.errands import MeasureErrand, OutgoingMeasures, TrainErrand
-from freehold.plan import Plan, digest, runs_of
+from freehold.plan import Plan, Privacy, digest, runs_of
 from freehold.policy import DataRules, sample_policy
 from freehold.policy.decide import contribution_bytes
 from freehold.wire.messages import Measured
@@ -191,6 +192,17 @@ def test_what_is_measured_leaves_as_the_owner_says(tmp_path: Path) -> None:
         owner.admission.share(DataRules(), heart(), measured)
     assert kept.value.message == SAID["kept"]
     assert owner.admission.share(DataRules(share_benefit="named"), heart(), measured) is measured
+
+
+@pytest.mark.parametrize("unit", ["record", "client"])
+def test_what_is_measured_stays_where_a_plan_promises_an_epsilon(tmp_path: Path, unit: str) -> None:
+    measured = OutgoingMeasures(splits={"test": Measured(examples=43, sums={"count": 43.0, "correct": 31.0})})
+    noise = Privacy(unit=unit, max_norm=1.0, noise_multiplier=1.0, expected_batch=8.0 if unit == "record" else None)  # type: ignore[arg-type]
+    training = msgspec.structs.replace(heart().training, weighting="uniform")
+    plan = msgspec.structs.replace(heart(), privacy=noise, training=training)
+    with pytest.raises(BenefitKept) as kept:
+        Owner(tmp_path, EVERYTHING).admission.share(DataRules(share_benefit="named"), plan, measured)
+    assert kept.value.message == SAID["kept"] and "promises an ε" in kept.value.hint
 
 
 def test_a_trainer_gets_the_columns_that_the_owner_lists_and_no_others(tmp_path: Path) -> None:

@@ -51,7 +51,11 @@ def one_round(door: Door, what: Piece) -> float:
 
 
 def cost(count: int, noise: float = 4.0) -> float:
-    return epsilon([Mechanism(noise_multiplier=noise, count=count)], 1e-5)
+    return epsilon([noised(noise, count)], 1e-5)
+
+
+def noised(noise: float, count: int = 1) -> Mechanism:
+    return Mechanism(noise_multiplier=noise, count=count, lattice=noise * 2**24)
 
 
 def opened(state: Path) -> Door:
@@ -65,7 +69,7 @@ def test_noise_composes_over_rounds_and_studies_and_restarts(tmp_path: Path) -> 
     door = opened(tmp_path)
     other = plan(9.0, name="q")
     total = one_round(door, piece(0, of=other))
-    assert total == epsilon([Mechanism(noise_multiplier=4.0, count=2), Mechanism(noise_multiplier=9.0)], 1e-5)
+    assert total == epsilon([noised(4.0, 2), noised(9.0)], 1e-5)
     assert total < cost(2) + cost(1, 9.0), "less than the sum"
     last = list(entries(tmp_path / "ledger"))[-1]
     assert (last.kind, last.bytes, last.sha256, last.verdict, last.unit) == ("contribution", 100, "ab" * 32, "sent", "client")

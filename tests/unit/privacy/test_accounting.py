@@ -112,6 +112,26 @@ def test_dp_sgd_on_mnist_has_the_published_figures(noise: float, epochs: int, pu
     assert 0.65 * published < tight < epsilon_by_rdp([step], 1e-5) < published
 
 
+def test_the_moments_accountant_paper_has_its_figure() -> None:
+    """Abadi et al. 2016, section 3.2: q = 0.01, σ = 4, δ = 1e-5, 10,000 steps: 1.26, where strong composition has 9.34."""
+    assert classical_rdp_epsilon(0.01, 4.0, 10_000, 1e-5) == pytest.approx(1.26, abs=0.005)
+    steps = [Mechanism(noise_multiplier=4.0, sampling=0.01, count=10_000)]
+    assert 0.9 < epsilon(steps, 1e-5) < epsilon_by_rdp(steps, 1e-5) < 1.26
+
+
+@pytest.mark.parametrize(
+    ("examples", "batch", "noise", "epochs", "delta", "published"),
+    [(60_000, 150, 1.3, 15, 1e-5, 0.7242234026109595), (100_000, 100, 1.0, 30, 1e-7, 1.4154988495444845)],
+)
+def test_renyi_has_the_figures_of_tensorflow_privacys_own_tests(
+    examples: int, batch: int, noise: float, epochs: int, delta: float, published: float
+) -> None:
+    """compute_dp_sgd_privacy_test.py."""
+    steps = [Mechanism(noise_multiplier=noise, sampling=batch / examples, count=epochs * examples // batch)]
+    assert epsilon_by_rdp(steps, delta) == pytest.approx(published, rel=1e-6)
+    assert 0.7 * published < epsilon(steps, delta) < published
+
+
 @settings(max_examples=8, deadline=None)
 @given(
     sigma=st.floats(0.8, 8),
@@ -173,13 +193,22 @@ def test_a_plan_without_noise_promises_nothing() -> None:
 
 def test_records_are_sampled_in_secret_and_clients_are_not() -> None:
     record, client = mechanism_of(plan_with(RECORD), 100), mechanism_of(plan_with(CLIENT), 100)
-    assert record == Mechanism(noise_multiplier=1.2, sampling=0.32, count=4), "four steps to a pass of 100 in 32s"
-    assert client == Mechanism(noise_multiplier=3.0)
+    steps = Mechanism(noise_multiplier=1.2, sampling=0.32, count=4, lattice=1.2 * 2**28)
+    assert record == steps, "four steps to a pass of 100 in 32s; a grid of 2^28 steps to the norm"
+    assert client == Mechanism(noise_multiplier=3.0, lattice=3.0 * 2**24), "the plan's fixed point"
     assert mechanism_of(plan_with(RECORD, epochs=None, steps=7), 100).count == 7  # type: ignore[union-attr]
     assert mechanism_of(plan_with(RECORD), 20).sampling == 1.0  # type: ignore[union-attr]
     assert mechanism_of(plan_with(RECORD, batch_size=50), 100).sampling == 0.5, "what is drawn, not what it is divided by"  # type: ignore[union-attr]
     with pytest.raises(PlanError, match="without training examples"):
         mechanism_of(plan_with(RECORD), 0)
+
+
+def test_noise_narrower_than_its_grid_promises_nothing() -> None:
+    for narrow, wide in ((15 * 2.0**-24, 17 * 2.0**-24), (15 * 2.0**-28, 17 * 2.0**-28)):
+        unit = CLIENT if narrow > 2.0**-21 else RECORD
+        told = [mechanism_of(plan_with(msgspec.structs.replace(unit, noise_multiplier=nm)), 100) for nm in (narrow, wide)]
+        assert told[0] is None and told[1] is not None
+    assert epsilon_of(plan_with(msgspec.structs.replace(CLIENT, noise_multiplier=2.0**-24)), 1, 100) == math.inf
 
 
 @pytest.mark.parametrize("privacy", [RECORD, CLIENT], ids=["record", "client"])

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from freehold.report import ClientFacts, Comparison, Row, SeedResult
+from freehold.report import ClientFacts, Comparison, NoisedRow, PrivacyCost, Row, SeedResult
 
 HOSPITALS = {"Cleveland": (303, 0.46), "Hungary": (294, 0.36), "Switzerland": (123, 0.93), "VA Long Beach": (200, 0.74)}
 TITLES = {
@@ -181,3 +181,13 @@ def many_rows(count: int) -> Comparison:
 
 def _right(rng: np.random.Generator, share: float, examples: int) -> npt.NDArray[np.float64]:
     return (rng.random(examples) < share).astype(float)
+
+
+def noised(*, seeds: int = 3, names: Sequence[str] = tuple(HOSPITALS)) -> Comparison:
+    """Hospitals of which two rows stand for FedAvg under noise."""
+    points = (
+        NoisedRow(row="fedavg-finetuned", epsilon=0.9961, epsilon_by_rdp=1.09, noise_multiplier=11.6, asked=1.0),
+        NoisedRow(row="intercept", epsilon=7.961, epsilon_by_rdp=8.67, noise_multiplier=2.02, asked=8.0),
+    )
+    cost = PrivacyCost(unit="record", delta=1e-5, max_norm=1.0, clear="fedavg", points=points)
+    return replace(hospitals(seeds=seeds, names=names), privacy=cost)

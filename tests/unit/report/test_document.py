@@ -11,12 +11,14 @@ import pytest
 
 from freehold.errors import Unreadable
 from freehold.report import Comparison, dumps, from_json, to_json
-from tests.unit.report.comparisons import hospitals, phones, stations
+from tests.unit.report.comparisons import hospitals, noised, phones, stations
 
 REFERENCE = Path(__file__).parents[3] / "docs" / "reference" / "report-json.md"
 
 
-@pytest.mark.parametrize("comparison", [hospitals(), hospitals(seeds=1), stations(), phones(45)], ids=lambda each: each.study)
+@pytest.mark.parametrize(
+    "comparison", [hospitals(), noised(), hospitals(seeds=1), stations(), phones(45)], ids=lambda each: each.study
+)
 def test_a_comparison_survives_the_way_to_json_and_back(comparison: Comparison) -> None:
     assert from_json(json.loads(dumps(comparison))) == comparison
 
@@ -65,7 +67,7 @@ def test_a_missing_or_wrong_field_is_named() -> None:
 
 def test_every_field_has_its_line_in_the_reference_and_the_reference_no_other() -> None:
     documented = set(re.findall(r"^\| `([^`]+)` \|", REFERENCE.read_text(encoding="utf-8"), flags=re.MULTILINE))
-    assert documented == set(paths(to_json(hospitals())))
+    assert documented == set(paths(to_json(noised())))
 
 
 FREE = {"hyperparameters", "versions", "labels", "served", "paired_se", "figures", "curve", "noun", "interval"}

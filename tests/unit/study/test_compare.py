@@ -16,9 +16,9 @@ import polars as pl
 import pytest
 
 import freehold
-from freehold.errors import CheckpointError, Diverged, PlanError, SpecMismatch, UsageError
+from freehold.errors import CheckpointError, Diverged, SpecMismatch, UsageError
 from freehold.events import Event
-from freehold.plan import Privacy, dumps
+from freehold.plan import dumps
 from freehold.report import Comparison, to_json
 from freehold.study import Interrupted, Settings, make_plan
 from freehold.study.checkpoint import Checkpoint
@@ -191,21 +191,6 @@ def test_a_plan_carries_its_contribution_spec_and_is_held_to_it(tmp_path: Path) 
     short = msgspec.structs.replace(plan.contribution, tensors=plan.contribution.tensors[1:])
     with pytest.raises(SpecMismatch, match=r"0\.weight"):
         freehold.simulate(msgspec.structs.replace(plan, contribution=short), table(), client="site", target="y")
-
-
-def test_record_level_privacy_runs_and_costs_accuracy_and_client_level_is_refused() -> None:
-    plan = make_plan(table(), "fedavg", client="site", target="y", rounds=8, lr=0.3)
-    clear = freehold.simulate(plan, table(), client="site", target="y").rows[-1].results[0].figures
-    noisy_plan = msgspec.structs.replace(
-        plan, privacy=Privacy(unit="record", max_norm=1.0, noise_multiplier=50.0, expected_batch=16.0)
-    )
-    noisy = freehold.simulate(noisy_plan, table(), client="site", target="y").rows[-1].results[0].figures
-    assert sum(f["log_loss"] for f in noisy.values()) > sum(f["log_loss"] for f in clear.values())
-    with pytest.raises(PlanError, match="guard"):
-        freehold.simulate(
-            msgspec.structs.replace(plan, privacy=Privacy(unit="client", max_norm=1.0, noise_multiplier=1.0)),
-            table(), client="site", target="y",
-        )  # fmt: skip
 
 
 def test_a_checkpoint_that_cannot_be_written_is_an_error_that_says_so(tmp_path: Path) -> None:
