@@ -41,7 +41,9 @@
     │   ├── LedgerDamaged     341  a ledger that this node did not write, or not so
     │   ├── BudgetDamaged     342  a privacy budget that was changed, lost or put back
     │   ├── BudgetExceeded    343  a study that would spend more ε than the owner allows
-    │   └── StateInUse        344  a second guard on one state folder
+    │   ├── StateInUse        344  a second guard on one state folder
+    │   ├── ControlRefused    345  a control message larger than any is
+    │   └── CheckpointRefused 346  a checkpoint of the ledger that does not hold
     ├── CoordinatorError      400  a coordinator that cannot go on
     │   ├── TokenRefused      401  a join token that is used, expired, revoked or for another node
     │   ├── NoCertificate     402  a request that needs a certificate came without one
@@ -395,6 +397,20 @@ class StateInUse(NodeError):
     """Another guard has this state folder."""
 
     code = 344
+    exit_code = 1
+
+
+class ControlRefused(NodeError):
+    """A control message is larger than any is."""
+
+    code = 345
+    exit_code = 1
+
+
+class CheckpointRefused(NodeError):
+    """A checkpoint of the ledger does not hold."""
+
+    code = 346
     exit_code = 1
 
 

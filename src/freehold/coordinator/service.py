@@ -34,6 +34,7 @@ from freehold.coordinator.presence import Presence
 from freehold.coordinator.replicas import Replicas, check_blobs, check_roots, name_of
 from freehold.coordinator.store import Store, connect
 from freehold.coordinator.studies import Studies
+from freehold.coordinator.witness import Witness
 from freehold.errors import CertificateUnfit, CoordinatorError
 from freehold.events import Event, Listener, silent
 from freehold.signing import trusting
@@ -127,6 +128,7 @@ class Service:
         )
         self.code = ServerCode(spawn=self.spawn)
         self.presence = Presence(self.store, self.clock)
+        self.witness = Witness(self.store, lambda: self._pair, clock=self.clock, tell=self._tell)
         self.studies = Studies(
             self.store,
             self.code,
@@ -144,6 +146,7 @@ class Service:
             studies=self.studies,
             store=self.store,
             presence=self.presence,
+            witness=self.witness,
             denied=self._deny,
             url=lambda: self.url,
             tell=self._tell,
@@ -158,6 +161,7 @@ class Service:
             studies=self.studies,
             store=self.store,
             presence=self.presence,
+            witness=self.witness,
             ingest=self.ingest,
             peers=self.peers,
             replaced=self._replaced,

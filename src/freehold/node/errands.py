@@ -8,7 +8,7 @@ import msgspec
 
 from freehold.errors import by_code
 from freehold.events import Event
-from freehold.wire.messages import Measured, Pending, Settled
+from freehold.wire.messages import Countersigned, LedgerHead, Measured, Pending, Settled
 
 
 class Errand(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -16,6 +16,8 @@ class Errand(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     events: list[Event] = []
     """What the guard has to tell beside its answer; it stays on this machine."""
+    head: LedgerHead | None = None
+    """Beside the guard's answer: where the ledger stands, if the coordinator is to witness it now."""
 
 
 class Hello(Errand, frozen=True, kw_only=True, tag="hello"):
@@ -38,6 +40,7 @@ class Settle(Errand, frozen=True, kw_only=True, tag="settle"):
     """What became of pending rounds; also asked with none, to learn what is pending."""
 
     settled: list[Settled] = []
+    witnessed: Countersigned | None = None
 
 
 class TrainErrand(Errand, frozen=True, kw_only=True, tag="train"):
@@ -87,12 +90,18 @@ class Outgoing(Errand, frozen=True, kw_only=True, tag="outgoing"):
     length: int
 
 
-class OutgoingMeasures(Errand, frozen=True, kw_only=True, tag="measures"):
+class OutgoingMeasures(msgspec.Struct, frozen=True, kw_only=True):
     """Sums that the guard lets out."""
 
     splits: dict[str, Measured]
     alone: dict[str, Measured] = {}
     served: str = ""
+
+
+class OutgoingMessage(Errand, frozen=True, kw_only=True, tag="message"):
+    """Measures as they leave: the body of the message, which the agent sends as it is."""
+
+    body: bytes
 
 
 class Busy(Errand, frozen=True, kw_only=True, tag="busy"):
@@ -114,7 +123,7 @@ class Erased(Errand, frozen=True, kw_only=True, tag="erased"):
 
 
 ToGuard = Hello | Settle | TrainErrand | MeasureErrand | Quit | Forget
-FromGuard = PendingRounds | Outgoing | OutgoingMeasures | Busy | Refused | Erased
+FromGuard = PendingRounds | Outgoing | OutgoingMessage | Busy | Refused | Erased
 
 
 def told(code: int) -> str:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import subprocess
 import sys
 import time
@@ -20,8 +19,10 @@ import msgspec
 from freehold.errors import DataUnfit, FreeholdError, NodeError, PeerGone, TrainerFailed
 from freehold.events import Event
 from freehold.failpoints import failpoint
+from freehold.node import findings
 from freehold.node.admission import Admission
 from freehold.node.budget import Limits
+from freehold.node.checkpoints import roots_of
 from freehold.node.door import Door, Piece
 from freehold.node.errands import (
     Busy,
@@ -32,6 +33,7 @@ from freehold.node.errands import (
     MeasureErrand,
     Outgoing,
     OutgoingMeasures,
+    OutgoingMessage,
     PendingRounds,
     Quit,
     Refused,
@@ -40,13 +42,14 @@ from freehold.node.errands import (
     TrainErrand,
 )
 from freehold.node.jobs import Failed, FromTrainer, MeasuredModel, MeasureJob, Open, Opened, Trained, TrainJob
-from freehold.node.measures import known_choice, may_leave
+from freehold.node.measures import known_choice, may_leave, measures_body
 from freehold.node.release import released
 from freehold.node.sandboxed import Trainers, trainers_of, unjailed
 from freehold.node.vault import Vault
 from freehold.plan import Plan, Run, digest, parse, runs_of
 from freehold.policy import DataRules
 from freehold.wire.local import Mapped, Memory, channel_from, close, is_sealed, read, sealed
+from freehold.wire.messages import LedgerHead
 from freehold.wire.packing import packed
 from freehold.wire.process import Child, Spawn, spawn
 
@@ -94,8 +97,9 @@ class Guard:
         self._hello, self._start_trainer, self._level = hello, found.start, found.level
         self._vault = Vault(Path(hello.state) / "vault")
         rules = Path(hello.policy) if hello.policy else None
-        self._admission = Admission(Path(hello.state), rules, datasets=hello.datasets, sandbox=found.level)
         self._door = Door(Path(hello.state), node=hello.node, peer=hello.coordinator)
+        self._admission = Admission(Path(hello.state), rules, datasets=hello.datasets, sandbox=found.level, note=self._door.note)
+        self._events: list[Event] = []
         self._studies: dict[str, _Study] = {}
         self._training: dict[str, int] = {}  # digest of a plan -> training examples here, in the smallest split
 
@@ -104,6 +108,8 @@ class Guard:
         if isinstance(errand, Settle):
             for settled in errand.settled:
                 self._vault.settle(settled)
+            if errand.witnessed is not None:
+                self._events += self._door.witnessed(errand.witnessed, roots_of(Path(self._hello.state)))
             return PendingRounds(pending=self._vault.pending()), []
         if isinstance(errand, Quit):
             for each in self._studies.values():
@@ -112,7 +118,7 @@ class Guard:
             return PendingRounds(pending=self._vault.pending()), []
         if isinstance(errand, Forget):
             states = self._vault.erase()
-            self._door.note("erased", f"{states} personal states")
+            self._door.note("erased", f"{states} personal states, and what the node's page showed of studies")
             return Erased(states=states), []
         if isinstance(errand, Hello):
             raise NodeError("The guard was told twice whose it is.", hint="This is a defect; please report it.")
@@ -178,15 +184,11 @@ class Guard:
         if not isinstance(reply, MeasuredModel):
             raise _nonsense(study)
         found = OutgoingMeasures(splits=may_leave(reply.splits), alone=may_leave(reply.alone), served=known_choice(reply.served))
-        self._note(
-            study.plan,
-            "measured",
-            {run.id: {"algorithm": run.algorithm.name, "repeat": run.repeat, **msgspec.to_builtins(found)}},
-        )
-        out = self._admission.share(rules, found)
-        body = msgspec.json.encode(out)
+        told = {"algorithm": run.algorithm.name, "repeat": run.repeat, **msgspec.to_builtins(found)}
+        findings.note(Path(self._hello.state), study.plan, "measured", {run.id: told})
+        body = measures_body(self._admission.share(rules, found), run=errand.run, round=errand.round)
         self._door.send("measures", self._piece(study, errand, rules), sha256=hashlib.sha256(body).hexdigest(), length=len(body))
-        return out, []
+        return OutgoingMessage(body=body), []
 
     def _piece(self, study: _Study, errand: TrainErrand | MeasureErrand, rules: DataRules) -> Piece:
         """What the ledger and the budget are told of a piece of work."""
@@ -253,7 +255,7 @@ class Guard:
                 raise DataUnfit(reply.message, hint=reply.hint)
             if isinstance(reply, Opened):
                 self._training[digest(plan)] = reply.training
-                self._note(plan, "data", {"examples": reply.examples, "findings": reply.findings})
+                findings.note(Path(self._hello.state), plan, "data", {"examples": reply.examples, "findings": reply.findings})
 
         return _Study(plan, text, Child(TRAINER, FromTrainer, spawn=start, opening=opening))
 
@@ -283,23 +285,19 @@ class Guard:
             raise TrainerFailed(f"({reply.code}) {reply.message}", hint=reply.hint)
         return reply, got
 
-    def _note(self, plan: Plan, key: str, value: dict[str, object]) -> None:
-        """What the node's own page shows of a study; it stays on this machine, and is not worth failing for."""
-        folder = Path(self._hello.state) / "studies"
-        path = folder / f"{digest(plan).removeprefix('sha256:')[:16]}.json"
-        try:
-            told = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            told = {}
-        told |= {"name": plan.name, "plan": digest(plan)}
-        told[key] = {**told.get(key, {}), **value}
-        with contextlib.suppress(OSError):
-            folder.mkdir(mode=0o700, exist_ok=True)
-            path.write_text(json.dumps(told, indent=1), encoding="utf-8")
-
     def events(self) -> list[Event]:
         """What there is to tell beside an answer."""
-        return self._admission.events()
+        found, self._events = [*self._events, *self._admission.events()], []
+        return found
+
+    def started(self, said: str) -> None:
+        """Write down how trainers run from now on. A ledger that cannot be written is told of with the first piece of work."""
+        with contextlib.suppress(FreeholdError):
+            self._door.note("started", said or self._level, sandbox=self._level)
+
+    def head(self) -> LedgerHead | None:
+        """Where the ledger stands, if the coordinator is to witness it now."""
+        return self._door.head()
 
     def rest(self) -> None:
         """End the trainers that had nothing to do for long."""
@@ -360,6 +358,7 @@ def main(*, spawn: Spawn = spawn) -> None:
                 if guard is None and isinstance(errand, Hello):
                     trainers = trainers_of(errand, spawn)
                     guard, errand, said = Guard(errand, trainers=trainers), Settle(), trainers.said
+                    guard.started(said)
                 if guard is None:
                     raise NodeError("The guard was not told whose it is.", hint="This is a defect; please report it.")
                 reply, out = guard.answer(errand, fds)  # type: ignore[arg-type]
@@ -373,7 +372,7 @@ def main(*, spawn: Spawn = spawn) -> None:
                 close(fds)
             failpoint("guard.answering")
             if guard is not None:
-                reply = msgspec.structs.replace(reply, events=guard.events())
+                reply = msgspec.structs.replace(reply, events=guard.events(), head=guard.head())
             channel.send(reply, out)
             close(out)
     except PeerGone:

@@ -73,6 +73,10 @@ class NodeInfo(Message, frozen=True, kw_only=True):
     datasets: list[str]
     last_seen: float
     connected: bool
+    ledger_lines: int = 0
+    """Of the node's ledger, as far as it has shown them."""
+    ledger_fault: str = ""
+    """What is amiss with it: it went back, or is another one."""
 
 
 class RunInfo(Message, frozen=True, kw_only=True):

@@ -15,10 +15,12 @@ import pytest
 from freehold.errors import BudgetDamaged, BudgetExceeded, LedgerError
 from freehold.node.audit import entries, verify
 from freehold.node.budget import Budget, Limits
+from freehold.node.control import Control
 from freehold.node.door import Door, Piece
 from freehold.node.ledger import FILE, Ledger
 from freehold.plan import AlgorithmRef, Plan, Privacy, TaskRef, Training, digest, runs_of
 from freehold.privacy.accounting import Mechanism, epsilon
+from freehold.wire.routes import WORK
 from tests.unit.node.test_ledger import armed, paths
 
 POINTS = ("node.budget.writing", "node.budget.written", "node.budget.named")
@@ -132,11 +134,15 @@ def test_measures_and_decisions_are_in_the_ledger_and_cost_no_epsilon(tmp_path: 
     assert door.send("measures", piece(), sha256="cd" * 32, length=5) is None
     door.note("approval", "approved by alice", plan="sha256:00", verdict="approved")
     door.refuse(BudgetExceeded("too much"), run="r", round=3)
-    door.control(7, 900)
+    control = Control(tmp_path)
+    for length in (100, 200):
+        control("POST", WORK.path, length)
+    door.send("measures", piece(), sha256="cd" * 32, length=5)
+    door.send("measures", piece(), sha256="cd" * 32, length=5)
     found = list(entries(tmp_path / "ledger"))[1:]
-    assert [each.kind for each in found] == ["measures", "approval", "refusal", "control"]
+    assert [each.kind for each in found] == ["measures", "approval", "refusal", "measures", "control", "measures"]
     assert found[0].epsilon is None and (found[2].code, found[2].round) == (343, 3)
-    assert (found[3].messages, found[3].bytes) == (7, 900)
+    assert (found[4].messages, found[4].bytes, found[4].kinds) == (2, 300, {"work": (2, 300)})
 
 
 def damaged(state: Path) -> str:
