@@ -19,6 +19,7 @@ from freehold.node.control import waiting
 from freehold.node.ledger import FILE
 from freehold.node.lines import Line
 from freehold.plan import AlgorithmRef, Plan, RoundPolicy, TaskRef, Training
+from freehold.testing import forkserver
 from freehold.wire.admin import Status
 from freehold.wire.routes import MEASURES
 from tests.federation.harness import Federation, heart_plan, with_spec
@@ -173,13 +174,9 @@ def test_the_interface_shows_little_more(tmp_path: Path, monkeypatch: pytest.Mon
     """With a model of 5 MB: at most 5 % and 8 kB for each connection above what the ledger says."""
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setenv("PYTHONPATH", os.environ.get("PYTHONPATH", ""))
+    monkeypatch.delenv(forkserver.VARIABLE, raising=False)
     (tmp_path / "apart").mkdir()
-    networks = Networks()
     with plugged(tmp_path):
-        federation = Apart(
-            tmp_path / "apart", ["hungary"], fork=None, settings={"host": NEAR, "names": [NEAR]}, dataset="bench-5mb"
-        )
-        federation.networks = networks
         plan = with_spec(
             Plan(
                 name="interface",
@@ -189,6 +186,9 @@ def test_the_interface_shows_little_more(tmp_path: Path, monkeypatch: pytest.Mon
                 round=RoundPolicy(least_nodes=1),
             )
         )
+        settings = {"host": NEAR, "names": [NEAR]}
+        federation = Apart(tmp_path / "apart", ["hungary"], fork=None, settings=settings, dataset="bench-5mb")
+        federation.networks = networks = Networks()
         try:
             federation.start()
             federation.finished(federation.run(plan))
