@@ -147,6 +147,7 @@ class Budget:
         entry.open = [*entry.open, ask.key]
         entry.done = {**entry.done, ask.run: max(begun, ask.ordinal + 1)}
         self._write()
+        self.spent(ask.dataset, ask.plan, ask.limits.delta)  # it is kept: once trained, nothing waits for it
 
     def _check(self, ask: Ask, others: Sequence[Entry], rounds: int, most: float | None, whose: str) -> None:
         if most is None:

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import msgspec
@@ -18,31 +15,13 @@ from freehold.node.budget import Budget, Limits
 from freehold.node.control import Control
 from freehold.node.door import Door, Piece
 from freehold.node.ledger import FILE, Ledger
-from freehold.plan import AlgorithmRef, Plan, Privacy, TaskRef, Training, digest, runs_of
+from freehold.plan import digest
 from freehold.privacy.accounting import Mechanism, epsilon
 from freehold.wire.routes import WORK
-from tests.unit.node.test_ledger import armed, paths
+from tests.unit.node.guarding import ROUNDS, cost, killed, opened, piece, plan
+from tests.unit.node.test_ledger import armed
 
 POINTS = ("node.budget.writing", "node.budget.written", "node.budget.named")
-ROUNDS = 4
-
-
-def plan(noise: float | None = 4.0, *, name: str = "p", repeats: int = 1) -> Plan:
-    privacy = Privacy() if noise is None else Privacy(unit="client", max_norm=1.0, noise_multiplier=noise)
-    return Plan(
-        name=name,
-        task=TaskRef(name="heart"),
-        algorithm=AlgorithmRef(name="fedavg"),
-        training=Training(rounds=ROUNDS, batch_size=8, epochs=1, weighting="uniform"),
-        privacy=privacy,
-        repeats=repeats,
-    )
-
-
-def piece(round: int = 0, *, of: Plan | None = None, limits: Limits | None = None, run: int = 0) -> Piece:
-    found = of or plan()
-    id_ = runs_of(found)[run].id
-    return Piece(plan=found, run=id_, round=round, dataset="heart", limits=limits or Limits())
 
 
 def one_round(door: Door, what: Piece) -> float:
@@ -50,14 +29,6 @@ def one_round(door: Door, what: Piece) -> float:
     spent = door.send("contribution", what, sha256="ab" * 32, length=100)
     assert spent is not None
     return spent.total
-
-
-def cost(count: int, noise: float = 4.0) -> float:
-    return epsilon([Mechanism(noise_multiplier=noise, count=count)], 1e-5)
-
-
-def opened(state: Path) -> Door:
-    return Door(state, node="alice", peer="https://c")
 
 
 def test_noise_composes_over_rounds_and_studies_and_restarts(tmp_path: Path) -> None:
@@ -208,27 +179,12 @@ def test_on_a_full_disk_nothing_is_let_out_and_nothing_is_forgotten(tmp_path: Pa
     assert [each.round for each in entries(tmp_path / "ledger") if each.kind == "contribution"] == [0, 1]
 
 
-GUARD = """
-import sys
-from pathlib import Path
-from tests.unit.node.test_budget import opened, piece
-door = opened(Path(sys.argv[1]))
-for round in range(3):
-    what = piece(round)
-    door.begin(what)
-    door.send("contribution", what, sha256="ab" * 32, length=1)
-    print(round, flush=True)  # it has left
-"""
-
-
 @pytest.mark.parametrize("when", [1, 2, 4])
 @pytest.mark.parametrize("point", [*POINTS, "node.ledger.writing", "node.ledger.written"])
 def test_after_a_kill_at_any_step_what_was_sent_is_counted(tmp_path: Path, point: str, when: int) -> None:
-    command = [sys.executable, "-c", GUARD, str(tmp_path)]
-    environment = {"FREEHOLD_FAILPOINTS": f"{point}=kill@{when}", "OMP_NUM_THREADS": "1", "PATH": os.environ["PATH"], **paths()}
-    killed = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert killed.returncode == -9, killed.stderr
-    sent = len(killed.stdout.split())
+    code, left = killed(tmp_path, f"{point}=kill@{when}")
+    assert code == -9
+    sent = len(left)
     ledger = Ledger(tmp_path / "ledger", node="alice")
     budget = Budget(tmp_path / "budget", ledger)
     spent = sum(e.rounds for e in budget.entries().get("heart", []))

@@ -86,7 +86,7 @@ def line_of(state: Path) -> list[tuple[int | None, int | None]]:
 
 
 def test_a_line_comes_with_the_first_work_and_then_only_after_many(tmp_path: Path) -> None:
-    from tests.unit.node.test_budget import piece, plan
+    from tests.unit.node.guarding import piece, plan
 
     meter, door = Control(tmp_path), Door(tmp_path, node="alice", peer="https://c")
     bare = plan(None)
@@ -122,7 +122,7 @@ def mounted(folder: Path, scenario: Callable[[Path], None]) -> None:
 
 def nothing_leaves(disk: Path) -> None:
     """Neither ledger, nor budget, nor count can be written: each says so, and with room all goes on."""
-    from tests.unit.node.test_budget import piece, plan
+    from tests.unit.node.guarding import piece, plan
 
     bare = plan(None)
     door = Door(disk / "node", node="alice", peer="https://c")
