@@ -1,6 +1,6 @@
 """Run benchmarks, write one JSON file each to benchmarks/results, and print what they found.
 
-`python -m benchmarks [commands|federation|connections|peers|sandbox …]`; without a name, all five.
+`python -m benchmarks [commands|federation|connections|peers|sandbox|ledger …]`; without a name, all six.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import commands, connections, federation, sandbox
+from benchmarks import commands, connections, federation, ledger, sandbox
 from benchmarks.machine import facts
 from benchmarks.peers import run as peers
 from benchmarks.table import tables
 
 RESULTS = Path(__file__).with_name("results")
-ALL = ("commands", "federation", "connections", "peers", "sandbox")
+ALL = ("commands", "federation", "connections", "peers", "sandbox", "ledger")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -42,6 +42,7 @@ def chosen(told: argparse.Namespace) -> dict[str, Callable[[], Any]]:
         "federation": lambda: federation.run(plan or None),
         "connections": lambda: connections.run([int(n) for n in told.nodes.split(",")], poll_s=told.poll, **rounds),
         "sandbox": sandbox.run,
+        "ledger": ledger.run,
         "peers": lambda: peers.run(sizes or ("10kb", "50mb"), told.peers.split(","), **rounds),
     }
 

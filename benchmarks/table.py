@@ -23,7 +23,7 @@ def tables(name: str, found: Mapping[str, Any]) -> str:
         return _connections(found["points"])
     if name == "peers":
         return "\n".join(f"{size}, four clients\n{_peers(rows)}" for size, rows in found.items())
-    if name == "sandbox":
+    if name in ("sandbox", "ledger"):
         return table(list(found), [list(found.values())])
     keys = [key for key, value in next(iter(found.values())).items() if not isinstance(value, dict | str)]
     return table(["", *keys], [[what, *(row.get(key) for key in keys)] for what, row in found.items()])
