@@ -72,6 +72,9 @@ def test_each_byte_that_left_is_in_the_ledger(federation: Federation) -> None:
     told = [line for line in lines_of(federation, WATCHED) if line.kind in ("contribution", "measures")]
     assert [(line.bytes, line.sha256) for line in told] == [(each.length, each.sha256) for each in own]
     assert len(told) == 2 * (3 + 1) and {line.verdict for line in told} == {"sent"}
+    lines = lines_of(federation, WATCHED)
+    assert {line.kind for line in lines} == {"opened", "started", "policy", "contribution", "measures", "control"}
+    assert [line.sandbox for line in lines if line.kind == "started"] == ["none"]
     others = [each for each in requests if each not in own]
     counts = controlled(federation, WATCHED)
     assert sum(messages for messages, _ in counts.values()) == len(others)
