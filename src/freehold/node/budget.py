@@ -253,7 +253,10 @@ def composed(entries: Sequence[Entry], delta: float) -> float:
     counted = [(e.mechanism, e.rounds) for e in entries if e.rounds]
     if any(mechanism is None for mechanism, _ in counted):
         return math.inf
-    return epsilon([m.times(m.count * rounds) for m, rounds in counted if m is not None], delta)
+    try:
+        return epsilon([m.times(m.count * rounds) for m, rounds in counted if m is not None], delta)
+    except (ValueError, MemoryError):  # so little noise that its distribution of losses does not fit into memory
+        return math.inf
 
 
 def _said(value: float) -> str:

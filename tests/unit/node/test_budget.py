@@ -56,6 +56,11 @@ def test_what_has_no_noise_is_counted_as_unbounded(tmp_path: Path) -> None:
         door.begin(piece(of=plan(9.0), limits=Limits(epsilon_total=100.0)))
 
 
+def test_noise_that_is_next_to_none_is_counted_as_none(tmp_path: Path) -> None:
+    assert one_round(opened(tmp_path), piece(of=plan(1e-9))) == math.inf
+    assert list(entries(tmp_path / "ledger"))[-1].epsilon is None
+
+
 def test_a_study_that_would_overdraw_before_its_end_is_refused_before_its_first_round(tmp_path: Path) -> None:
     door = opened(tmp_path)
     enough, short = Limits(epsilon_total=cost(ROUNDS)), Limits(epsilon_total=cost(ROUNDS) - 0.01)
