@@ -82,6 +82,7 @@ def test_each_byte_that_left_is_in_the_ledger(federation: Federation) -> None:
     assert counts.keys() >= {"ca", "enroll", "work"} and "other" not in counts and "again" not in counts
     polls = [each for each in others if each.path == "/v1/work"]
     assert counts["work"] == (len(polls), sum(each.length for each in polls))
+    federation.start_node(WATCHED)
 
 
 def test_what_is_sent_again_is_counted_again(federation: Federation, tmp_path: Path) -> None:
