@@ -19,6 +19,7 @@ import socket
 import ssl
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -48,6 +49,7 @@ HANDSHAKES = 32
 """At once, in this process."""
 SMALL_BYTES = 1 << 20
 """As in the agent: larger contributions do not wait for the next piece of work."""
+NONE: Mapping[str, str] = {}
 
 
 class Node:
@@ -232,11 +234,8 @@ class Load:
                 run=work.run,
                 round=work.round,
                 splits={"validation": sums, "test": sums},
-                wait_s=self._poll_s,
-                datasets=self._datasets,
-                pending=node.pending,
             )
-            return self._post(MEASURES.path, encode(message))
+            return self._post(MEASURES.path, encode(message), self._along(node, self._poll_s))
         if work.shared.body is None:
             node.work, node.step = work, "blob"
             return f"GET {BLOB.at(sha256=work.shared.sha256)} HTTP/1.1\r\nHost: c\r\n\r\n".encode()
@@ -252,9 +251,7 @@ class Load:
             VERSION_HEADER: "1",
             SHA256_HEADER: sha256,
             WEIGHT_HEADER: "7.0",
-            WAIT_HEADER: repr(wait_s),
-            DATASETS_HEADER: ",".join(self._datasets),
-            PENDING_HEADER: ",".join(f"{p.run}:{p.round}" for p in node.pending),
+            **self._along(node, wait_s),
             "Content-Type": "application/octet-stream",
             "Content-Length": str(len(body)),
         }
@@ -273,10 +270,18 @@ class Load:
             self._bodies = {key: (body, hashlib.sha256(body).hexdigest())}
         return self._bodies[key]
 
+    def _along(self, node: Node, wait_s: float) -> dict[str, str]:
+        return {
+            WAIT_HEADER: repr(wait_s),
+            DATASETS_HEADER: ",".join(self._datasets),
+            PENDING_HEADER: ",".join(f"{p.run}:{p.round}" for p in node.pending),
+        }
+
     @staticmethod
-    def _post(path: str, body: bytes) -> bytes:
-        head = f"POST {path} HTTP/1.1\r\nHost: c\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-        return head.encode() + body
+    def _post(path: str, body: bytes, headers: Mapping[str, str] = NONE) -> bytes:
+        told = {"Content-Type": "application/json", "Content-Length": str(len(body)), **headers}
+        lines = "".join(f"{name}: {value}\r\n" for name, value in told.items())
+        return f"POST {path} HTTP/1.1\r\nHost: c\r\n{lines}\r\n".encode() + body
 
 
 def identities(state: Path, first: int, count: int) -> tuple[list[Node], str]:

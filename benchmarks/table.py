@@ -25,7 +25,7 @@ def tables(name: str, found: Mapping[str, Any]) -> str:
         return "\n".join(f"{size}, four clients\n{_peers(rows)}" for size, rows in found.items())
     if name == "audit":
         return "\n\n".join(_named(rows) for rows in found.values())
-    if name == "sandbox":
+    if name in ("sandbox", "ledger"):
         return table(list(found), [list(found.values())])
     return _named(found)
 

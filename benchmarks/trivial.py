@@ -11,7 +11,13 @@ from freehold.core import Algorithm, ClientResult, Round, Steps, Task, Tree, tre
 from freehold.data import Prepared
 from freehold.tasks import TaskDefinition, classifier, task_definition
 
-SIZES = {"bench-10kb": 10_000, "bench-1mb": 1_000_000, "bench-50mb": 50_000_000, "bench-1gb": 1_000_000_000}
+SIZES = {
+    "bench-10kb": 10_000,
+    "bench-1mb": 1_000_000,
+    "bench-5mb": 5_000_000,
+    "bench-50mb": 50_000_000,
+    "bench-1gb": 1_000_000_000,
+}
 TENSORS = 10
 
 
@@ -43,6 +49,11 @@ def medium() -> TaskDefinition:
     return _sized("bench-1mb")
 
 
+def five() -> TaskDefinition:
+    """5 MB."""
+    return _sized("bench-5mb")
+
+
 def middle() -> TaskDefinition:
     """50 MB."""
     return _sized("bench-50mb")
@@ -61,6 +72,6 @@ def install(folder: Path) -> Path:
     (information / "entry_points.txt").write_text(
         "[freehold.algorithms]\ntrivial = benchmarks.trivial:trivial\n\n[freehold.tasks]\n"
         "bench-10kb = benchmarks.trivial:small\nbench-1mb = benchmarks.trivial:medium\n"
-        "bench-50mb = benchmarks.trivial:middle\nbench-1gb = benchmarks.trivial:large\n"
+        "bench-5mb = benchmarks.trivial:five\nbench-50mb = benchmarks.trivial:middle\nbench-1gb = benchmarks.trivial:large\n"
     )
     return folder

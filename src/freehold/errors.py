@@ -46,7 +46,9 @@
     │   ├── StateInUse        344  a second guard on one state folder
     │   ├── VaultKeyError     345  a vault's key that is missing, open to others, or no key
     │   ├── VaultLocked       346  a key that is not this vault's
-    │   └── VaultPutBack      347  a vault that is not the newest
+    │   ├── VaultPutBack      347  a vault that is not the newest
+    │   ├── ControlRefused    348  a control message larger than any is
+    │   └── CheckpointRefused 349  a checkpoint of the ledger that does not hold
     ├── CoordinatorError      400  a coordinator that cannot go on
     │   ├── TokenRefused      401  a join token that is used, expired, revoked or for another node
     │   ├── NoCertificate     402  a request that needs a certificate came without one
@@ -438,6 +440,20 @@ class VaultPutBack(NodeError):
     """The vault was lost, or put back to an earlier state."""
 
     code = 347
+    exit_code = 1
+
+
+class ControlRefused(NodeError):
+    """A control message is larger than any is."""
+
+    code = 348
+    exit_code = 1
+
+
+class CheckpointRefused(NodeError):
+    """A checkpoint of the ledger does not hold."""
+
+    code = 349
     exit_code = 1
 
 

@@ -23,8 +23,8 @@ from freehold.wire import codec
 from freehold.wire.admin import TokenMade, TokenRequest
 from freehold.wire.client import trusting
 from freehold.wire.jointoken import JoinToken
-from freehold.wire.messages import Declined, Message, WorkReply, WorkRequest, encode
-from freehold.wire.routes import CONTRIBUTE, DECLINED, SHA256_HEADER, VERSION_HEADER, WEIGHT_HEADER, WORK
+from freehold.wire.messages import Declined, LedgerHead, Message, WorkReply, WorkRequest, encode
+from freehold.wire.routes import CONTRIBUTE, DECLINED, LEDGER_HEADER, SHA256_HEADER, VERSION_HEADER, WEIGHT_HEADER, WORK
 from tests.federation.harness import PATIENCE_S, Federation
 
 
@@ -105,6 +105,20 @@ class Peer:
         found = self.post(WORK.path, WorkRequest(datasets=["heart"], wait_s=wait_s))
         assert found.status == 200, found
         return msgspec.json.decode(found.body, type=WorkReply)
+
+    def show(self, head: LedgerHead) -> LedgerHead:
+        """Show the head of a ledger beside a request for work; the furthest that the coordinator knows."""
+        body = encode(WorkRequest())
+        headers = {
+            "Content-Type": "application/json",
+            "Content-Length": str(len(body)),
+            LEDGER_HEADER: f"{head.n}:{head.hash}:{head.key}:{head.signature}",
+        }
+        found = self.send("POST", WORK.path, headers, body)
+        assert found.status == 200, found
+        told = msgspec.json.decode(found.body, type=WorkReply).ledger
+        assert told is not None and told.node == self.name and told.head is not None
+        return told.head
 
     def decline(self, run: str, round: int) -> Answer:
         """Decline a piece of work."""

@@ -273,6 +273,8 @@ def test_a_node_leaves_with_a_receipt(world: World) -> None:
     assert carol.stop() == 0
     receipt = json.loads(world.run("node", "leave", "--name", "carol", "--erase", "--json"))
     assert (receipt["node"], receipt["federation"], receipt["erased_states"]) == ("carol", "trial", 0)
+    last = json.loads(world.run("ledger", "show", "--name", "carol", "--lines", "1", "--json"))
+    assert last["kind"] == "erased" and last["text"].startswith("0 personal states")
     assert not (home / "freehold" / "node-carol" / "identity").exists()
     assert "carol" not in world.run("node", "list")
     world.run("node", "leave", "--name", "carol", code=2)

@@ -23,8 +23,8 @@ from freehold.plan import Contribution, Plan, runs_of
 from freehold.wire import spki
 from freehold.wire.admin import Results, Status, TokenMade, TokenRequest
 from freehold.wire.jointoken import JoinToken
-from freehold.wire.messages import Declined, Measured, Measures, Train, WorkRequest
-from freehold.wire.routes import BLOB, CONTRIBUTE, DECLINED, ENROLL, MEASURES, ROUTES, WORK
+from freehold.wire.messages import Declined, Measured, Measures, Train, WorkRequest, encode
+from freehold.wire.routes import BLOB, CONTRIBUTE, DECLINED, ENROLL, LEDGER_HEADER, MEASURES, ROUTES, WORK
 from tests.federation.attacks import BODIES, HEADERS, MESSAGES, OTHER_RUN, SECRET, text
 from tests.federation.harness import Federation, heart_plan
 from tests.federation.peer import Answer, Peer, good, joined, packed
@@ -276,6 +276,27 @@ def test_measures_before_it_is_time(stage: Stage) -> None:
     """They once counted as an answer of the open round, which could then never close."""
     told = Measures(run=stage.run, round=0, splits={"test": Measured(examples=9, sums={})})
     check(stage, lambda: stage.mallory.post(MEASURES.path, told), 406, 404)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        "",
+        SECRET,
+        f"0:{'a' * 64}:{'b' * 64}:{'c' * 128}",
+        f"7:{'a' * 64}:{'b' * 64}:{'c' * 128}",
+        f"{'9' * 16}:{'a' * 64}:{'b' * 64}:{'c' * 128}",
+        f"-1:{'a' * 64}:{'b' * 64}:{'c' * 128}",
+        f"7:{'a' * 64}:{'b' * 64}",
+    ],
+)
+def test_a_head_of_a_ledger_that_is_none(stage: Stage, head: str) -> None:
+    """Malformed, or not signed by the key that it names."""
+    body = encode(WorkRequest())
+    headers = {"Content-Type": "application/json", "Content-Length": str(len(body)), LEDGER_HEADER: head}
+    check(stage, lambda: stage.mallory.send("POST", WORK.path, headers, body), 500, 400)
+    told = {node.name: node for node in stage.status().nodes}["mallory"]
+    assert (told.ledger_lines, told.ledger_fault) == (0, "")
 
 
 def test_a_node_that_was_not_asked(stage: Stage) -> None:

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from freehold.errors import Unreachable
+from freehold.node.lines import Head, Key
 from freehold.plan import runs_of
 from freehold.wire.admin import Done, Subject
 from freehold.wire.messages import Train
@@ -31,7 +33,8 @@ START_POINTS = [
 OFFER_POINTS = ["coordinator.offer.committing", "coordinator.offer.committed"]
 EXTEND_POINTS = ["coordinator.extend.committing", "coordinator.extend.committed"]
 END_POINTS = ["coordinator.study_ended.committing", "coordinator.study_ended.committed"]
-POINTS = [*AUTHORITY_POINTS, *START_POINTS, *OFFER_POINTS, *EXTEND_POINTS, *END_POINTS]
+WITNESS_POINTS = ["coordinator.witness.committing", "coordinator.witness.committed"]
+POINTS = [*AUTHORITY_POINTS, *START_POINTS, *OFFER_POINTS, *EXTEND_POINTS, *END_POINTS, *WITNESS_POINTS]
 
 
 @pytest.fixture
@@ -70,6 +73,23 @@ def test_the_first_start(bare: Federation, tmp_path: Path, point: str) -> None:
     bare.start_coordinator()
     yan = joined(bare, "yan", tmp_path)
     assert yan.work().work is None
+    yan.close()
+
+
+@pytest.mark.parametrize("point", WITNESS_POINTS)
+def test_a_head_of_a_ledger(bare: Federation, tmp_path: Path, point: str) -> None:
+    """What was answered is kept; what was not is shown again."""
+    key = Key(Ed25519PrivateKey.generate())
+    bare.start_coordinator(f"{point}=kill@2")
+    yan = joined(bare, "yan", tmp_path)
+    assert yan.show(key.show(Head(5, "a" * 64))).n == 5
+    with pytest.raises((OSError, http.client.HTTPException)):
+        yan.show(key.show(Head(9, "b" * 64)))
+    assert bare.coordinator.wait_end() == -9
+    bare.start_coordinator()
+    assert yan.show(key.show(Head(4, "c" * 64))).n == (9 if point.endswith("committed") else 5)
+    bare.coordinator.wait_for("ledger.amiss", node="yan")
+    assert yan.show(key.show(Head(9, "b" * 64))) == key.show(Head(9, "b" * 64))
     yan.close()
 
 

@@ -17,6 +17,7 @@ from freehold.cli.places import AsJson
 from freehold.errors import NotJoined, UsageError
 
 if TYPE_CHECKING:
+    from freehold.cli.witnesses import Known
     from freehold.node.audit import Verdict
     from freehold.node.lines import Line
 
@@ -70,23 +71,41 @@ def verify(
     key: Annotated[
         str | None, typer.Option("--key", metavar="HEX", help="The public key that it must have; the node's own if not given.")
     ] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option("--checkpoint", metavar="FILE", help="With --file: checkpoint.json, as the node has it.")
+    ] = None,
+    ca: Annotated[
+        Path | None, typer.Option("--ca", metavar="FILE", help="Roots that the checkpoint must lead to; the node's if not given.")
+    ] = None,
+    coordinator: Annotated[
+        bool, typer.Option("--coordinator", help="Ask the coordinator for the furthest line that it has witnessed.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Check every byte of a ledger. Exit code 1: it is not whole, and which line is the first that is wrong is said."""
+    from freehold.cli import witnesses
     from freehold.node.audit import verify
 
-    path, fault = file, ""
-    witnessed: dict[int, str] = {}
-    if path is None:
-        path, key, witnessed, fault = _own(_folder(name, state), key)
-    found = verify(path, key=key, witnessed=witnessed)
+    if file is not None and coordinator:
+        raise UsageError("--coordinator is for a node's own ledger.", hint="With --file give --checkpoint and --ca.")
+    if file is None and checkpoint is not None:
+        raise UsageError("--checkpoint belongs to --file.", hint="A node's own checkpoint is found by itself.")
+    if checkpoint is not None and ca is None:
+        raise UsageError("--checkpoint needs the roots that it must lead to.", hint="Give --ca FILE, the federation's roots.")
+    folder = _folder(name, state) if file is None else None
+    known = (
+        witnesses.own(folder, ca, ask=coordinator) if folder is not None else witnesses.given(checkpoint, ca)
+    )  # before the ledger is read: what a running node adds meanwhile is no fault
+    path = file or witnesses.ledger_in(folder)
+    found = verify(path, key=key or known.key, witnessed=known.lines)
     told = {"file": str(path), "lines": found.lines, "good": found.wrong is None, "key": found.key, "head": found.head.hash}
-    told |= {"wrong": found.wrong, "why": found.why, "notes": list(found.notes), "budget": fault}
+    told |= {"wrong": found.wrong, "why": found.why, "notes": [*found.notes, *known.notes], "budget": known.budget}
+    told |= {"checkpoint": known.checkpoint, "checkpoint_fault": known.fault, "control": known.control}
     if as_json:
         sys.stdout.write(json.dumps(told) + "\n")
     else:
-        _say(path, found, fault)
-    if found.wrong is not None or fault:
+        _say(path, found, known)
+    if found.wrong is not None or known.budget or known.fault:
         raise typer.Exit(1)
 
 
@@ -102,7 +121,8 @@ def export(
     from freehold.node.ledger import FILE
 
     check_writable(output)
-    path = _folder(name, state) / FILE
+    folder = _folder(name, state)
+    path = folder / FILE
     found = verify(path)
     write(output, path.read_text(encoding="utf-8", errors="replace"))
     sys.stderr.write(f"{found.lines} lines; freehold ledger verify --file FILE --key {found.key}\n")
@@ -141,27 +161,7 @@ def budget(
     table(shown, empty="Nothing was spent.")
 
 
-def _own(folder: Path, key: str | None) -> tuple[Path, str | None, dict[int, str], str]:
-    """A node's own ledger, its key, what is known of its lines from elsewhere, and what is wrong with the budget."""
-    from freehold.errors import BudgetDamaged
-    from freehold.node.budget import read
-    from freehold.node.ledger import FILE
-    from freehold.node.lines import public_key
-
-    known = key or public_key(folder)
-    witnessed: dict[int, str] = {}
-    fault = ""
-    if known is not None:
-        try:
-            kept = read(folder.parent / "budget", known)
-        except BudgetDamaged as error:
-            kept, fault = None, error.message
-        if kept is not None and kept.ledger.n:
-            witnessed[kept.ledger.n] = kept.ledger.hash
-    return folder / FILE, known, witnessed, fault
-
-
-def _say(path: Path, found: Verdict, fault: str) -> None:
+def _say(path: Path, found: Verdict, known: Known) -> None:
     from freehold.cli.console import output, visible
 
     console = output()
@@ -172,9 +172,14 @@ def _say(path: Path, found: Verdict, fault: str) -> None:
         console.print(f"  {found.lines} lines were read; those before it are as the node wrote them.")
     console.print(f"  file  {visible(str(path))}", soft_wrap=True)
     console.print(f"  key   {visible(found.key)}", soft_wrap=True)
-    if fault:
+    if known.checkpoint is not None:
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(known.checkpoint["time"]))
+        console.print(f"  witnessed by the coordinator up to line {known.checkpoint['n']}, {when}")
+    elif not known.fault:
+        console.print("  witnessed by nobody: lines missing at the end would not be noticed", style="yellow")
+    for fault in filter(None, (known.budget, known.fault)):
         console.print(visible(fault), style="bold red", soft_wrap=True)
-    for note in found.notes:
+    for note in [*found.notes, *known.notes]:
         console.print(f"  note  {visible(note)}")
 
 

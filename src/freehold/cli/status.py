@@ -55,10 +55,11 @@ def status(
 
 
 def amiss(found: Status) -> list[str]:
-    """What an operator should look at: silent nodes, failed studies, and studies that wait for a deadline that has passed."""
+    """What an operator should look at: silent nodes, ledgers that went back, failed studies, and studies past a deadline."""
     told = [f"node {node.name} is silent" for node in found.nodes if not node.connected]
     told += [f"node {node.name} runs training code without a sandbox" for node in found.nodes if node.sandbox == "off"]
     told += [f"node {node.name} does not train: its sandbox does not hold" for node in found.nodes if node.sandbox == "refused"]
+    told += [f"the ledger of node {node.name}: {node.ledger_fault}" for node in found.nodes if node.ledger_fault]
     told += [f"study {study.name} has failed: {study.reason}" for study in found.studies if study.state == "failed"]
     now = time.time()
     for study in found.studies:

@@ -27,6 +27,7 @@ from freehold.coordinator.store import Store
 from freehold.coordinator.studies import Studies
 from freehold.coordinator.study_records import starter_of
 from freehold.coordinator.study_tables import contributions, measures, rounds, runs, studies
+from freehold.coordinator.witness import Witness
 from freehold.errors import NotAllowed, StudyRefused, UnknownRun
 from freehold.events import Event, Listener
 from freehold.plan import Plan, Run, parse, runs_of
@@ -79,12 +80,14 @@ class Administration:
         studies: Studies,
         store: Store,
         presence: Presence,
+        witness: Witness,
         denied: Callable[[str, bool], Awaitable[None]],
         url: Callable[[], str],
         tell: Listener,
     ) -> None:
         """`denied(identity, on)` is told when the deny list changes."""
         self._enrolment, self._studies, self._store, self._presence = enrolment, studies, store, presence
+        self._witness = witness
         self._denied, self._url, self._tell = denied, url, tell
         self._since = time.time()
         self._plans: dict[str, tuple[Plan, dict[str, Run]]] = {}
@@ -120,6 +123,7 @@ class Administration:
 
     async def _status(self, asker: Asker, request: web.Request) -> web.StreamResponse:
         now = time.time()
+        ledgers = await asyncio.to_thread(self._witness.all)
         nodes = [
             admin.NodeInfo(
                 name=name,
@@ -127,6 +131,8 @@ class Administration:
                 last_seen=seen.last,
                 connected=seen.connected(now),
                 sandbox=seen.sandbox,  # type: ignore[arg-type]  # as it was stored
+                ledger_lines=ledgers[name].head.n if name in ledgers else 0,
+                ledger_fault=ledgers[name].fault if name in ledgers else "",
             )
             for name, seen in sorted(self._presence.all().items())
         ]

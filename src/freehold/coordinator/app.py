@@ -16,6 +16,7 @@ from freehold.coordinator.presence import Presence
 from freehold.coordinator.store import Store
 from freehold.coordinator.studies import Studies
 from freehold.coordinator.uploads import Uploads
+from freehold.coordinator.witness import Witness
 from freehold.errors import CertificateRefused, ProtocolVersion, UnknownRun, WireError
 from freehold.events import Listener
 from freehold.wire import openapi, routes
@@ -28,6 +29,7 @@ from freehold.wire.messages import (
     Declined,
     EnrollRequest,
     Leave,
+    LedgerHead,
     LoginRequest,
     Measures,
     Pending,
@@ -54,6 +56,7 @@ class App:
         studies: Studies,
         store: Store,
         presence: Presence,
+        witness: Witness,
         ingest: Ingest,
         peers: Peers,
         replaced: Callable[[str, str, asyncio.Transport | None], None],
@@ -67,6 +70,7 @@ class App:
         """
         self._enrolment, self._studies, self._store, self._administration = enrolment, studies, store, administration
         self._presence, self._ingest, self._peers, self._tell = presence, ingest, peers, tell
+        self._witness = witness
         self._replaced, self._poll_s, self._strangers = replaced, poll_s, strangers
         self._document = openapi.document()
         self._swollen: weakref.WeakSet[asyncio.Transport] = weakref.WeakSet()
@@ -87,6 +91,7 @@ class App:
             routes.MEASURES: self._measures,
             routes.DECLINED: self._declined,
             routes.LEAVE: self._leave,
+            routes.CHECKPOINT: self._checkpoint,
             routes.OPENAPI: self._openapi,
         }
         app = web.Application(middlewares=[refusals(self._tell)], client_max_size=1 << 62)
@@ -166,6 +171,8 @@ class App:
         received: bool = False,
     ) -> web.Response:
         await self._offered(node, datasets, sandbox)
+        head = _ledger(request)
+        ledger = None if head is None else await self._witness.shown(node.name, head)
         swollen, transport = request.transport in self._swollen, request.transport
         if transport is not None:
             self._polling[node.name] = transport
@@ -174,7 +181,7 @@ class App:
         finally:
             if self._polling.get(node.name) is transport:
                 del self._polling[node.name]
-        answer = reply(WorkReply(settled=settled, work=work, received=received))
+        answer = reply(WorkReply(settled=settled, work=work, received=received, ledger=ledger))
         if swollen:
             answer.force_close()
         return answer
@@ -224,11 +231,8 @@ class App:
         run, round_ = _part(request, "run", RUN_PATTERN), int(_part(request, "round", r"[0-9]{1,9}"))
         sha256 = _header(request, routes.SHA256_HEADER, SHA256_PATTERN)
         weight = float(_header(request, routes.WEIGHT_HEADER, r"[0-9]{1,17}(\.[0-9]{1,20})?(e[+-]?[0-9]{1,2})?"))
-        wait_s = float(_header(request, routes.WAIT_HEADER, r"[0-9]{1,3}(\.[0-9]{1,6})?", "0"))
-        offered = _header(request, routes.DATASETS_HEADER, routes.DATASETS_PATTERN, "")
-        datasets = list(filter(None, offered.split(","))) if routes.DATASETS_HEADER in request.headers else None
-        pending = _pending(_header(request, routes.PENDING_HEADER, routes.PENDING_PATTERN, ""))
         sandbox = _header(request, routes.SANDBOX_HEADER, routes.SANDBOX_PATTERN, "")
+        datasets, pending, wait_s = _along(request)
         asked = self._studies.intake.expects(node.name, run, round_)
         large = (request.content_length or 0) > SMALL_BYTES
         async with self._uploads.turn(node.name, run, request.transport, large=large) as upload:
@@ -248,16 +252,19 @@ class App:
         return await self._next(request, node, datasets, pending, wait_s, received=True)
 
     async def _measures(self, request: web.Request) -> web.StreamResponse:
-        return await self._told(request, Measures)
+        node = self._node(request)
+        datasets, pending, wait_s = _along(request)
+        await self._studies.measured(node.name, await read_message(request, Measures, pace=self._ingest.pace))
+        return await self._next(request, node, datasets, pending, wait_s, received=True)
 
     async def _declined(self, request: web.Request) -> web.StreamResponse:
-        return await self._told(request, Declined)
-
-    async def _told(self, request: web.Request, kind: type[Measures] | type[Declined]) -> web.StreamResponse:
         node = self._node(request)
-        message = await read_message(request, kind, pace=self._ingest.pace)
+        message = await read_message(request, Declined, pace=self._ingest.pace)
         await self._studies.measured(node.name, message)
         return await self._next(request, node, message.datasets, message.pending, message.wait_s, received=True)
+
+    async def _checkpoint(self, request: web.Request) -> web.StreamResponse:
+        return reply(await self._witness.latest(self._node(request).name))
 
     async def _openapi(self, request: web.Request) -> web.StreamResponse:
         return web.Response(body=msgspec.json.encode(self._document), content_type="application/json")
@@ -302,6 +309,21 @@ def _header(request: web.Request, name: str, pattern: str, default: str | None =
     if found is None or not re.fullmatch(pattern, found):
         raise WireError(f"The header {name} is missing or malformed.", hint="See docs/reference/wire.md.")
     return found
+
+
+def _along(request: web.Request) -> tuple[list[str] | None, list[Pending], float]:
+    """What asks for the next piece of work, beside a body: datasets, rounds that are pending, and how long to wait."""
+    wait_s = float(_header(request, routes.WAIT_HEADER, r"[0-9]{1,3}(\.[0-9]{1,6})?", "0"))
+    offered = _header(request, routes.DATASETS_HEADER, routes.DATASETS_PATTERN, "")
+    datasets = list(filter(None, offered.split(","))) if routes.DATASETS_HEADER in request.headers else None
+    return datasets, _pending(_header(request, routes.PENDING_HEADER, routes.PENDING_PATTERN, "")), wait_s
+
+
+def _ledger(request: web.Request) -> LedgerHead | None:
+    if routes.LEDGER_HEADER not in request.headers:
+        return None
+    n, hash_, key, signature = _header(request, routes.LEDGER_HEADER, routes.LEDGER_PATTERN).split(":")
+    return LedgerHead(n=max(int(n), 1), hash=hash_, key=key, signature=signature)
 
 
 def _pending(text: str) -> list[Pending]:

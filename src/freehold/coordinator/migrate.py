@@ -8,7 +8,7 @@ import sqlalchemy as sa
 
 from freehold.errors import StoreError
 
-LATEST = "0005"
+LATEST = "0007"
 """The version of the tables in this release; a test holds it against the migrations."""
 
 _FOLDER = Path(__file__).with_name("migrations")

@@ -35,6 +35,7 @@ from freehold.coordinator.presence import Presence
 from freehold.coordinator.replicas import Replicas, check_blobs, check_roots, name_of
 from freehold.coordinator.store import Store, connect
 from freehold.coordinator.studies import Studies
+from freehold.coordinator.witness import Witness
 from freehold.errors import CertificateUnfit, CoordinatorError
 from freehold.events import Event, Listener, silent
 from freehold.sandbox.starting import for_foreign_code
@@ -133,6 +134,7 @@ class Service:
             bundle_of=lambda digest: self.store.blob_bytes(digest.removeprefix("sha256:")),
         )
         self.presence = Presence(self.store, self.clock)
+        self.witness = Witness(self.store, lambda: self._pair, clock=self.clock, tell=self._tell)
         self.studies = Studies(
             self.store,
             self.code,
@@ -150,6 +152,7 @@ class Service:
             studies=self.studies,
             store=self.store,
             presence=self.presence,
+            witness=self.witness,
             denied=self._deny,
             url=lambda: self.url,
             tell=self._tell,
@@ -164,6 +167,7 @@ class Service:
             studies=self.studies,
             store=self.store,
             presence=self.presence,
+            witness=self.witness,
             ingest=self.ingest,
             peers=self.peers,
             replaced=self._replaced,

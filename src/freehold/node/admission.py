@@ -7,6 +7,7 @@ which the node's page and log show, is the reason. A policy that is broken while
 from __future__ import annotations
 
 import datetime
+import hashlib
 import json
 import os
 import time
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from freehold import durable
-from freehold.errors import ApprovalError, BenefitKept, OwnerDenied, PlanWaits, PolicyError, PolicyRefused
+from freehold.errors import ApprovalError, BenefitKept, NodeError, OwnerDenied, PlanWaits, PolicyError, PolicyRefused
 from freehold.events import Event
 from freehold.node.approvals import Approvals
 from freehold.node.benefit import binned
@@ -72,14 +73,16 @@ class Admission:
         datasets: Mapping[str, str] = NOTHING,
         sandbox: Sandbox = "none",
         bounded: Literal["", "processes", "group"] = "",
+        note: Callable[..., object] = lambda kind, text, **told: None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """`policy`: policy.toml in the state folder if it is not given. Whatever it is like, this does not raise.
 
-        `sandbox`: the level at which trainers run. `bounded`: what holds them to limits on memory and processors.
+        `sandbox`: the level at which trainers run. `bounded`: what holds them to limits on memory and processors. `note` writes
+        what the owner decided into the ledger.
         """
         self._state, self._path, self._clock = state, policy or state / FILE, clock
-        self._datasets, self._sandbox, self._bounded = datasets, sandbox, bounded
+        self._datasets, self._sandbox, self._bounded, self._note = datasets, sandbox, bounded, note
         self._read: dict[int, tuple[Plan, DataRules | None]] = {}
         """Plan -> the rules under which its trainer was started."""
         self._approvals = Approvals(state, clock=clock)
@@ -111,6 +114,7 @@ class Admission:
         identity = self._digest(plan)
         training = isinstance(errand, TrainErrand)
         try:
+            self._approvals.tell(self._note)
             self._reload()
             approval = self._approvals.state_of(identity)
             verdict = decide(
@@ -134,7 +138,7 @@ class Admission:
                 raise self._refusal(verdict, plan, identity, errand.signature)
             if training and verdict.rules.bytes_per_day is not None:
                 self._count(plan.task.name, f"{errand.run}:{errand.round}", contribution_bytes(run.contribution))
-        except (PlanWaits, OwnerDenied, PolicyRefused, ApprovalError):
+        except NodeError:
             refused()
             raise
         read = self._read.get(id(plan))
@@ -239,10 +243,24 @@ class Admission:
         if policy != self._policy and self._known:
             self._events.append(Event("policy.changed", {"data": ", ".join(sorted(policy.data))}))
         if policy != self._policy or self._read_kept() != policy:
+            self._tell(body)
             self._policy = policy
             self._known = True
             self._told.clear()
             self._keep(body)
+
+    def _tell(self, body: bytes) -> None:
+        """Write into the ledger what is in force from now on; where that cannot be done, the old one stays."""
+        try:
+            before = _digest((self._approvals.folder / IN_FORCE).read_bytes())
+        except OSError:
+            before = "none"
+        try:
+            if before != _digest(body):
+                self._note("policy", f"before: {before}", sha256=_digest(body))
+        except NodeError:
+            self._seen = ((), "")
+            raise
 
     def _keep(self, body: bytes) -> None:
         """Write down what is in force. Where that cannot be done, the old one must not come back: then nothing is in force."""
@@ -300,3 +318,7 @@ class Admission:
 
     def _today(self) -> str:
         return datetime.date.fromtimestamp(self._clock()).isoformat()
+
+
+def _digest(body: bytes) -> str:
+    return hashlib.sha256(body).hexdigest()

@@ -18,14 +18,13 @@ import msgspec
 
 from freehold.errors import FreeholdError, NodeError, PeerGone, StoreError, Unreachable, by_code
 from freehold.events import Event, Listener, silent
-from freehold.failpoints import failpoint
 from freehold.node.errands import (
     Busy,
     FromGuard,
     Hello,
     MeasureErrand,
     Outgoing,
-    OutgoingMeasures,
+    OutgoingMessage,
     PendingRounds,
     Quit,
     Refused,
@@ -35,23 +34,11 @@ from freehold.node.errands import (
     heard,
 )
 from freehold.node.rest import Rest, Rules
-from freehold.wire.client import Connection, retry
-from freehold.wire.local import Memory, Pieces, close, sealed
-from freehold.wire.messages import MOST_PENDING, Blob, Declined, Measure, Measures, Pending, Train, Work, WorkReply, WorkRequest
+from freehold.node.upstream import Along, Upstream
+from freehold.wire.client import retry
+from freehold.wire.local import Memory, close, sealed
+from freehold.wire.messages import MOST_PENDING, Blob, Measure, Pending, Train, Work, WorkReply, WorkRequest
 from freehold.wire.process import Child, Spawn, spawn
-from freehold.wire.routes import (
-    BLOB,
-    CONTRIBUTE,
-    DATASETS_HEADER,
-    DECLINED,
-    ENCODING_HEADER,
-    MEASURES,
-    PENDING_HEADER,
-    SANDBOX_HEADER,
-    WAIT_HEADER,
-    WEIGHT_HEADER,
-    WORK,
-)
 
 GUARD = "freehold.node.guard"
 POLL_S = 25.0
@@ -102,7 +89,7 @@ class Agent:
 
     def __init__(
         self,
-        connection: Connection,
+        upstream: Upstream,
         *,
         node: str,
         state: Path,
@@ -117,7 +104,7 @@ class Agent:
         sandbox: Literal["required", "off"] = "required",
     ) -> None:
         """`clock` is the Unix time by which `rules` have the node work or rest."""
-        self._connection, self._tell = connection, tell
+        self._upstream, self._tell = upstream, tell
         paths, rules_file = {k: str(v) for k, v in datasets.items()}, str(policy or "")
         self._hello = Hello(node=node, state=str(state), datasets=paths, policy=rules_file, sandbox=sandbox, coordinator=url)
         self._guard = Child(GUARD, FromGuard, spawn=spawn, opening=self._greet)
@@ -142,7 +129,7 @@ class Agent:
                     reply = self._ask(self._poll)
                 reply = self._follow(reply)
         finally:
-            self._connection.close()
+            self._upstream.close()
             self._guard.end()
 
     def _poll(self, working: Pending | None = None) -> WorkReply:
@@ -154,7 +141,7 @@ class Agent:
         datasets = sorted(self._hello.datasets) if working is not None else self._offers()
         request = WorkRequest(wait_s=wait_s, datasets=datasets, pending=pending, working=working, sandbox=self._level())
         try:
-            reply = self._connection.post(WORK.path, request, WorkReply, wait_s=wait_s)
+            reply = self._upstream.poll(request)
         except Unreachable:
             raise
         except FreeholdError:  # who may not ask for work is no member, or the coordinator is in trouble
@@ -221,8 +208,8 @@ class Agent:
         """Do what a reply says; the next one, if the answer to it came along."""
         if reply is None:
             return None
-        if reply.settled:
-            told, _ = self._errand(Settle(settled=reply.settled))
+        if reply.settled or reply.ledger is not None:
+            told, _ = self._errand(Settle(settled=reply.settled, witnessed=reply.ledger))
             if isinstance(told, Refused):
                 # To train on what is not committed would put this node out of step with the coordinator.
                 self.status.last_error = f"{told.message} {told.hint}"
@@ -281,30 +268,23 @@ class Agent:
             self.status.last_error = f"{found.message} {found.hint}"
             self._tell(Event("work.refused", {"run": work.run, "round": work.round, "code": found.code}))
             return self._decline(work, found)
-        if isinstance(found, OutgoingMeasures) and isinstance(work, Measure):
-            return self._ask(lambda: self._send_measures(work, found))
+        if isinstance(found, OutgoingMessage | Outgoing):
+            self._upstream.expect(work)
+        if isinstance(found, OutgoingMessage) and isinstance(work, Measure):
+            return self._ask(lambda: self._upstream.measures(found.body, self._along()))
         if isinstance(found, Outgoing) and isinstance(work, Train):
             self._pending = [*self._pending, Pending(run=work.run, round=work.round)]
             return self._ask(lambda: self._contribute(work, found, out[0]))
         raise NodeError("The guard answered another question.", hint="This is a defect; please report it.")
 
+    def _along(self, wait_s: float | None = None) -> Along:
+        return Along(self._wait_s() if wait_s is None else wait_s, self._offers(), self._pending[:MOST_PENDING])
+
     def _contribute(self, work: Train, found: Outgoing, fd: int) -> WorkReply:
-        datasets = self._offers()
-        wait_s = self._wait_s() if found.length <= SMALL_BYTES else 0.0
-        headers = {
-            WEIGHT_HEADER: repr(found.weight),
-            WAIT_HEADER: repr(wait_s),
-            DATASETS_HEADER: ",".join(datasets),
-            SANDBOX_HEADER: self._level(),
-            PENDING_HEADER: ",".join(f"{p.run}:{p.round}" for p in self._pending[-MOST_PENDING:]),
-        }
-        if found.compression != "none":
-            headers[ENCODING_HEADER] = found.compression
-        path = CONTRIBUTE.at(run=work.run, round=work.round)
-        pieces = Pieces(fd)
-        failpoint("agent.sending")
-        reply = self._connection.put(path, headers, found.length, pieces, sha256=found.sha256, reply=WorkReply, wait_s=wait_s)
-        failpoint("agent.sent")
+        # The offers first: they look whether the node rests, and who rests does not wait.
+        along = Along(0.0, self._offers(), self._pending[-MOST_PENDING:])
+        along = along._replace(wait_s=self._wait_s() if found.length <= SMALL_BYTES else 0.0)
+        reply = self._upstream.contribute(work, found, fd, along, self._level())
         self.status.rounds += 1
         self.status.sent_bytes += found.length
         self._tell(
@@ -312,33 +292,9 @@ class Agent:
         )
         return reply
 
-    def _send_measures(self, work: Measure, found: OutgoingMeasures) -> WorkReply:
-        datasets, wait_s = self._offers(), self._wait_s()
-        message = Measures(
-            run=work.run,
-            round=work.round,
-            splits=found.splits,  # type: ignore[arg-type]
-            alone=found.alone,  # type: ignore[arg-type]
-            served=found.served,  # type: ignore[arg-type]
-            wait_s=wait_s,
-            datasets=datasets,
-            pending=self._pending[:MOST_PENDING],
-        )
-        return self._connection.post(MEASURES.path, message, WorkReply, wait_s=wait_s)
-
     def _decline(self, work: Work, refused: Refused) -> WorkReply | None:
-        datasets, wait_s = self._offers(), self._wait_s()
-        code, message = heard(refused.code)
-        declined = Declined(
-            run=work.run,
-            round=work.round,
-            code=code,
-            message=message,
-            wait_s=wait_s,
-            datasets=datasets,
-            pending=self._pending[:MOST_PENDING],
-        )
-        return self._ask(lambda: self._connection.post(DECLINED.path, declined, WorkReply, wait_s=wait_s))
+        along, (code, message) = self._along(), heard(refused.code)
+        return self._ask(lambda: self._upstream.decline(work, code, message, along))
 
     def _kept(self, blob: Blob) -> int:
         """A plan or its code in sealed memory; kept, by content, since each piece of work names them."""
@@ -360,7 +316,7 @@ class Agent:
         memory = Memory("blob")
         try:
             if blob.body is None:
-                self._connection.get_blob(BLOB.at(sha256=blob.sha256), blob.length, blob.sha256, memory)
+                self._upstream.fetch(blob, memory)
             else:
                 if len(blob.body) != blob.length or hashlib.sha256(blob.body).hexdigest() != blob.sha256:
                     raise NodeError("The coordinator sent bytes that are not what it announced.", hint="It is asked again.")
@@ -393,6 +349,7 @@ class Agent:
     def _note(self, found: object) -> None:
         for event in getattr(found, "events", ()):
             self._tell(event)
+        self._upstream.head = getattr(found, "head", None) or self._upstream.head
         if isinstance(found, PendingRounds):
             self._pending = found.pending
             if found.sandbox and found.sandbox != self.status.sandbox:

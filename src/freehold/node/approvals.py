@@ -22,6 +22,9 @@ from freehold.plan import Plan, digest, dumps, parse
 MOST_WAITING = 50
 """Plans that wait at once: a coordinator cannot fill the disk with more. The one that waits longest gives way."""
 
+NOTED = "decisions.noted"
+"""Plan -> when what the owner said of it was decided, of what is in the ledger."""
+
 State = Literal["waits", "approved", "denied"]
 
 
@@ -44,6 +47,7 @@ class Approvals:
     def __init__(self, state: Path, *, clock: Callable[[], float] = time.time) -> None:
         """`state`: the node's folder."""
         self.folder, self._clock = state / "approvals", clock
+        self._looked: dict[str, int] = {}
 
     def state_of(self, identity: str) -> Literal["", "approved", "denied"]:
         """What the owner said of the plan of this digest. Raises ApprovalError for an entry that is damaged."""
@@ -89,6 +93,35 @@ class Approvals:
                 if (entry := self._read(path)) is not None:
                     found.append((f"sha256:{path.stem}", entry))
         return sorted(found, key=lambda each: (each[1].since, each[0]))
+
+    def tell(self, note: Callable[..., object]) -> None:
+        """Have `note` write each decision that it has not written yet into the ledger; one may come twice after a crash."""
+        for path in sorted(self.folder.glob("*.json")):
+            try:
+                version = path.stat().st_mtime_ns
+                if self._looked.get(path.name) == version:
+                    continue
+                entry = self._read(path)
+            except (OSError, ApprovalError):
+                continue
+            if entry is not None and entry.decided is not None and (noted := self._noted()).get(path.stem) != entry.decided:
+                note(
+                    "approval",
+                    entry.reason,
+                    plan=f"sha256:{path.stem}",
+                    study=parse(entry.plan).name,
+                    verdict=entry.state,
+                )
+                with _explained(self.folder):
+                    told = msgspec.json.encode({**noted, path.stem: entry.decided})
+                    durable.write(self.folder / NOTED, told, point="node.noted")
+            self._looked[path.name] = version
+
+    def _noted(self) -> dict[str, float]:
+        try:
+            return msgspec.json.decode((self.folder / NOTED).read_bytes(), type=dict[str, float])
+        except (OSError, msgspec.MsgspecError):
+            return {}
 
     def find(self, text: str) -> tuple[str, Entry]:
         """The one entry whose digest begins so, or whose plan is called so. Raises UnknownName and UsageError."""

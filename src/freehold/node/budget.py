@@ -167,6 +167,7 @@ class Budget:
         entry.open = [*entry.open, ask.key]
         entry.done = {**entry.done, ask.run: max(begun, ask.ordinal + 1)}
         self._write()
+        self.spent(ask.dataset, ask.plan, ask.limits.delta)  # it is kept: once trained, nothing waits for it
 
     def _check(self, ask: Ask, others: Sequence[Entry], rounds: int, most: float | None, whose: str) -> None:
         if most is None:
@@ -282,7 +283,10 @@ def composed(entries: Sequence[Entry], delta: float) -> float:
     counted = [(e.mechanism, e.rounds) for e in entries if e.rounds]
     if any(mechanism is None for mechanism, _ in counted):
         return math.inf
-    return epsilon([m.times(m.count * rounds) for m, rounds in counted if m is not None], delta)
+    try:
+        return epsilon([m.times(m.count * rounds) for m, rounds in counted if m is not None], delta)
+    except (ValueError, MemoryError):  # so little noise that its distribution of losses does not fit into memory
+        return math.inf
 
 
 def _said(value: float) -> str:

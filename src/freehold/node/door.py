@@ -9,13 +9,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from freehold.errors import BudgetExceeded, DataUnfit, FreeholdError
+from freehold.errors import BudgetExceeded, CheckpointRefused, DataUnfit, FreeholdError, LedgerDamaged
+from freehold.events import Event
+from freehold.node import checkpoints, control
 from freehold.node.budget import Anchor, Ask, Budget, Limits, Spent, no_vault
 from freehold.node.errands import BY_TRAINING, told
-from freehold.node.ledger import Ledger
-from freehold.node.lines import Line
+from freehold.node.ledger import FILE, Ledger
+from freehold.node.lines import Line, digest_of_line
 from freehold.plan import Plan, digest, runs_of
 from freehold.privacy.accounting import mechanism_of
+from freehold.wire.messages import Countersigned, LedgerHead
+
+CHECKPOINT_LINES = 100
+"""After so many lines, at the guard's start, and after measures, the coordinator is shown where the ledger stands."""
+
+CONTROL_S, CONTROL_MESSAGES = 3600.0, 1000
+"""A line of control messages is written after so long or so many, at the guard's first work, and after measures."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,11 +77,17 @@ class Door:
         self._state, self._node, self._peer, self._clock = state, node, peer, clock
         self._opened: tuple[Ledger, Budget] | None = None
         self._open: list[Ask] = []
+        self._accounted = -math.inf
+        self._due = True
+        """Whether the coordinator is to be shown where the ledger stands."""
+        self._witnessed = 0
+        """The line up to which it has."""
 
     def begin(self, piece: Piece) -> None:
         """Reserve what the contribution will cost, before it is trained; raises BudgetExceeded, and what `send` raises."""
         ask = piece.asked()
         _, budget = self._now()
+        self._account()
         with _Failing(self):
             budget.reserve(ask)
         if ask not in self._open:
@@ -117,6 +132,9 @@ class Door:
                     verdict="sent",
                 )
             )
+        if kind == "measures":
+            self._account(at_once=True)
+            self._due = True
         return spent
 
     def refuse(self, error: FreeholdError, *, run: str = "", round: int = 0, study: str | None = None) -> None:
@@ -124,11 +142,9 @@ class Door:
         text = told(error.code) if error.code in {*BY_TRAINING, DataUnfit.code} else error.message[:2000]
         self._append("refusal", study=study, run=run or None, round=round, verdict="refused", code=error.code, text=text)
 
-    def note(
-        self, kind: Literal["approval", "policy", "erased"], text: str, *, plan: str | None = None, verdict: str = ""
-    ) -> None:
-        """Write what the owner decided."""
-        self._append(kind, plan=plan, text=text[:2000], verdict=verdict or None)
+    def note(self, kind: Literal["approval", "policy", "erased", "started"], text: str, **told: str | None) -> None:
+        """Write what the owner decided, or how the guard started."""
+        self._append(kind, text=text[:2000], **told)
 
     def anchor(self) -> Anchor:
         """What the vault is tied to."""
@@ -140,9 +156,53 @@ class Door:
         with _Failing(self):
             budget.name_vault()
 
-    def control(self, messages: int, length: int) -> None:
-        """Write how many other messages, of how many bytes, have gone since the last such line."""
-        self._append("control", messages=messages, bytes=length)
+    def _account(self, *, at_once: bool = False) -> None:
+        """Write how many control messages, of how many bytes, have left since the last such line, if it is time."""
+        now = time.monotonic()
+        counts = control.waiting(self._state)
+        if not (at_once or now - self._accounted > CONTROL_S or sum(n for n, _ in counts.values()) >= CONTROL_MESSAGES):
+            return
+        with control.taken(self._state) as counts:
+            if counts:
+                messages, size = (sum(each[index] for each in counts.values()) for index in (0, 1))
+                self._append("control", messages=messages, bytes=size, kinds=counts)
+        self._accounted = now
+
+    # Checkpoints.
+
+    def head(self) -> LedgerHead | None:
+        """What the coordinator is to witness now; None where nothing is due."""
+        if self._opened is None:
+            return None
+        ledger, _ = self._opened
+        if not self._due and ledger.head.n - self._witnessed < CHECKPOINT_LINES:
+            return None
+        return ledger.key.show(ledger.head)
+
+    def witnessed(self, found: Countersigned, roots: str) -> list[Event]:
+        """Take up the coordinator's answer; what there is to tell its owner.
+
+        Where it proves that this ledger was longer, or another one, nothing leaves from then on.
+        """
+        ledger, _ = self._now()
+        folder = self._state / "ledger"
+        self._due, self._witnessed = False, ledger.head.n
+        try:
+            vouched = checkpoints.check(found, roots, node=self._node)
+        except CheckpointRefused as error:
+            return [Event("checkpoint.refused", {"code": error.code, "why": error.message})]
+        if vouched is None or found.head is None:
+            return []
+        if found.head.key != ledger.key.public:  # somebody else's word for what cannot be looked into: the owner must know
+            return [Event("checkpoint.unlike", {"lines": vouched.n, "key": found.head.key})]
+        with _Failing(self):
+            before = checkpoints.load(folder)
+            if before is None or before.head is None or before.head.n <= vouched.n:
+                checkpoints.keep(folder, found)
+        if digest_of_line(folder / FILE, vouched.n, ledger.head) != vouched.hash:
+            self.close()
+            return [Event("checkpoint.behind", {"lines": ledger.head.n, "witnessed": vouched.n})]
+        return []
 
     def close(self) -> None:
         """Let go of the files."""
@@ -163,17 +223,31 @@ class Door:
         if self._opened is None:
             ledger = Ledger(self._state / "ledger", node=self._node, clock=self._clock)
             try:
+                self._check(ledger)
                 budget = Budget(self._state / "budget", ledger, self._vault)
                 if budget.ahead:
                     text = (
                         "the budget was written and no line after it: the guard died there, or the end of this ledger was cut off"
                     )
                     ledger.append(Line(prev="", n=0, time=0.0, kind="repaired", budget=budget.digest, text=text))
-                self._opened = ledger, budget
+                self._opened, self._due = (ledger, budget), True
             except BaseException:
                 ledger.close()
                 raise
         return self._opened
+
+    def _check(self, ledger: Ledger) -> None:
+        """Raise LedgerDamaged for a ledger that ends before what was witnessed of it."""
+        folder = self._state / "ledger"
+        found = checkpoints.load(folder)
+        if found is None or found.head is None:
+            return
+        n = found.head.n
+        if found.head.key != ledger.key.public or digest_of_line(folder / FILE, n, ledger.head) != found.head.hash:
+            raise LedgerDamaged(
+                f"The ledger in {folder} has {ledger.head.n} lines, and is not the one whose line {n} the coordinator witnessed.",
+                hint="Restore ledger/ and budget/ from the same, newest backup. Nothing leaves before.",
+            )
 
 
 class _Failing:

@@ -8,7 +8,7 @@ import msgspec
 
 from freehold.errors import by_code
 from freehold.events import Event
-from freehold.wire.messages import Measure, Measured, Pending, Settled, Work
+from freehold.wire.messages import Countersigned, LedgerHead, Measure, Measured, Pending, Settled, Work
 
 
 class Errand(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -16,6 +16,8 @@ class Errand(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     events: list[Event] = []
     """What the guard has to tell beside its answer; it stays on this machine."""
+    head: LedgerHead | None = None
+    """Beside the guard's answer: where the ledger stands, if the coordinator is to witness it now."""
 
 
 class Hello(Errand, frozen=True, kw_only=True, tag="hello"):
@@ -38,6 +40,7 @@ class Settle(Errand, frozen=True, kw_only=True, tag="settle"):
     """What became of pending rounds; also asked with none, to learn what is pending."""
 
     settled: list[Settled] = []
+    witnessed: Countersigned | None = None
 
 
 class TrainErrand(Errand, frozen=True, kw_only=True, tag="train"):
@@ -97,12 +100,18 @@ class Outgoing(Errand, frozen=True, kw_only=True, tag="outgoing"):
     length: int
 
 
-class OutgoingMeasures(Errand, frozen=True, kw_only=True, tag="measures"):
+class OutgoingMeasures(msgspec.Struct, frozen=True, kw_only=True):
     """Sums that the guard lets out."""
 
     splits: dict[str, Measured]
     alone: dict[str, Measured] = {}
     served: str = ""
+
+
+class OutgoingMessage(Errand, frozen=True, kw_only=True, tag="message"):
+    """Measures as they leave: the body of the message, which the agent sends as it is."""
+
+    body: bytes
 
 
 class Busy(Errand, frozen=True, kw_only=True, tag="busy"):
@@ -127,7 +136,7 @@ BY_TRAINING: Final = frozenset({114, 306, 336, 505, 507})
 """Numbers of errors that training code can bring about as it likes, one or another, with words of its own in them."""
 
 ToGuard = Hello | Settle | TrainErrand | MeasureErrand | Quit | Forget
-FromGuard = PendingRounds | Outgoing | OutgoingMeasures | Busy | Refused | Erased
+FromGuard = PendingRounds | Outgoing | OutgoingMessage | Busy | Refused | Erased
 
 
 def errand_of(work: Work, *, left_s: float) -> TrainErrand | MeasureErrand:

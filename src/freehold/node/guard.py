@@ -12,17 +12,17 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import msgspec
 
-from freehold.errors import DataUnfit, FreeholdError, NodeError, PeerGone, TrainerFailed
+from freehold.errors import DataUnfit, FreeholdError, NodeError, PeerGone
 from freehold.events import Event
 from freehold.failpoints import failpoint
 from freehold.node import vaultkey
 from freehold.node.admission import Admission
 from freehold.node.budget import Limits
 from freehold.node.bundles import Bundles, check_guarded
+from freehold.node.checkpoints import roots_of
 from freehold.node.claims import Claims, whole
 from freehold.node.counted import checked_records
 from freehold.node.door import Door, Piece
@@ -35,6 +35,7 @@ from freehold.node.errands import (
     MeasureErrand,
     Outgoing,
     OutgoingMeasures,
+    OutgoingMessage,
     PendingRounds,
     Quit,
     Refused,
@@ -43,54 +44,21 @@ from freehold.node.errands import (
     TrainErrand,
 )
 from freehold.node.jobs import Failed, FromTrainer, MeasuredModel, MeasureJob, Open, Opened, Trained, TrainJob
-from freehold.node.measures import known_choice, may_leave
+from freehold.node.measures import known_choice, may_leave, measures_body
 from freehold.node.notes import note
 from freehold.node.release import released
 from freehold.node.retention import erase, expire
 from freehold.node.sandboxed import Trainers, trainers_of, unjailed
 from freehold.node.vault import Vault
-from freehold.plan import Plan, Run, digest, parse, runs_of
+from freehold.node.warm import MOST_WORDS, TRAINING_LIMIT_S, WarmStudy
+from freehold.plan import Plan, Run, digest, parse
 from freehold.policy import DataRules
 from freehold.wire.local import Mapped, Memory, channel_from, close, read, sealed
+from freehold.wire.messages import LedgerHead
 from freehold.wire.packing import packed
 from freehold.wire.process import Child, Spawn, spawn
 
 TRAINER = "freehold.node.trainer"
-TRAINING_LIMIT_S = 3600.0
-"""For one piece of work in all, however often its round is prolonged; and for reading the data."""
-
-SHORTEST_S = 0.05
-"""Waited for at least, where nothing is left: what is there already is taken."""
-
-MOST_WORDS = 2000
-"""Of what a trainer says about an error: its message must fit into another one."""
-
-IDLE_LIMIT_S = 600.0
-"""A trainer that had nothing to do for so long is ended; it costs two seconds to start another."""
-
-
-class _Busy(NamedTuple):
-    run: str
-    round: int
-    since: float
-    """On the monotonic clock."""
-
-
-class _Study:
-    """A study as this node knows it: its plan, and the trainer that is warm."""
-
-    def __init__(self, plan: Plan, text: bytes, trainer: Child, claims: Claims) -> None:
-        self.plan, self.text, self.trainer, self.claims = plan, text, trainer, claims
-        self.runs = {run.id: run for run in runs_of(plan)}
-        self.used = time.monotonic()
-        self.busy: _Busy | None = None
-        """What the trainer still works on, past the time that was left for it."""
-
-    def quit(self) -> None:
-        """End a trainer that is busy."""
-        if self.busy is not None:
-            self.trainer.end()
-            self.busy = None
 
 
 class Guard:
@@ -102,10 +70,18 @@ class Guard:
         self._hello, self._start_trainer, self._level = hello, found.start, found.level
         self._bundles = Bundles(Path(hello.state))
         rules = Path(hello.policy) if hello.policy else None
-        self._admission = Admission(Path(hello.state), rules, datasets=hello.datasets, sandbox=found.level, bounded=found.bounded)
         self._door = Door(Path(hello.state), node=hello.node, peer=hello.coordinator, vault=lambda: self._vault.name())
         self._vault = Vault(Path(hello.state), self._door.anchor, credentials=vaultkey.credentials())
-        self._studies: dict[str, _Study] = {}
+        self._admission = Admission(
+            Path(hello.state),
+            rules,
+            datasets=hello.datasets,
+            sandbox=found.level,
+            bounded=found.bounded,
+            note=self._door.note,
+        )
+        self._events: list[Event] = []
+        self._studies: dict[str, WarmStudy] = {}
         self._training: dict[str, int] = {}  # digest of a plan -> training examples here, in the smallest split
 
     def answer(self, errand: ToGuard, fds: Sequence[int]) -> tuple[FromGuard, list[int]]:
@@ -113,6 +89,8 @@ class Guard:
         if isinstance(errand, Settle):
             for settled in errand.settled:
                 self._vault.settle(settled)
+            if errand.witnessed is not None:
+                self._events += self._door.witnessed(errand.witnessed, roots_of(Path(self._hello.state)))
             return PendingRounds(pending=self._vault.pending()), []
         if isinstance(errand, Quit):
             for each in self._studies.values():
@@ -133,14 +111,16 @@ class Guard:
             else self._measure(study, run, errand, fds[1], rules)
         )
 
-    def _train(self, study: _Study, run: Run, errand: TrainErrand, shared: int, rules: DataRules) -> tuple[FromGuard, list[int]]:
+    def _train(
+        self, study: WarmStudy, run: Run, errand: TrainErrand, shared: int, rules: DataRules
+    ) -> tuple[FromGuard, list[int]]:
         personal = self._vault.committed(run.id)
         job = TrainJob(number=run.number, round=errand.round, cohort=errand.cohort, population=errand.population)
         try:
             study.trainer.start()
             piece = self._piece(study, errand, rules)
             self._door.begin(piece)
-            found = self._ask(study, job, [shared] if personal is None else [shared, personal], errand)
+            found = study.ask(job, [shared] if personal is None else [shared, personal], errand)
         except BaseException:
             self._door.give_up()
             raise
@@ -151,7 +131,7 @@ class Guard:
         reply, got = found
         try:
             if not isinstance(reply, Trained) or len(got) != 2 or not whole(got):
-                raise _nonsense(study)
+                raise study.nonsense()
             study.claims.weight(run.id, study.plan.training, reply.weight)
             if (out := released(got[0], run.contribution, study.plan.privacy)) != got[0]:
                 got.insert(0, out)
@@ -172,12 +152,12 @@ class Guard:
         return Outgoing(weight=reply.weight, compression=compression, sha256=sha256, length=length), got[:1]
 
     def _measure(
-        self, study: _Study, run: Run, errand: MeasureErrand, shared: int, rules: DataRules
+        self, study: WarmStudy, run: Run, errand: MeasureErrand, shared: int, rules: DataRules
     ) -> tuple[FromGuard, list[int]]:
         personal = self._vault.committed(run.id)
         job = MeasureJob(number=run.number, round=errand.round)
         try:
-            answered = self._ask(study, job, [shared] if personal is None else [shared, personal], errand)
+            answered = study.ask(job, [shared] if personal is None else [shared, personal], errand)
         finally:
             close([] if personal is None else [personal])
         if answered is None:
@@ -185,22 +165,17 @@ class Guard:
         reply, got = answered
         close(got)
         if not isinstance(reply, MeasuredModel):
-            raise _nonsense(study)
+            raise study.nonsense()
         study.claims.examples(run.id, "run", reply.splits)
         study.claims.examples(run.id, "alone", reply.alone)
         found = OutgoingMeasures(splits=may_leave(reply.splits), alone=may_leave(reply.alone), served=known_choice(reply.served))
-        note(
-            Path(self._hello.state),
-            study.plan,
-            "measured",
-            {run.id: {"algorithm": run.algorithm.name, "repeat": run.repeat, **msgspec.to_builtins(found)}},
-        )
-        out = self._admission.share(rules, study.plan, found)
-        body = msgspec.json.encode(out)
+        told = {"algorithm": run.algorithm.name, "repeat": run.repeat, **msgspec.to_builtins(found)}
+        note(Path(self._hello.state), study.plan, "measured", {run.id: told})
+        body = measures_body(self._admission.share(rules, study.plan, found), run=errand.run, round=errand.round)
         self._door.send("measures", self._piece(study, errand, rules), sha256=hashlib.sha256(body).hexdigest(), length=len(body))
-        return out, []
+        return OutgoingMessage(body=body), []
 
-    def _piece(self, study: _Study, errand: TrainErrand | MeasureErrand, rules: DataRules) -> Piece:
+    def _piece(self, study: WarmStudy, errand: TrainErrand | MeasureErrand, rules: DataRules) -> Piece:
         """What the ledger and the budget are told of a piece of work."""
         plan = study.plan
         return Piece(
@@ -224,7 +199,7 @@ class Guard:
             with contextlib.suppress(FreeholdError):
                 self._door.refuse(error, run=errand.run, round=errand.round)
 
-    def _known(self, run_id: str, plan_fd: int) -> tuple[_Study, Run]:
+    def _known(self, run_id: str, plan_fd: int) -> tuple[WarmStudy, Run]:
         """The study and the run; the plan's own digest says which run this is, whatever the coordinator calls it."""
         text = read(plan_fd)
         key = hashlib.sha256(text).hexdigest()
@@ -239,7 +214,7 @@ class Guard:
         study.used = time.monotonic()
         return study, study.runs[run_id]
 
-    def _study(self, plan: Plan, text: bytes) -> _Study:
+    def _study(self, plan: Plan, text: bytes) -> WarmStudy:
         """A study whose trainer is started with its first question, and reads the columns that the owner allows then."""
         found = ""
 
@@ -270,59 +245,33 @@ class Guard:
                 note(Path(self._hello.state), plan, "data", {"examples": reply.examples, "findings": reply.findings})
 
         claims = Claims(self._hello.datasets.get(plan.task.name, ""))
-        return _Study(plan, text, Child(TRAINER, FromTrainer, spawn=start, opening=opening), claims)
-
-    def _ask(
-        self, study: _Study, job: TrainJob | MeasureJob, fds: Sequence[int], errand: TrainErrand | MeasureErrand
-    ) -> tuple[Any, list[int]] | None:
-        """The trainer's answer; None if it is still busy when the time is up that is left."""
-        busy, study.busy = study.busy, None
-        if busy is not None and (busy.run, busy.round) != (errand.run, errand.round):
-            study.trainer.end()
-            busy = None
-        since = time.monotonic() if busy is None else busy.since
-        limit_s = max(min(errand.left_s, since + TRAINING_LIMIT_S - time.monotonic()), SHORTEST_S)
-        try:
-            reply, got = _answer(study.trainer, job, fds, limit_s, goes_on=busy is not None)
-        except (PeerGone, TimeoutError, msgspec.MsgspecError) as error:
-            if isinstance(error, TimeoutError) and time.monotonic() - since < TRAINING_LIMIT_S:
-                study.busy, study.used = _Busy(errand.run, errand.round, since), time.monotonic()
-                return None
-            study.trainer.end()
-            raise TrainerFailed(
-                f"The trainer of {study.plan.name} died, stalled or answered nonsense ({type(error).__name__}).",
-                hint="Most often there was not enough memory. The personal state is as it was.",
-            ) from error
-        if isinstance(reply, Failed):
-            close(got)
-            raise TrainerFailed(f"({reply.code}) {reply.message}"[:MOST_WORDS], hint=reply.hint[:MOST_WORDS])
-        return reply, got
+        return WarmStudy(plan, text, Child(TRAINER, FromTrainer, spawn=start, opening=opening), claims)
 
     def events(self) -> list[Event]:
         """What there is to tell beside an answer."""
-        return self._admission.events()
+        found, self._events = [*self._events, *self._admission.events()], []
+        return found
+
+    def started(self, said: str) -> None:
+        """Write down how trainers run from now on. A ledger that cannot be written is told of with the first piece of work."""
+        with contextlib.suppress(FreeholdError):
+            self._door.note("started", said or self._level, sandbox=self._level)
+
+    def head(self) -> LedgerHead | None:
+        """Where the ledger stands, if the coordinator is to witness it now."""
+        return self._door.head()
 
     def rest(self) -> None:
         """End the trainers that had nothing to do for long, and erase what its owner wants kept no longer."""
         with contextlib.suppress(FreeholdError):  # work is refused for the same reason, and says it
             expire(self._vault, self._door, self._admission.keep_days())
         for study in self._studies.values():
-            if study.busy is None and time.monotonic() - study.used > IDLE_LIMIT_S:
-                study.trainer.end()
+            study.rest()
 
     def end(self) -> None:
         """End all trainers."""
         for study in self._studies.values():
             study.trainer.end()
-
-
-def _answer(
-    trainer: Child, job: TrainJob | MeasureJob, fds: Sequence[int], limit_s: float, *, goes_on: bool
-) -> tuple[Any, list[int]]:
-    if goes_on:
-        with contextlib.suppress(PeerGone):  # it died: asked anew, as at any other time
-            return trainer.await_answer(timeout_s=limit_s)
-    return trainer.ask(job, fds, timeout_s=limit_s, patient=True)
 
 
 def _packed(view: memoryview) -> int:
@@ -335,13 +284,6 @@ def _packed(view: memoryview) -> int:
         close([memory.fd])
         raise
     return memory.seal()
-
-
-def _nonsense(study: _Study) -> TrainerFailed:
-    study.trainer.end()
-    return TrainerFailed(
-        f"The trainer of {study.plan.name} answered nonsense.", hint="Its code is not to be trusted; nothing was sent."
-    )
 
 
 def main(*, spawn: Spawn = spawn) -> None:
@@ -363,6 +305,7 @@ def main(*, spawn: Spawn = spawn) -> None:
                 if guard is None and isinstance(errand, Hello):
                     trainers = trainers_of(errand, spawn)
                     guard, errand, said = Guard(errand, trainers=trainers), Settle(), trainers
+                    guard.started(trainers.said)
                 if guard is None:
                     raise NodeError("The guard was not told whose it is.", hint="This is a defect; please report it.")
                 reply, out = guard.answer(errand, fds)  # type: ignore[arg-type]
@@ -376,7 +319,7 @@ def main(*, spawn: Spawn = spawn) -> None:
                 close(fds)
             failpoint("guard.answering")
             if guard is not None:
-                reply = msgspec.structs.replace(reply, events=guard.events())
+                reply = msgspec.structs.replace(reply, events=guard.events(), head=guard.head())
             channel.send(reply, out)
             close(out)
     except PeerGone:

@@ -35,13 +35,16 @@ class CoordinatorClient(Protocol):
 class Network:
     """The real one."""
 
+    def __init__(self, meter: client.Meter | None = None) -> None:
+        self._meter = meter
+
     def fetch_roots(self, url: str, pin: str) -> str:
         """See CoordinatorClient."""
-        return client.fetch_roots(url, pin)
+        return client.fetch_roots(url, pin, meter=self._meter)
 
     def ask(self, url: str, route: Route, message: Message, *, roots: str, pair: Path | None) -> Certificate:
         """See CoordinatorClient."""
-        connection = client.Connection(url, client.trusting(roots, (pair, pair) if pair else None))
+        connection = client.Connection(url, client.trusting(roots, (pair, pair) if pair else None), meter=self._meter)
         try:
             return connection.post(route.path, message, Certificate, repeatable=route.repeatable)
         finally:

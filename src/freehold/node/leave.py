@@ -12,6 +12,7 @@ from pathlib import Path
 from freehold import durable
 from freehold.errors import Denied, NodeError
 from freehold.node import credentials
+from freehold.node.control import Control
 from freehold.node.errands import Erased, Forget, FromGuard, Hello
 from freehold.settings import only_one
 from freehold.wire.client import Connection, trusting
@@ -42,7 +43,7 @@ def leave(state: Path, *, erase: bool, spawn: Spawn = spawn) -> Receipt:
     found = credentials.load(state)
     member = found.membership
     with only_one(state, "node"):
-        connection = Connection(member.url, trusting(found.roots.read_text(encoding="ascii"), found.files))
+        connection = Connection(member.url, trusting(found.roots.read_text(encoding="ascii"), found.files), meter=Control(state))
         try:
             with contextlib.suppress(Denied):
                 connection.post(LEAVE.path, Leave(), WorkReply)
@@ -53,7 +54,7 @@ def leave(state: Path, *, erase: bool, spawn: Spawn = spawn) -> Receipt:
             federation=member.federation,
             coordinator=member.url,
             left=time.time(),
-            erased_states=_erased(state, member.node, spawn) if erase else None,
+            erased_states=_erased(state, member, spawn) if erase else None,
         )
         durable.write(state / "left.json", (json.dumps(asdict(receipt)) + "\n").encode(), point="node.left")
         shutil.rmtree(state / "identity")  # of no use to anybody any more
@@ -62,9 +63,11 @@ def leave(state: Path, *, erase: bool, spawn: Spawn = spawn) -> Receipt:
     return receipt
 
 
-def _erased(state: Path, node: str, spawn: Spawn) -> int:
+def _erased(state: Path, member: credentials.Membership, spawn: Spawn) -> int:
     def greet(child: Child) -> None:
-        _, fds = child.ask(Hello(node=node, state=str(state), datasets={}), timeout_s=60.0, restarts=0)
+        _, fds = child.ask(
+            Hello(node=member.node, state=str(state), datasets={}, coordinator=member.url), timeout_s=60.0, restarts=0
+        )
         close(fds)
 
     guard = Child("freehold.node.guard", FromGuard, spawn=spawn, opening=greet)

@@ -10,6 +10,7 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from freehold import durable
 from freehold.errors import LedgerError
+from freehold.wire.messages import LedgerHead
 
 START = "0" * 64
 """What the first line has in place of the digest of the one before."""
@@ -70,6 +72,8 @@ class Line(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid
     key: str | None = None
     budget: str | None = None
     format: int | None = None
+    kinds: dict[str, tuple[int, int]] | None = None
+    """Of control messages: kind -> how many, and bytes of their bodies."""
 
 
 class _Read(Line, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -96,6 +100,11 @@ class Key:
     def seal(self, body: bytes) -> str:
         """A signature of something that is no line."""
         return self._private.sign(_OTHER + body).hex()
+
+    def show(self, head: Head) -> LedgerHead:
+        """Where the ledger stands, for a witness."""
+        unsigned = LedgerHead(n=head.n, hash=head.hash, key=self.public, signature="")
+        return LedgerHead(n=head.n, hash=head.hash, key=self.public, signature=self._private.sign(unsigned.body()).hex())
 
 
 def is_sealed(body: bytes, signature: str, public: str) -> bool:
@@ -160,6 +169,14 @@ def raw_lines(path: Path) -> Iterator[bytes]:
     """Each line with its line feed; what lacks one comes last."""
     with path.open("rb") as file:
         yield from file
+
+
+def digest_of_line(path: Path, n: int, head: Head) -> str:
+    """The digest of a line of a ledger that ends with `head`; "" where there is none."""
+    if n == head.n:
+        return head.hash
+    line = next(islice(raw_lines(path), n - 1, n), b"")
+    return digest(line.rstrip(b"\n")) if line else ""
 
 
 def last_line(fd: int) -> tuple[bytes, int]:

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from typing import Final
 
 from freehold.errors import ReleaseRefused
-from freehold.wire.messages import DIFFERING, Measured
+from freehold.node.errands import OutgoingMeasures
+from freehold.wire.messages import DIFFERING, Measured, Measures, encode
 
 FEWEST: Final = 5
 """A sum over fewer examples does not leave."""
@@ -68,3 +69,8 @@ def _classes_may(by_class: Mapping[str, float], examples: int) -> bool:
 
 def _refused(what: str) -> ReleaseRefused:
     return ReleaseRefused(f"Training code gave measures {what}.", hint="Nothing was sent; the task has to be mended.")
+
+
+def measures_body(found: OutgoingMeasures, *, run: str, round: int) -> bytes:
+    """The message as it leaves."""
+    return encode(Measures(run=run, round=round, splits=found.splits, alone=found.alone, served=found.served))  # type: ignore[arg-type]

@@ -22,9 +22,11 @@ from freehold.errors import CertificateUnfit, FreeholdError, NotJoined, UsageErr
 from freehold.events import Event, Listener, silent
 from freehold.node import credentials, outside
 from freehold.node.agent import Agent
+from freehold.node.control import Control
 from freehold.node.credentials import Credentials, renew_at
 from freehold.node.join import Network, join, renew
 from freehold.node.rest import Rules
+from freehold.node.upstream import Upstream
 from freehold.wire.client import Connection, Timeouts, retry, trusting
 from freehold.wire.jointoken import JoinToken
 from freehold.wire.messages import WorkReply, WorkRequest
@@ -82,6 +84,7 @@ class Service:
         self.settings, self._tell, self._spawn, self._clock, self._sleep = settings, listener, spawn, clock, sleep
         self.agent: Agent | None = None
         self._stopping = threading.Event()
+        self._control = Control(settings.state)
 
     def identity(self) -> Credentials:
         """This node's identity, joining for it if there is none; raises NotJoined without a token, CertificateUnfit."""
@@ -106,7 +109,7 @@ class Service:
                 token,
                 url=self.settings.coordinator,
                 node=self.settings.name,
-                network=Network(),
+                network=Network(self._control),
                 federation=self.settings.federation,
             )
 
@@ -135,9 +138,9 @@ class Service:
             def trust() -> ssl.SSLContext:
                 return trusting(found.roots.read_text(encoding="ascii"), found.files)()
 
-        connection = Connection(url, trust)
+        connection = Connection(url, trust, meter=self._control)
         self.agent = Agent(
-            connection,
+            Upstream(connection, self._control),
             node=found.membership.node,
             state=self.settings.state,
             datasets=self.settings.datasets,
@@ -157,7 +160,7 @@ class Service:
             self.agent.run()
         except Stopped:
             if self.agent.status.state == "connected":
-                _say_goodbye(Connection(url, trust, timeouts=GOODBYE))
+                _say_goodbye(Connection(url, trust, timeouts=GOODBYE, meter=self._control))
             raise
         finally:
             self._stopping.set()
@@ -166,7 +169,7 @@ class Service:
         due = renew_at(found.not_before, found.not_after, random.random())
         while not self._stopping.wait(max(due - time.time(), 0.0)):
             try:
-                found = renew(self.settings.state, Network())
+                found = renew(self.settings.state, Network(self._control))
                 connection.refresh()
                 # A short certificate's dates begin before it was made; its rest is not to be spent on renewals alone.
                 rest_s = found.not_after - time.time()

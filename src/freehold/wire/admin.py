@@ -99,6 +99,10 @@ class NodeInfo(Message, frozen=True, kw_only=True):
     last_seen: float
     connected: bool
     sandbox: Sandbox = ""
+    ledger_lines: int = 0
+    """Of the node's ledger, as far as it has shown them."""
+    ledger_fault: str = ""
+    """What is amiss with it: it went back, or is another one."""
 
 
 class RunInfo(Message, frozen=True, kw_only=True):

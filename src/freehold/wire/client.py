@@ -9,7 +9,7 @@ import re
 import ssl
 import urllib.parse
 from collections.abc import Callable, Mapping
-from typing import Final, TypeVar
+from typing import Final, TypeAlias, TypeVar
 
 import msgspec
 
@@ -34,7 +34,11 @@ from freehold.wire.routes import CA, SHA256_HEADER, VERSION_HEADER
 REPLY_LIMIT_BYTES: Final = 1 << 23
 """Of a JSON message; anything larger is a blob."""
 
-__all__ = ["Connection", "Resolve", "Timeouts", "fetch_roots", "resolve", "retry", "trusting"]
+NO_HEADERS: Final[Mapping[str, str]] = {}
+Meter: TypeAlias = Callable[[str, str, int], object]
+"""Told of each request before it is sent, and again if it is sent again: method, path, bytes of the body."""
+
+__all__ = ["Connection", "Meter", "Resolve", "Timeouts", "fetch_roots", "resolve", "retry", "trusting"]
 
 M = TypeVar("M", bound=Message)
 T = TypeVar("T")
@@ -47,12 +51,14 @@ class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
     read_s: float = 30.0
 
 
-def fetch_roots(url: str, pin: str, *, timeouts: Timeouts | None = None, find: Resolve = resolve) -> str:
+def fetch_roots(
+    url: str, pin: str, *, timeouts: Timeouts | None = None, find: Resolve = resolve, meter: Meter | None = None
+) -> str:
     """The root (PEM) whose public key has the SHA-256 `pin`; raises PinMismatch if the coordinator shows none.
 
     Nothing is sent but the question. A certificate that only imitates the root is of no use to who lacks the root's key.
     """
-    connection = Connection(url, blind, timeouts=timeouts, find=find)
+    connection = Connection(url, blind, timeouts=timeouts, find=find, meter=meter)
     try:
         shown = spki.certificates(connection.get(CA.path).decode("ascii", "replace"))
     finally:
@@ -122,13 +128,14 @@ class Connection:
         timeouts: Timeouts | None = None,
         find: Resolve = resolve,
         any_error: bool = False,
+        meter: Meter | None = None,
     ) -> None:
         """`any_error`: raise whichever error the coordinator names, as people want it who may do more than a node may."""
         self._host, self._port = parts_of(url)
         self.url = url.rstrip("/")
         self._trust = trust
         self._timeouts = timeouts or Timeouts()
-        self._find, self._any_error = find, any_error
+        self._find, self._any_error, self._meter = find, any_error, meter
         self._http: Http | None = None
         self._stale = False
 
@@ -142,13 +149,22 @@ class Connection:
             self._http.close()
             self._http = None
 
-    def post(self, path: str, message: Message, reply: type[M], *, wait_s: float = 0.0, repeatable: bool = True) -> M:
-        """Send a message; the answer, which the coordinator may hold back for `wait_s`.
+    def post(
+        self,
+        path: str,
+        message: Message | bytes,
+        reply: type[M],
+        *,
+        headers: Mapping[str, str] = NO_HEADERS,
+        wait_s: float = 0.0,
+        repeatable: bool = True,
+    ) -> M:
+        """Send a message, or the bytes of one; the answer, which the coordinator may hold back for `wait_s`.
 
         Where an idle connection turns out to be broken the message is sent once more, if it is `repeatable`.
         """
-        body = encode(message)
-        headers = {"Content-Type": "application/json", "Content-Length": str(len(body))}
+        body = message if isinstance(message, bytes) else encode(message)
+        headers = {**headers, "Content-Type": "application/json", "Content-Length": str(len(body))}
         return decode(self._exchange("POST", path, headers, [body], wait_s=wait_s, repeatable=repeatable), reply)
 
     def put(
@@ -227,6 +243,8 @@ class Connection:
                     self.close()
                     self._http = self._open()
                 assert self._http is not None
+                if self._meter is not None:
+                    self._meter(method, path, int(headers.get("Content-Length", 0)))
                 return self._http.ask(method, path, headers, pieces, self._timeouts.read_s, wait_s)
             except (OSError, http.client.HTTPException) as error:
                 self.close()

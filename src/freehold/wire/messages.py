@@ -28,6 +28,7 @@ RunId = Annotated[
 ]
 RoundIndex = Annotated[int, msgspec.Meta(ge=0, le=2**31)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+LineNumber = Annotated[int, msgspec.Meta(ge=1, le=10**15 - 1)]
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
 Pem = Annotated[str, msgspec.Meta(max_length=65536)]
 Words = Annotated[str, msgspec.Meta(max_length=2000)]
@@ -102,6 +103,42 @@ class Certificate(Message, frozen=True, kw_only=True):
     roots: Pem
     not_after: float
     """Unix time in seconds."""
+
+
+# The ledger of a node: the coordinator learns how many lines it has and the digest of the last, and nothing of what they say.
+
+
+class LedgerHead(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where a node's ledger stands, signed by the ledger's key (Ed25519, in hexadecimal)."""
+
+    n: LineNumber
+    """The number of its last line."""
+    hash: Sha256
+    """The digest of that line, which binds all before it."""
+    key: Sha256
+    signature: Annotated[str, msgspec.Meta(pattern=rf"^[0-9a-f]{{128}}{END}")]
+
+    def body(self) -> bytes:
+        """What the ledger's key signs."""
+        return f"freehold head\0{self.n} {self.hash}".encode()
+
+
+class Countersigned(Message, frozen=True, kw_only=True):
+    """The furthest head of a node's ledger that the coordinator was shown, signed by the key of its own certificate."""
+
+    node: Name
+    head: LedgerHead | None = None
+    """None: it was shown none."""
+    time: float
+    """Unix time by the coordinator's clock."""
+    signature: Annotated[str, msgspec.Meta(pattern=rf"^([0-9a-f]{{2}}){{1,1024}}{END}")]
+    chain: Pem
+    """The coordinator's certificate and those between it and a root."""
+
+    def body(self) -> bytes:
+        """What is signed: ECDSA or RSA-PSS with SHA-256, or Ed25519, as the certificate's key is."""
+        head = "-" if self.head is None else f"{self.head.n} {self.head.hash} {self.head.key}"
+        return f"freehold checkpoint\0{self.node} {head} {self.time!r}".encode()
 
 
 # Work.
@@ -189,6 +226,8 @@ class WorkReply(Message, frozen=True, kw_only=True):
     work: Work | None = None
     received: bool = False
     """The contribution or measures of this request are durable on the coordinator; they may have been before."""
+    ledger: Countersigned | None = None
+    """Where the request showed the head of the node's ledger."""
 
 
 DIFFERING = "differing"
@@ -203,7 +242,7 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class Measures(Message, frozen=True, kw_only=True):
-    """POST /v1/measures."""
+    """POST /v1/measures: as the node's guard wrote it, byte for byte."""
 
     run: RunId
     round: RoundIndex
@@ -211,9 +250,6 @@ class Measures(Message, frozen=True, kw_only=True):
     alone: dict[Literal["validation", "test"], Measured] = {}
     """Of the model that the node trained alone; only where its owner shares the benefit."""
     served: Literal["", "local", "shared", "personal"] = ""
-    wait_s: Annotated[float, msgspec.Meta(ge=0, le=300)] = 0.0
-    datasets: Datasets | None = None
-    pending: Unsettled = []
 
 
 class Declined(Message, frozen=True, kw_only=True):

@@ -12,6 +12,7 @@ from freehold.wire.messages import (
     NAME_PATTERN,
     RUN_PATTERN,
     Certificate,
+    Countersigned,
     Declined,
     EnrollRequest,
     Leave,
@@ -35,6 +36,7 @@ DATASETS_HEADER: Final = "Freehold-Datasets"
 PENDING_HEADER: Final = "Freehold-Pending"
 SANDBOX_HEADER: Final = "Freehold-Sandbox"
 ENCODING_HEADER: Final = "Content-Encoding"
+LEDGER_HEADER: Final = "Freehold-Ledger"
 
 Binary: TypeAlias = Literal["application/octet-stream", "application/x-pem-file", "application/json"]
 """A body that is none of our messages, by its media type."""
@@ -58,6 +60,14 @@ PendingList = Annotated[
     ),
 ]
 
+LEDGER_PATTERN: Final = f"^[0-9]{{1,15}}:[0-9a-f]{{64}}:[0-9a-f]{{64}}:[0-9a-f]{{128}}{END}"
+Ledger = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=LEDGER_PATTERN,
+        description="Where the node's ledger stands, now and then: lines, digest of the last, public key, signature.",
+    ),
+]
 
 SANDBOX_PATTERN: Final = f"^(off|basic|standard|strict)?{END}"
 Level = Annotated[str, msgspec.Meta(pattern=SANDBOX_PATTERN, description="Of the sandbox that the contribution was trained in.")]
@@ -123,7 +133,22 @@ RENEW: Final = Route(
     roles=("node", "operator", "researcher"),
     repeatable=False,
 )
-WORK: Final = Route(method="POST", path="/v1/work", summary="Wait for a piece of work.", request=WorkRequest, reply=WorkReply)
+_ALONG: Final = (
+    Field(WAIT_HEADER, Wait, required=False),
+    Field(DATASETS_HEADER, Datasets, required=False),
+    Field(PENDING_HEADER, PendingList, required=False),
+    Field(LEDGER_HEADER, Ledger, required=False),
+)
+"""What asks for the next piece of work, beside a body that is the guard's."""
+
+WORK: Final = Route(
+    method="POST",
+    path="/v1/work",
+    summary="Wait for a piece of work.",
+    request=WorkRequest,
+    reply=WorkReply,
+    fields=(Field(LEDGER_HEADER, Ledger, required=False),),
+)
 BLOB: Final = Route(
     method="GET",
     path="/v1/blobs/{sha256}",
@@ -143,18 +168,27 @@ CONTRIBUTE: Final = Route(
         Field(VERSION_HEADER, Version),
         Field(SHA256_HEADER, Sha256),
         Field(WEIGHT_HEADER, Weight),
-        Field(WAIT_HEADER, Wait, required=False),
-        Field(DATASETS_HEADER, Datasets, required=False),
-        Field(PENDING_HEADER, PendingList, required=False),
+        *_ALONG,
         Field(SANDBOX_HEADER, Level, required=False),
         Field(ENCODING_HEADER, Encoding, required=False),
     ),
 )
 MEASURES: Final = Route(
-    method="POST", path="/v1/measures", summary="Send what was measured: sums.", request=Measures, reply=WorkReply
+    method="POST",
+    path="/v1/measures",
+    summary="Send what was measured: sums.",
+    request=Measures,
+    reply=WorkReply,
+    fields=_ALONG,
 )
 DECLINED: Final = Route(method="POST", path="/v1/declined", summary="Decline a piece of work.", request=Declined, reply=WorkReply)
 LEAVE: Final = Route(method="POST", path="/v1/leave", summary="Leave for good.", request=Leave, reply=WorkReply)
+CHECKPOINT: Final = Route(
+    method="GET",
+    path="/v1/checkpoint",
+    summary="The furthest head of this node's ledger that the coordinator was shown.",
+    reply=Countersigned,
+)
 OPENAPI: Final = Route(method="GET", path="/v1/openapi.json", summary="This document.", reply="application/json", roles=())
 
-ROUTES: Final = (CA, ENROLL, LOGIN, RENEW, WORK, BLOB, CONTRIBUTE, MEASURES, DECLINED, LEAVE, OPENAPI)
+ROUTES: Final = (CA, ENROLL, LOGIN, RENEW, WORK, BLOB, CONTRIBUTE, MEASURES, DECLINED, LEAVE, CHECKPOINT, OPENAPI)

@@ -34,6 +34,7 @@ def test_a_node_that_does_not_take_its_bytes_is_cut_off(tmp_path: Path, monkeypa
         "studies": SimpleNamespace(intake=SimpleNamespace(shows=lambda node, sha256: True)),
         "store": SimpleNamespace(opened=opened_blob),
         "presence": None,
+        "witness": None,
         "ingest": Ingest(tmp_path / "spool", pace=Pace(chunk_s=0.2)),
         "peers": None,
         "replaced": lambda node, last: None,

@@ -13,14 +13,14 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
-from freehold.coordinator import enrolment_tables, replica_tables, study_tables
+from freehold.coordinator import enrolment_tables, replica_tables, study_tables, witness
 from freehold.coordinator.migrate import LATEST, upgrade, version
 from freehold.coordinator.schema import metadata
 from freehold.coordinator.store import connect
 from freehold.errors import StoreError
 from tests.postgres import postgres
 
-assert enrolment_tables and replica_tables and study_tables
+assert enrolment_tables and replica_tables and study_tables and witness
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -10,7 +11,16 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from freehold.errors import ApprovalError, BenefitKept, FreeholdError, OwnerDenied, PlanWaits, PolicyRefused, UnknownName
+from freehold.errors import (
+    ApprovalError,
+    BenefitKept,
+    FreeholdError,
+    LedgerError,
+    OwnerDenied,
+    PlanWaits,
+    PolicyRefused,
+    UnknownName,
+)
 from freehold.failpoints import VARIABLE
 from freehold.node.admission import SAID, Admission
 from freehold.node.approvals import MOST_WAITING, Approvals
@@ -23,7 +33,9 @@ from freehold.wire.messages import Measured
 from tests.unit.policy.plans import NOON, heart
 
 POINTS = [
-    f"node.{what}.{step}" for what in ("waiting", "approval", "policy", "bytes") for step in ("writing", "written", "named")
+    f"node.{what}.{step}"
+    for what in ("waiting", "approval", "policy", "bytes", "noted")
+    for step in ("writing", "written", "named")
 ]
 EVERYTHING = sample_policy("heart")
 
@@ -33,14 +45,20 @@ class Owner:
 
     def __init__(self, folder: Path, rules: str | None = None) -> None:
         self.folder, self.quit, self.renewed = folder, 0, 0
-        self.now = NOON
+        self.now, self.full = NOON, False
+        self.lines: list[tuple[str, str, dict[str, str | None]]] = []
         if rules is not None:
             self.write(rules)
         self.admission = self.restarted()
 
     def restarted(self) -> Admission:
         datasets = {"heart": str(self.folder / "heart.csv")}
-        return Admission(self.folder, datasets=datasets, clock=lambda: self.now)
+        return Admission(self.folder, datasets=datasets, clock=lambda: self.now, note=self.note)
+
+    def note(self, kind: str, text: str, **told: str | None) -> None:
+        if self.full:
+            raise LedgerError("full")
+        self.lines.append((kind, text, told))
 
     def write(self, rules: str) -> None:
         fresh = self.folder / "policy.new"
@@ -65,6 +83,50 @@ class Owner:
 
     def events(self) -> list[str]:
         return [event.name for event in self.admission.events()]
+
+
+def test_each_policy_and_each_decision_is_in_the_ledger_once(tmp_path: Path) -> None:
+    owner, plan, other = Owner(tmp_path, EVERYTHING), heart(), heart(name="other")
+    for index in range(2):
+        owner.ask(plan, index)
+    first = hashlib.sha256(EVERYTHING.encode()).hexdigest()
+    assert owner.lines == [("policy", "before: none", {"sha256": first})]
+    strict = EVERYTHING + "smallest_cohort = 3\n"
+    owner.write(strict)
+    approvals = Approvals(tmp_path)
+    for each, says in ((plan, "approved"), (other, "denied")):
+        approvals.keep(each, None)
+        approvals.say(digest(each), says, "for a reason")
+    owner.full = True
+    with pytest.raises(LedgerError):
+        owner.ask(plan, 2)
+    owner.full = False
+    owner.ask(plan, 2)
+    owner.ask(plan, 3)
+    assert len(owner.lines) == 4
+    for each, says in ((plan, "approved"), (other, "denied")):
+        assert ("approval", "for a reason", {"plan": digest(each), "study": each.name, "verdict": says}) in owner.lines
+    assert ("policy", f"before: {first}", {"sha256": hashlib.sha256(strict.encode()).hexdigest()}) in owner.lines
+    before = list(owner.lines)
+    owner.admission = owner.restarted()
+    owner.ask(plan, 4)
+    assert owner.lines == before, "a restarted guard writes none of it again"
+    approvals.say(digest(other), "approved")
+    owner.ask(plan, 5)
+    assert [line[2]["verdict"] for line in owner.lines[len(before) :]] == ["approved"]
+
+
+def test_a_policy_that_the_ledger_cannot_take_is_not_in_force(tmp_path: Path) -> None:
+    owner, plan = Owner(tmp_path, EVERYTHING), heart()
+    owner.ask(plan)
+    owner.write("")
+    owner.full = True
+    for index in (1, 2):
+        with pytest.raises(LedgerError):
+            owner.ask(plan, index)
+    owner.full = False
+    with pytest.raises(PlanWaits):
+        owner.ask(plan, 3)
 
 
 def test_a_coordinator_gets_a_fixed_sentence_and_the_owner_the_reason(tmp_path: Path) -> None:
@@ -237,6 +299,7 @@ owner, approvals = Owner(folder, EVERYTHING + "bytes_per_day = 4000\\n"), Approv
 owner.ask(heart())
 approvals.keep(heart(name="waiting"), None)
 approvals.say(digest(heart(name="waiting")), "denied")
+owner.ask(heart())
 """
 
 

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import msgspec
@@ -15,32 +12,16 @@ import pytest
 from freehold.errors import BudgetDamaged, BudgetExceeded, LedgerError
 from freehold.node.audit import entries, verify
 from freehold.node.budget import Budget, Limits
+from freehold.node.control import Control
 from freehold.node.door import Door, Piece
 from freehold.node.ledger import FILE, Ledger
-from freehold.plan import AlgorithmRef, Plan, Privacy, TaskRef, Training, digest, runs_of
-from freehold.privacy.accounting import Mechanism, epsilon
-from tests.unit.node.test_ledger import armed, paths
+from freehold.plan import digest
+from freehold.privacy.accounting import epsilon
+from freehold.wire.routes import WORK
+from tests.unit.node.guarding import ROUNDS, cost, killed, noised, opened, piece, plan
+from tests.unit.node.test_ledger import armed
 
 POINTS = ("node.budget.writing", "node.budget.written", "node.budget.named")
-ROUNDS = 4
-
-
-def plan(noise: float | None = 4.0, *, name: str = "p", repeats: int = 1) -> Plan:
-    privacy = Privacy() if noise is None else Privacy(unit="client", max_norm=1.0, noise_multiplier=noise)
-    return Plan(
-        name=name,
-        task=TaskRef(name="heart"),
-        algorithm=AlgorithmRef(name="fedavg"),
-        training=Training(rounds=ROUNDS, batch_size=8, epochs=1, weighting="uniform"),
-        privacy=privacy,
-        repeats=repeats,
-    )
-
-
-def piece(round: int = 0, *, of: Plan | None = None, limits: Limits | None = None, run: int = 0) -> Piece:
-    found = of or plan()
-    id_ = runs_of(found)[run].id
-    return Piece(plan=found, run=id_, round=round, dataset="heart", limits=limits or Limits())
 
 
 def one_round(door: Door, what: Piece) -> float:
@@ -48,18 +29,6 @@ def one_round(door: Door, what: Piece) -> float:
     spent = door.send("contribution", what, sha256="ab" * 32, length=100)
     assert spent is not None
     return spent.total
-
-
-def cost(count: int, noise: float = 4.0) -> float:
-    return epsilon([noised(noise, count)], 1e-5)
-
-
-def noised(noise: float, count: int = 1) -> Mechanism:
-    return Mechanism(noise_multiplier=noise, count=count, lattice=noise * 2**24)
-
-
-def opened(state: Path) -> Door:
-    return Door(state, node="alice", peer="https://c")
 
 
 def test_noise_composes_over_rounds_and_studies_and_restarts(tmp_path: Path) -> None:
@@ -85,6 +54,11 @@ def test_what_has_no_noise_is_counted_as_unbounded(tmp_path: Path) -> None:
     assert last.epsilon is None and last.unit == "none"
     with pytest.raises(BudgetExceeded, match="no ε at all"):
         door.begin(piece(of=plan(9.0), limits=Limits(epsilon_total=100.0)))
+
+
+def test_noise_that_is_next_to_none_is_counted_as_none(tmp_path: Path) -> None:
+    assert one_round(opened(tmp_path), piece(of=plan(1e-9))) == math.inf
+    assert list(entries(tmp_path / "ledger"))[-1].epsilon is None
 
 
 def test_a_study_that_would_overdraw_before_its_end_is_refused_before_its_first_round(tmp_path: Path) -> None:
@@ -136,11 +110,15 @@ def test_measures_and_decisions_are_in_the_ledger_and_cost_no_epsilon(tmp_path: 
     assert door.send("measures", piece(), sha256="cd" * 32, length=5) is None
     door.note("approval", "approved by alice", plan="sha256:00", verdict="approved")
     door.refuse(BudgetExceeded("too much"), run="r", round=3)
-    door.control(7, 900)
+    control = Control(tmp_path)
+    for length in (100, 200):
+        control("POST", WORK.path, length)
+    door.send("measures", piece(), sha256="cd" * 32, length=5)
+    door.send("measures", piece(), sha256="cd" * 32, length=5)
     found = list(entries(tmp_path / "ledger"))[1:]
-    assert [each.kind for each in found] == ["measures", "approval", "refusal", "control"]
+    assert [each.kind for each in found] == ["measures", "approval", "refusal", "measures", "control", "measures"]
     assert found[0].epsilon is None and (found[2].code, found[2].round) == (343, 3)
-    assert (found[3].messages, found[3].bytes) == (7, 900)
+    assert (found[4].messages, found[4].bytes, found[4].kinds) == (2, 300, {"work": (2, 300)})
 
 
 def damaged(state: Path) -> str:
@@ -206,27 +184,12 @@ def test_on_a_full_disk_nothing_is_let_out_and_nothing_is_forgotten(tmp_path: Pa
     assert [each.round for each in entries(tmp_path / "ledger") if each.kind == "contribution"] == [0, 1]
 
 
-GUARD = """
-import sys
-from pathlib import Path
-from tests.unit.node.test_budget import opened, piece
-door = opened(Path(sys.argv[1]))
-for round in range(3):
-    what = piece(round)
-    door.begin(what)
-    door.send("contribution", what, sha256="ab" * 32, length=1)
-    print(round, flush=True)  # it has left
-"""
-
-
 @pytest.mark.parametrize("when", [1, 2, 4])
 @pytest.mark.parametrize("point", [*POINTS, "node.ledger.writing", "node.ledger.written"])
 def test_after_a_kill_at_any_step_what_was_sent_is_counted(tmp_path: Path, point: str, when: int) -> None:
-    command = [sys.executable, "-c", GUARD, str(tmp_path)]
-    environment = {"FREEHOLD_FAILPOINTS": f"{point}=kill@{when}", "OMP_NUM_THREADS": "1", "PATH": os.environ["PATH"], **paths()}
-    killed = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert killed.returncode == -9, killed.stderr
-    sent = len(killed.stdout.split())
+    code, left = killed(tmp_path, f"{point}=kill@{when}")
+    assert code == -9
+    sent = len(left)
     ledger = Ledger(tmp_path / "ledger", node="alice")
     budget = Budget(tmp_path / "budget", ledger)
     spent = sum(e.rounds for e in budget.entries().get("heart", []))

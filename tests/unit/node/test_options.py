@@ -9,6 +9,7 @@ import pytest
 
 from freehold.errors import UsageError
 from freehold.node.__main__ import _remember, _settings, main, options_of
+from freehold.settings import only_one
 from freehold.wire.jointoken import JoinToken, encode
 
 
@@ -80,3 +81,10 @@ def test_a_node_that_has_left_founds_no_federation_of_its_own(tmp_path: Path) ->
     (tmp_path / "left.json").write_text("{}")
     with ExitStack() as stack, pytest.raises(UsageError, match="has left its federation"):
         _settings(options_of(["--name", "alice", "--state", str(tmp_path)], {}), stack)
+
+
+def test_a_second_node_on_the_same_folder_does_not_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with only_one(tmp_path, "node"):
+        assert main(["--name", "alice", "--state", str(tmp_path)]) == 2
+    assert "runs in" in capsys.readouterr().err
+    assert not (tmp_path / "ledger").exists() and not (tmp_path / "control.json").exists()

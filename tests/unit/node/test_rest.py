@@ -14,10 +14,12 @@ from freehold.errors import Resting, UsageError
 from freehold.hours import Hours
 from freehold.node.__main__ import facts, options_of
 from freehold.node.agent import Agent
+from freehold.node.control import Control
 from freehold.node.metered import KEPT_S, Metered, ask
 from freehold.node.page import Page
 from freehold.node.rest import Rules, rest_now, rules_of
 from freehold.node.service import Service, Settings
+from freehold.node.upstream import Upstream
 from freehold.wire.client import Connection, trusting
 
 NOON = 1_790_000_000.0 - 1_790_000_000.0 % 86400 + 12 * 3600
@@ -105,7 +107,11 @@ def test_page_and_command_line_say_why_it_rests_and_until_when(tmp_path: Path, p
     options = options_of(["--name", "alice", "--state", str(tmp_path)], {})
     service = Service(Settings(name="alice", state=tmp_path))
     service.agent = Agent(
-        Connection("https://localhost:1", trusting("")), node="alice", state=tmp_path, datasets={}, url="https://localhost:1"
+        Upstream(Connection("https://localhost:1", trusting("")), Control(tmp_path)),
+        node="alice",
+        state=tmp_path,
+        datasets={},
+        url="https://localhost:1",
     )
     service.agent.status.state = "connected"
     service.agent.status.rest = options.rules.rest(at_local(12))
