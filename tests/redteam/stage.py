@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from freehold.errors import PeerGone
 from freehold.node import guard as guard_module
-from freehold.node.errands import FromGuard, Hello, MeasureErrand, Outgoing, Refused, TrainErrand, heard
+from freehold.node.errands import FromGuard, Hello, MeasureErrand, Outgoing, OutgoingMessage, Refused, TrainErrand, heard
 from freehold.node.jobs import Open, Opened, ToTrainer, TrainJob
 from freehold.node.lines import Line, parse, raw_lines
 from freehold.plan import Contribution, Plan, Privacy, RoundPolicy, TaskRef, TensorSpec, Training, dumps, runs_of
@@ -154,13 +154,16 @@ class Left:
     @property
     def leaves(self) -> bytes:
         """All that goes to the coordinator."""
+        return self._answer() + msgspec.json.encode(self.reply.head)
+
+    def _answer(self) -> bytes:
         if isinstance(self.reply, Refused):
             assert self.declined is not None and not self.bodies
             return msgspec.json.encode(self.declined)
         if isinstance(self.reply, Outgoing):
             return b"".join([repr(self.reply.weight).encode(), *self.bodies])
         assert not self.bodies
-        return msgspec.json.encode(self.reply)
+        return self.reply.body if isinstance(self.reply, OutgoingMessage) else msgspec.json.encode(self.reply)
 
 
 class Stage:

@@ -8,12 +8,18 @@ from pathlib import Path
 import pytest
 
 from freehold.node import admission, claims, guard
-from freehold.node.errands import OutgoingMeasures
-from freehold.wire.messages import Measured
+from freehold.node.errands import OutgoingMessage
+from freehold.wire.messages import Measured, Measures, decode
 from tests.redteam.channels import shows
 from tests.redteam.stage import ROW, Asked, Reply, Script, Stage, measured, plan_of, stopped
 
 GOOD = {"count": 20.0, "correct": 15.0, "loss": 7.25}
+
+
+def told_by(reply: object) -> Measures:
+    """The message, as a coordinator reads it."""
+    assert isinstance(reply, OutgoingMessage)
+    return decode(reply.body, Measures)
 
 
 def told(examples: int = 20, split: str = "test", **sums: float) -> dict[str, object]:
@@ -49,7 +55,7 @@ def test_what_is_not_known_or_cannot_be_true_does_not_leave(name: str, tmp_path:
     stage = Stage(tmp_path / "without", plan_of(), script, share="named")
     try:
         left = stage.measure()
-        assert isinstance(left.reply, OutgoingMeasures) and CARRIED.get(name, ROW.encode()) in left.leaves
+        assert isinstance(left.reply, OutgoingMessage) and CARRIED.get(name, ROW.encode()) in left.leaves
     finally:
         stage.close()
 
@@ -63,8 +69,7 @@ def test_sums_over_one_record_are_left_out(tmp_path: Path, monkeypatch: pytest.M
         stage = Stage(tmp_path / str(patched), plan_of(), one, share="named")
         try:
             left = stage.measure()
-            assert isinstance(left.reply, OutgoingMeasures)
-            assert left.reply.splits["test"].examples == 1, "how many there are is told: none is described"
+            assert told_by(left.reply).splits["test"].examples == 1, "how many there are is told: none is described"
             assert (b"145.25" in left.leaves) is patched
         finally:
             stage.close()
@@ -81,22 +86,21 @@ def counting(asked: Asked) -> Reply:
 def test_a_split_has_one_number_of_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stage = Stage(tmp_path / "with", plan_of(), counting, share="named")
     try:
-        assert isinstance(stage.measure(1).reply, OutgoingMeasures)
+        assert isinstance(stage.measure(1).reply, OutgoingMessage)
         stopped(stage, stage.measure(2), 336)
     finally:
         stage.close()
     monkeypatch.setattr(claims.Claims, "examples", lambda *given: None)
     stage = Stage(tmp_path / "without", plan_of(), counting, share="named")
     try:
-        found = [stage.measure(round).reply.splits["test"].examples for round in (1, 2, 3)]  # type: ignore[union-attr]
+        found = [told_by(stage.measure(round).reply).splits["test"].examples for round in (1, 2, 3)]
         assert found == [63, 64, 65], "a letter each time"
     finally:
         stage.close()
 
 
 def loss_of(left: object) -> float:
-    assert isinstance(left, OutgoingMeasures)
-    return left.splits["test"].sums["loss"]
+    return told_by(left).splits["test"].sums["loss"]
 
 
 @shows("measure-kept", "measure-binned")

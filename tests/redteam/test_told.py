@@ -9,7 +9,9 @@ import pytest
 
 from freehold.errors import by_code
 from freehold.node.agent import Agent
+from freehold.node.control import Control
 from freehold.node.errands import BY_TRAINING, Refused
+from freehold.node.upstream import Upstream
 from freehold.wire.client import Connection, trusting
 from freehold.wire.messages import Blob, Declined, Train, WorkReply
 from tests.redteam.stage import ROW
@@ -36,7 +38,7 @@ def test_a_coordinator_gets_a_fixed_sentence(code: int, tmp_path: Path, monkeypa
 
     connection = Connection(URL, trusting(""))
     monkeypatch.setattr(connection, "post", post)
-    agent = Agent(connection, node="alice", state=tmp_path, datasets={}, url=URL)
+    agent = Agent(Upstream(connection, Control(tmp_path)), node="alice", state=tmp_path, datasets={}, url=URL)
     agent._decline(WORK, Refused(code=code, message=ROW, hint=ROW))
     (declined,) = sent
     assert declined.code == (306 if code in BY_TRAINING else code)

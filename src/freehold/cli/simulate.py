@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypedDict
@@ -46,6 +47,31 @@ class Unit(StrEnum):
     client = "client"
 
 
+@dataclass(frozen=True, kw_only=True)
+class NoiseOptions:
+    """What is to be shown of noise."""
+
+    epsilon: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--epsilon",
+            metavar="E1,E2",
+            help="Show what each ε costs: the algorithm again, with so much noise.",
+            rich_help_panel=PRIVACY,
+        ),
+    ] = None
+    unit: Annotated[
+        Unit | None, typer.Option("--unit", help="Noise for each record (the default) or client.", rich_help_panel=PRIVACY)
+    ] = None
+    delta: Annotated[
+        float | None, typer.Option("--delta", metavar="DELTA", help="δ; 1e-5 if not given.", rich_help_panel=PRIVACY)
+    ] = None
+    max_norm: Annotated[
+        float | None,
+        typer.Option("--max-norm", metavar="NORM", help="Clip to this L2 norm; 1 if not given.", rich_help_panel=PRIVACY),
+    ] = None
+
+
 class _Wanted(TypedDict):
     epsilons: tuple[float, ...]
     unit: Literal["record", "client"]
@@ -61,6 +87,7 @@ def simulate(
     training: TrainingOptions,
     options: RunOptions,
     results: ResultOptions,
+    noise: NoiseOptions,
     algorithm: Annotated[
         str | None,
         typer.Option(
@@ -81,25 +108,6 @@ def simulate(
             help="The code that the plan names. It runs here as you, in no sandbox.",
             rich_help_panel=DATA,
         ),
-    ] = None,
-    epsilon: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--epsilon",
-            metavar="E1,E2",
-            help="Show what each ε costs: the algorithm again, with so much noise.",
-            rich_help_panel=PRIVACY,
-        ),
-    ] = None,
-    unit: Annotated[
-        Unit | None, typer.Option("--unit", help="Noise for each record (the default) or client.", rich_help_panel=PRIVACY)
-    ] = None,
-    delta: Annotated[
-        float | None, typer.Option("--delta", metavar="DELTA", help="δ; 1e-5 if not given.", rich_help_panel=PRIVACY)
-    ] = None,
-    max_norm: Annotated[
-        float | None,
-        typer.Option("--max-norm", metavar="NORM", help="Clip to this L2 norm; 1 if not given.", rich_help_panel=PRIVACY),
     ] = None,
     write_plan: Annotated[
         Path | None,
@@ -122,7 +130,7 @@ def simulate(
             "--bundle belongs to a plan.", hint="freehold study new NAME --bundle FILE --output PLAN.toml makes one."
         )
 
-    wanted = _wanted(epsilon, unit, delta, max_norm)
+    wanted = _wanted(noise)
 
     def study(settings: Settings) -> Comparison:
         from freehold import study
@@ -148,8 +156,9 @@ def simulate(
     run(study, options, results, newcomers=training.newcomers, also=write_plan)
 
 
-def _wanted(epsilon: list[str] | None, unit: Unit | None, delta: float | None, max_norm: float | None) -> _Wanted | None:
+def _wanted(noise: NoiseOptions) -> _Wanted | None:
     """What `Noised` is told; raises UsageError for what is no ε, and for what has no meaning without one."""
+    epsilon, unit, delta, max_norm = noise.epsilon, noise.unit, noise.delta, noise.max_norm
     if not epsilon:
         alone = {"--unit": unit, "--delta": delta, "--max-norm": max_norm}
         if named := [flag for flag, value in alone.items() if value is not None]:

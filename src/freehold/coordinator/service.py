@@ -161,20 +161,7 @@ class Service:
         self.replicas = Replicas(self.store, self.lease, self.studies, self.presence, self._deny_again, tell=self._tell)
         due = self._renew_own()
         self._context = server_context(*self._pair, authority.anchors_pem)
-        app = App(
-            enrolment=self.enrolment,
-            administration=self.administration,
-            studies=self.studies,
-            store=self.store,
-            presence=self.presence,
-            witness=self.witness,
-            ingest=self.ingest,
-            peers=self.peers,
-            replaced=self._replaced,
-            strangers=self.settings.own.client_ca is not None,
-            poll_s=self.poll_s,
-            tell=self._tell,
-        )
+        app = self._app()
         where = self.settings.host, self.settings.port, self._context
         try:
             self._serving = await serve(app.build(), *where, keepalive_s=self.idle_s, lost=app.lost)
@@ -189,6 +176,23 @@ class Service:
         self._admin = await serve_unix(self.administration.build(), state / "admin.sock")
         await self._serve_metrics()
         self._tell(Event("coordinator.started", {"url": self.url, "federation": self.settings.federation}))
+
+    def _app(self) -> App:
+        """What answers on the port."""
+        return App(
+            enrolment=self.enrolment,
+            administration=self.administration,
+            studies=self.studies,
+            store=self.store,
+            presence=self.presence,
+            witness=self.witness,
+            ingest=self.ingest,
+            peers=self.peers,
+            replaced=self._replaced,
+            strangers=self.settings.own.client_ca is not None,
+            poll_s=self.poll_s,
+            tell=self._tell,
+        )
 
     def _authority(self) -> Authority:
         return open_authority(

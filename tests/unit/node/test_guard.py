@@ -15,7 +15,7 @@ import pytest
 
 from freehold.coordinator.specification import specified
 from freehold.errors import PeerGone, TrainerFailed, WeightRefused
-from freehold.node import guard as guard_module
+from freehold.node import warm
 from freehold.node.errands import Busy, FromGuard, Hello, Outgoing, PendingRounds, Quit, Settle, TrainErrand
 from freehold.node.guard import Guard
 from freehold.node.jobs import Open, Opened, ToTrainer, Trained, TrainJob
@@ -145,7 +145,7 @@ def test_a_trainer_that_is_busy_rests_on_nobody_for_ever(node: Node, monkeypatch
     assert isinstance(node.train(0, 0.0), Busy)
     node.guard.rest()
     assert node.trainers.ended == 0
-    monkeypatch.setattr(guard_module, "TRAINING_LIMIT_S", 0.0)
+    monkeypatch.setattr(warm, "TRAINING_LIMIT_S", 0.0)
     with pytest.raises(TrainerFailed):
         node.train(0, 60.0)
     assert node.trainers.ended == 1

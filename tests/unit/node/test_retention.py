@@ -15,8 +15,10 @@ from freehold.errors import FreeholdError, VaultKeyError, VaultPutBack
 from freehold.node import agent as agent_module
 from freehold.node import retention, vaultkey
 from freehold.node.agent import Agent
+from freehold.node.control import Control
 from freehold.node.errands import Erased, Forget, Outgoing, PendingRounds, Quit, Settle, ToGuard
 from freehold.node.lines import Line, parse, raw_lines
+from freehold.node.upstream import Upstream
 from freehold.node.vault import Vault
 from freehold.plan import Plan, runs_of
 from freehold.policy import sample_policy
@@ -134,7 +136,8 @@ def test_the_guard_alone_learns_where_the_credentials_are(monkeypatch: pytest.Mo
         ours, theirs = pair()
         with theirs:
             child = spawn(module, theirs.fileno())
-        environ = Path(f"/proc/{child.pid}/environ").read_bytes()
+        while not (environ := Path(f"/proc/{child.pid}/environ").read_bytes()):
+            pass  # the kernel is not done with starting it
         child.kill()
         child.wait()
         ours.close()
@@ -143,6 +146,10 @@ def test_the_guard_alone_learns_where_the_credentials_are(monkeypatch: pytest.Mo
 
 
 # The agent.
+
+
+def upstream(url: str, state: Path) -> Upstream:
+    return Upstream(Connection(url, trusting("")), Control(state))
 
 
 class Guards:
@@ -178,7 +185,7 @@ class Guards:
 def test_an_agent_without_work_starts_a_guard_once_a_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     guards = Guards()
     url = "https://localhost:1"
-    agent = Agent(Connection(url, trusting("")), node="alice", state=tmp_path, datasets={}, url=url, spawn=guards.spawn)
+    agent = Agent(upstream(url, tmp_path), node="alice", state=tmp_path, datasets={}, url=url, spawn=guards.spawn)
     nothing = WorkReply(settled=[], work=None)
     agent._follow(nothing)
     assert guards.asked == []
@@ -202,7 +209,7 @@ def test_a_node_whose_credential_is_open_to_others_does_not_start_and_says_the_n
     key.chmod(0o404)
     monkeypatch.setenv(vaultkey.VARIABLE, str(key.parent))
     url = "https://localhost:1"
-    agent = Agent(Connection(url, trusting("")), node="alice", state=tmp_path, datasets={}, url=url, sandbox="off")
+    agent = Agent(upstream(url, tmp_path), node="alice", state=tmp_path, datasets={}, url=url, sandbox="off")
     with pytest.raises(VaultKeyError, match="read by others"):
         agent.run()
     assert not (tmp_path / "vault.key").exists()
