@@ -225,11 +225,17 @@ class Door:
             try:
                 self._check(ledger)
                 budget = Budget(self._state / "budget", ledger, self._vault)
-                if budget.ahead:
-                    text = (
-                        "the budget was written and no line after it: the guard died there, or the end of this ledger was cut off"
+                # After the budget was read, which must find the ledger as it was when the guard died.
+                if budget.ahead or ledger.torn:
+                    text = "a line was being written"
+                    if budget.ahead:
+                        text = (
+                            "the budget was written and no line after it: the guard died there, or this ledger's end was cut off"
+                        )
+                    made = Line(
+                        prev="", n=0, time=0.0, kind="repaired", bytes=ledger.torn or None, budget=budget.digest, text=text
                     )
-                    ledger.append(Line(prev="", n=0, time=0.0, kind="repaired", budget=budget.digest, text=text))
+                    ledger.append(made)
                 self._opened, self._due = (ledger, budget), True
             except BaseException:
                 ledger.close()

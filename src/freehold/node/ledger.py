@@ -27,6 +27,8 @@ class Ledger:
         """Open or begin the ledger in `folder`; StateInUse while another guard has it, LedgerDamaged if its end is no end."""
         self._folder, self._clock = folder, clock
         self._fd = -1
+        self.torn = 0
+        """Bytes of a line that was being written when its guard died. Whoever waited for it was told nothing, and sent nothing."""
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -52,18 +54,15 @@ class Ledger:
             self._fd = os.open(self._folder / FILE, flags, 0o600)
             durable.sync_folder(self._folder)
             line, whole = last_line(self._fd)
-            torn = os.fstat(self._fd).st_size - whole
+            self.torn = os.fstat(self._fd).st_size - whole
             if line:
                 self._stand_on(line)
-            if torn:
-                # It was never acknowledged: whoever waited for it was told nothing, and sent nothing.
+            if self.torn:
                 os.ftruncate(self._fd, whole)
         except OSError as error:
             raise unusable(self._folder, error) from None
         if not line:
             self.append(Line(prev="", n=0, time=0.0, kind="opened", peer=node, key=self.key.public, format=FORMAT))
-        if torn:
-            self.append(Line(prev="", n=0, time=0.0, kind="repaired", bytes=torn, text="a line that was being written"))
 
     def _stand_on(self, line: bytes) -> None:
         with contextlib.suppress(ValueError):

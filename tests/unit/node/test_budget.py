@@ -207,3 +207,19 @@ def test_limits_count_at_the_owners_delta(tmp_path: Path) -> None:
     with pytest.raises(BudgetExceeded, match="1e-09"):
         opened(tmp_path).begin(piece(limits=strict))
     assert msgspec.structs.replace(strict, delta=1e-5).epsilon_total == cost(ROUNDS)
+
+
+def test_a_guard_that_died_within_a_line_goes_on_with_all_that_the_budget_had(tmp_path: Path) -> None:
+    """The budget is on the disk before the line: the torn line must not pass for a ledger that was put back."""
+    door = opened(tmp_path)
+    one_round(door, piece(0))
+    door.begin(piece(1))
+    door.close()
+    with (tmp_path / "ledger" / FILE).open("ab") as file:
+        file.write(b'{"prev":"')
+    door = opened(tmp_path)
+    assert one_round(door, piece(1)) == cost(2)
+    door.close()
+    found = list(entries(tmp_path / "ledger"))
+    assert [(line.kind, line.bytes) for line in found[1:]] == [("contribution", 100), ("repaired", 9), ("contribution", 100)]
+    assert verify(tmp_path / "ledger" / FILE).wrong is None
