@@ -27,6 +27,9 @@ CONTROL_S, CONTROL_MESSAGES = 3600.0, 1000
 """A line of control messages is written after so long or so many, at the guard's first work, and after measures."""
 
 
+_AHEAD = "the budget was written and no line after it: the guard died there, or the end of this ledger was cut off"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Piece:
     """A piece of work, as the ledger tells of it."""
@@ -227,15 +230,8 @@ class Door:
                 budget = Budget(self._state / "budget", ledger, self._vault)
                 # After the budget was read, which must find the ledger as it was when the guard died.
                 if budget.ahead or ledger.torn:
-                    text = "a line was being written"
-                    if budget.ahead:
-                        text = (
-                            "the budget was written and no line after it: the guard died there, or this ledger's end was cut off"
-                        )
-                    made = Line(
-                        prev="", n=0, time=0.0, kind="repaired", bytes=ledger.torn or None, budget=budget.digest, text=text
-                    )
-                    ledger.append(made)
+                    torn, text = ledger.torn or None, _AHEAD if budget.ahead else "a line was being written"
+                    ledger.append(Line(prev="", n=0, time=0.0, kind="repaired", bytes=torn, budget=budget.digest, text=text))
                 self._opened, self._due = (ledger, budget), True
             except BaseException:
                 ledger.close()

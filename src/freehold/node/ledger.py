@@ -28,7 +28,7 @@ class Ledger:
         self._folder, self._clock = folder, clock
         self._fd = -1
         self.torn = 0
-        """Bytes of a line that was being written when its guard died. Whoever waited for it was told nothing, and sent nothing."""
+        """Bytes of a line that was being written when its guard died: who waited for it was told nothing, and sent nothing."""
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
