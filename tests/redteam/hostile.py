@@ -37,7 +37,7 @@ def others(state: Path) -> bool:
 
 
 def inherited(channel: int) -> bool:
-    for fd in range(3, 64):
+    for fd in range(3, 4096):
         try:
             if fd != channel and ROW.encode() in os.pread(fd, 4096, 0) and fd != 100:
                 return True

@@ -234,9 +234,10 @@ works = st.integers(1, 10_000).flatmap(lambda n: st.sampled_from([{"epochs": n},
 wrappers = st.builds(WrapperRef, name=names, hyperparameters=tables)
 algorithms = st.builds(AlgorithmRef, name=names, hyperparameters=tables, wrappers=st.lists(wrappers, max_size=2).map(tuple))
 tensors = st.builds(TensorSpec, name=words.filter(bool), shape=st.lists(st.integers(0, 99), max_size=3).map(tuple))
+moderate = st.floats(min_value=0.1, max_value=10.0)
 privacies = st.one_of(
     st.just(Privacy()),
-    st.builds(Privacy, unit=st.just("client"), max_norm=positive, noise_multiplier=positive),
+    st.builds(Privacy, unit=st.just("client"), max_norm=moderate, noise_multiplier=moderate),
     st.builds(Privacy, unit=st.just("record"), max_norm=positive, noise_multiplier=positive, expected_batch=positive),
 )
 trainings = st.builds(
@@ -252,7 +253,18 @@ trainings = st.builds(
 )
 companions = st.builds(Companion, name=names, hyperparameters=tables, tensors=st.lists(tensors, max_size=2).map(tuple))
 options = st.sampled_from([{}, {"clients": 3, "partition": "iid"}, {"schema": "format = 1"}])
-plans = st.builds(
+
+
+def promising(plan: Plan, privacy: Privacy) -> Plan:
+    """The plan with such privacy, and with what that asks for."""
+    if privacy.unit != "client":
+        return msgspec.structs.replace(plan, privacy=privacy)
+    training = msgspec.structs.replace(plan.training, weighting="uniform", most_weight=None)
+    contribution = msgspec.structs.replace(plan.contribution, scale=24)
+    return msgspec.structs.replace(plan, privacy=privacy, training=training, contribution=contribution)
+
+
+bare = st.builds(
     Plan,
     name=names,
     task=st.builds(TaskRef, name=names, version=words, options=options),
@@ -273,7 +285,6 @@ plans = st.builds(
         staleness_exponent=st.none() | st.floats(0, 10),
         most_staleness=st.none() | st.integers(0, 1000),
     ),
-    privacy=privacies,
     contribution=st.builds(
         Contribution,
         scale=st.integers(1, 52),
@@ -286,6 +297,7 @@ plans = st.builds(
     min_examples=counts,
     clients=st.sampled_from(["silos", "devices"]),
 )
+plans = st.builds(promising, bare, privacies)
 
 
 @given(st.integers(1, 50), st.integers(0, 500))

@@ -224,9 +224,11 @@ def _say_who_was_stopped(running: Federation, node: str) -> None:
         _say("Code that comes with a plan is refused on this machine: its sandbox has no namespaces.")
         return
     found = cheat(running, node)
-    line = found.refusal
+    line, told = found.refusal, str(running.told(node)["last_error"]).partition(". ")[0]
     _say("Then a study that brings training code of its own. The code opens a socket to carry records away.")
-    _say(f"  {node}: its owner had allowed it. Stopped: {line.text} Nothing left; it is line {line.n} of the ledger.")
+    _say(
+        f"  {node}: its owner had allowed it. Stopped: {told}. Nothing left but error {line.code}; it is line {line.n} of the ledger."
+    )
     _say(f"  {', '.join(found.waiting)}: nobody has allowed that code, so it waits for the owner (freehold node pending).")
 
 

@@ -170,9 +170,9 @@ class App:
         sandbox: str = "",
         received: bool = False,
     ) -> web.Response:
-        await self._offered(node, datasets, sandbox)
-        head = _ledger(request)
+        head = _ledger(request)  # first: what is refused changes nothing
         ledger = None if head is None else await self._witness.shown(node.name, head)
+        await self._offered(node, datasets, sandbox)
         swollen, transport = request.transport in self._swollen, request.transport
         if transport is not None:
             self._polling[node.name] = transport
