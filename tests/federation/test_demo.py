@@ -23,13 +23,17 @@ def test_the_demo_runs_four_hospitals_and_leaves_nothing_behind(home: Path) -> N
     page, data = home / "report.html", home / "report.json"
     done = freehold(home, "demo", "--rounds", "2", "--seeds", "1", "--report", page, "--json", data)
     assert done.returncode == 0, done.stderr
-    for said in ("chol = 0 in 123 of 123 rows", "4 nodes joined", "8 rounds in", "A round took", "updates can reveal records"):
+    for said in (
+        "chol = 0 in 123 of 123 rows",
+        "4 nodes joined",
+        "8 rounds in",
+        "A round took",
+        "can reveal records to who sees them",
+    ):
         assert said in done.stdout
     assert re.search(r"level (strict|standard|basic)\. At its start each node tried [1-9]\d ways out: ", done.stdout)
-    assert (
-        "raised PermissionError.\n      Nothing left but the number 306" in done.stdout
-        or "its sandbox has no namespaces" in done.stdout
-    )
+    stopped = "raised PermissionError.\n      Nothing left the hospital but the number 306"
+    assert stopped in done.stdout or "its sandbox has no namespaces" in done.stdout
     for name in ("cleveland", "hungary", "switzerland", "va-long-beach"):
         assert re.search(rf"^{name} +[1-9]\d lines +8, ", done.stdout, re.MULTILINE)
     told = json.loads(data.read_text(encoding="utf-8"))

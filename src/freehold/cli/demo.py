@@ -225,10 +225,9 @@ def _say_who_was_stopped(running: Federation, node: str) -> None:
         return
     found = cheat(running, node)
     line, told = found.refusal, str(running.told(node)["last_error"]).partition(". ")[0]
-    _say("Then a study that brings training code of its own. The code opens a socket to carry records away.")
-    _say(
-        f"  {node}: its owner had allowed it. Stopped: {told}. Nothing left but error {line.code}; it is line {line.n} of the ledger."
-    )
+    _say("\nThen a study that brings training code of its own. The code opens a socket to carry records away.")
+    _say(f"  {node}: its owner had allowed it. Stopped: {told}.")
+    _say(f"      Nothing left the hospital but the number {line.code}, for an error: line {line.n} of its ledger.")
     _say(f"  {', '.join(found.waiting)}: nobody has allowed that code, so it waits for the owner (freehold node pending).")
 
 
@@ -237,16 +236,17 @@ def _say_what_left(running: Federation, names: list[str]) -> None:
     from freehold.cli.what_left import leaving, shown
 
     found = [leaving(name, running.folder / name) for name in names]
-    _say("What left, by each node's own ledger. Every byte of it was checked just now: chained, signed, whole.")
+    _say("\nWhat left, by each node's own ledger. Every byte of it was checked just now: chained, signed, whole.")
     output().print(shown(found))
 
 
 def _say_what_happened(found: Results, seconds: float, keep: Path | None) -> None:
     from freehold.cli.live import median_round
+    from freehold.policy.promises import NOTHING
 
     _say(f"A round took {median_round(found) or 0.0:.3g} s (median); the whole demo {seconds:.0f} s.")
     _say("Left: contributions, and sums over test and validation patients. Stayed: the records, and each personal model.")
-    _say("Promised: no ε. Release level trusted-code: there was no noise, and updates can reveal records to who sees them.")
+    _say(f"Release level trusted-code. {NOTHING}")
     if keep is not None:
         _say(f"Kept: {keep}. To go on: freehold coordinator start --state {keep / 'coordinator'}")
     _say("Next: freehold node start --name alice --port 8080     # a node and a coordinator of your own")
