@@ -114,7 +114,7 @@ class Guard:
     def _train(
         self, study: WarmStudy, run: Run, errand: TrainErrand, shared: int, rules: DataRules
     ) -> tuple[FromGuard, list[int]]:
-        personal = self._vault.committed(run.id)
+        personal = self._vault.committed(run.id, digest(study.plan))
         job = TrainJob(number=run.number, round=errand.round, cohort=errand.cohort, population=errand.population)
         try:
             study.trainer.start()
@@ -140,8 +140,9 @@ class Guard:
                     got.insert(0, _packed(view))
             with Mapped(got[0]) as view:
                 sha256, length = hashlib.sha256(view).hexdigest(), len(view)
-            self._vault.put_pending(run.id, errand.round, sha256, got[-1], dataset=study.plan.task.name)
+            self._vault.put_pending(run.id, errand.round, sha256, got[-1], dataset=study.plan.task.name, plan=digest(study.plan))
             self._door.send("contribution", piece, sha256=sha256, length=length)
+            self._admission.left(study.plan.task.name, f"{errand.run}:{errand.round}")
         except BaseException:
             self._door.give_up()
             close(got[:1])
@@ -154,7 +155,7 @@ class Guard:
     def _measure(
         self, study: WarmStudy, run: Run, errand: MeasureErrand, shared: int, rules: DataRules
     ) -> tuple[FromGuard, list[int]]:
-        personal = self._vault.committed(run.id)
+        personal = self._vault.committed(run.id, digest(study.plan))
         job = MeasureJob(number=run.number, round=errand.round)
         try:
             answered = study.ask(job, [shared] if personal is None else [shared, personal], errand)
@@ -187,7 +188,7 @@ class Guard:
             limits=Limits(
                 epsilon_total=rules.epsilon_total,
                 epsilon_per_study=rules.epsilon_per_study,
-                delta=rules.delta or plan.privacy.delta,
+                delta=rules.delta or min(plan.privacy.delta, Limits().delta),  # a plan must not make its own ε small
             ),
             sandbox=self._level,
             release=rules.release or "approved",

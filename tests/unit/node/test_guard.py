@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 
 from freehold.coordinator.specification import specified
-from freehold.errors import PeerGone, TrainerFailed, WeightRefused
+from freehold.errors import BudgetExceeded, PeerGone, TrainerFailed, WeightRefused
 from freehold.node import warm
 from freehold.node.errands import Busy, FromGuard, Hello, Outgoing, PendingRounds, Quit, Settle, TrainErrand
 from freehold.node.guard import Guard
 from freehold.node.jobs import Open, Opened, ToTrainer, Trained, TrainJob
-from freehold.plan import Plan, dumps, runs_of
+from freehold.plan import Plan, Privacy, dumps, runs_of
 from freehold.policy import sample_policy
 from freehold.study.federated import federated_plan
 from freehold.wire import codec
@@ -139,6 +139,22 @@ def test_what_counts_with_more_than_the_plan_allows_does_not_leave(tmp_path: Pat
         assert isinstance(found, PendingRounds) and found.pending == []
     finally:
         node.guard.end()
+
+
+def test_a_plan_does_not_make_its_own_epsilon_small_by_a_large_delta(tmp_path: Path, plan: Plan) -> None:
+    """At a δ near 1 everything has ε = 0. A policy that limits ε and says no δ counts at 1e-5."""
+    noised = msgspec.structs.replace(
+        plan,
+        training=msgspec.structs.replace(plan.training, weighting="uniform"),
+        privacy=Privacy(unit="client", max_norm=1.0, noise_multiplier=0.5, delta=0.999),
+        contribution=msgspec.structs.replace(plan.contribution, scale=20),
+    )
+    node = Node(tmp_path, noised)
+    (tmp_path / "policy.toml").write_text('[data.heart]\nrelease = "noised"\ntasks = ["heart"]\nepsilon_total = 1.0\n')
+    with pytest.raises(BudgetExceeded):
+        node.train(0, 5.0)
+    assert node.trainers.jobs.empty()
+    node.guard.end()
 
 
 def test_a_trainer_that_is_busy_rests_on_nobody_for_ever(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
