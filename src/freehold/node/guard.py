@@ -10,6 +10,7 @@ import hashlib
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -316,6 +317,12 @@ def main(*, spawn: Spawn = spawn) -> None:
                 if guard is not None:
                     guard.refused(errand, error)
                 reply = Refused(code=error.code, message=error.message, hint=error.hint)
+            except Exception as error:  # whatever a plan or a coordinator brought about: the trainers of other studies go on
+                failed = NodeError(f"The guard failed ({type(error).__name__}).", hint="Nothing was sent; please report it.")
+                traceback.print_exc()  # to this node's log
+                if guard is not None:
+                    guard.refused(errand, failed)
+                reply = Refused(code=failed.code, message=failed.message, hint=failed.hint)
             finally:
                 close(fds)
             failpoint("guard.answering")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,16 +15,18 @@ import numpy as np
 import pytest
 
 from freehold.coordinator.specification import specified
-from freehold.errors import BudgetExceeded, PeerGone, TrainerFailed, WeightRefused
+from freehold.errors import BudgetExceeded, NodeError, PeerGone, TrainerFailed, WeightRefused
+from freehold.node import guard as guard_module
 from freehold.node import warm
-from freehold.node.errands import Busy, FromGuard, Hello, Outgoing, PendingRounds, Quit, Settle, TrainErrand
+from freehold.node.audit import entries
+from freehold.node.errands import Busy, FromGuard, Hello, Outgoing, PendingRounds, Quit, Refused, Settle, TrainErrand
 from freehold.node.guard import Guard
 from freehold.node.jobs import Open, Opened, ToTrainer, Trained, TrainJob
 from freehold.plan import Plan, Privacy, dumps, runs_of
 from freehold.policy import sample_policy
 from freehold.study.federated import federated_plan
 from freehold.wire import codec
-from freehold.wire.local import Channel, channel_from, close, sealed
+from freehold.wire.local import Channel, channel_from, close, pair, sealed
 
 
 @pytest.fixture(scope="module")
@@ -155,6 +158,30 @@ def test_a_plan_does_not_make_its_own_epsilon_small_by_a_large_delta(tmp_path: P
         node.train(0, 5.0)
     assert node.trainers.jobs.empty()
     node.guard.end()
+
+
+def test_a_plan_that_nobody_thought_of_does_not_end_the_guard(
+    tmp_path: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    trainers, (channel, theirs) = Trainers(plan), pair()
+    its = channel_from(theirs.detach())
+    monkeypatch.setattr(sys, "argv", ["guard", "0"])
+    monkeypatch.setattr(guard_module, "channel_from", lambda fd: its)
+    thread = threading.Thread(target=lambda: guard_module.main(spawn=trainers.spawn), daemon=True)
+    thread.start()
+    channel.send(Hello(node="alice", state=str(tmp_path), datasets={}, sandbox="off"))
+    assert isinstance(channel.receive(FromGuard, timeout_s=60.0)[0], PendingRounds)
+    memory = [sealed(b"name = \xff", "plan"), sealed(b"", "shared")]
+    for _ in range(2):
+        channel.send(TrainErrand(run="a", round=0, cohort=2, population=2, left_s=1.0), memory)
+        found, _ = channel.receive(FromGuard, timeout_s=60.0)
+        assert isinstance(found, Refused) and found.message == "The guard failed (UnicodeDecodeError)."
+    assert [line.code for line in entries(tmp_path / "ledger") if line.kind == "refusal"] == [NodeError.code] * 2
+    close(memory)
+    channel.close()
+    thread.join(60)
+    its.close()
+    assert not thread.is_alive() and "UnicodeDecodeError" in capfd.readouterr().err
 
 
 def test_a_trainer_that_is_busy_rests_on_nobody_for_ever(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
