@@ -34,6 +34,9 @@ IN_FORCE = "policy.in-force.toml"
 """The last good policy, beside the approvals: a guard that is started anew goes on with it where policy.toml is broken."""
 TASKS = "freehold.tasks"
 
+MOST_DIGESTS = 64
+"""Plans whose digest is kept at once."""
+
 _LEFT = "left"
 """Beside pieces of work that are begun: all that have left today."""
 
@@ -222,6 +225,8 @@ class Admission:
     def _digest(self, plan: Plan) -> str:
         known = self._digests.get(id(plan))
         if known is None or known[0] is not plan:
+            if len(self._digests) >= MOST_DIGESTS:
+                self._digests.clear()
             known = self._digests[id(plan)] = (plan, digest(plan))
         return known[1]
 

@@ -61,6 +61,9 @@ from freehold.wire.process import Child, Spawn, spawn
 
 TRAINER = "freehold.node.trainer"
 
+MOST_STUDIES = 64
+"""Plans that are known at once, beside those that were trained."""
+
 
 class Guard:
     """Answers the agent's errands."""
@@ -207,6 +210,7 @@ class Guard:
         key = hashlib.sha256(text).hexdigest()
         if key not in self._studies:
             plan = parse(text.decode())
+            self._make_room()
             self._studies[key] = self._study(plan, text)
         study = self._studies[key]
         if run_id not in study.runs:
@@ -215,6 +219,14 @@ class Guard:
             )
         study.used = time.monotonic()
         return study, study.runs[run_id]
+
+    def _make_room(self) -> None:
+        """Forget plans that only asked, those first that asked longest ago: a coordinator may send as many as it likes."""
+        asked = sorted(
+            (each.used, key) for key, each in self._studies.items() if each.trainer.pid is None and not each.claims.made
+        )
+        for _, key in asked[: max(len(self._studies) + 1 - MOST_STUDIES, 0)]:
+            del self._studies[key]
 
     def _study(self, plan: Plan, text: bytes) -> WarmStudy:
         """A study whose trainer is started with its first question, and reads the columns that the owner allows then."""

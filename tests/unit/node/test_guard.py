@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -15,14 +16,15 @@ import numpy as np
 import pytest
 
 from freehold.coordinator.specification import specified
-from freehold.errors import BudgetExceeded, NodeError, PeerGone, TrainerFailed, WeightRefused
+from freehold.errors import BudgetExceeded, NodeError, PeerGone, PlanWaits, TrainerFailed, WeightRefused
+from freehold.node import admission, warm
 from freehold.node import guard as guard_module
-from freehold.node import warm
 from freehold.node.audit import entries
 from freehold.node.errands import Busy, FromGuard, Hello, Outgoing, PendingRounds, Quit, Refused, Settle, TrainErrand
 from freehold.node.guard import Guard
 from freehold.node.jobs import Open, Opened, ToTrainer, Trained, TrainJob
-from freehold.plan import Plan, Privacy, dumps, runs_of
+from freehold.node.warm import WarmStudy
+from freehold.plan import Plan, Privacy, TaskRef, dumps, parse, runs_of
 from freehold.policy import sample_policy
 from freehold.study.federated import federated_plan
 from freehold.wire import codec
@@ -182,6 +184,26 @@ def test_a_plan_that_nobody_thought_of_does_not_end_the_guard(
     thread.join(60)
     its.close()
     assert not thread.is_alive() and "UnicodeDecodeError" in capfd.readouterr().err
+
+
+def test_plans_that_only_ask_do_not_fill_the_memory(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard_module, "MOST_STUDIES", 3)
+    monkeypatch.setattr(admission, "MOST_DIGESTS", 3)
+    node.trainers.let.release()
+    assert isinstance(node.train(0, 10.0), Outgoing)
+    gc.collect()
+    trained = sum(type(each) is WarmStudy for each in gc.get_objects())
+    for index in range(10):
+        other = msgspec.structs.replace(parse(node.plan.decode()), name=f"other{index}", task=TaskRef(name="unknown"))
+        memory = [sealed(dumps(other).encode(), "plan"), sealed(b"shared", "shared")]
+        with pytest.raises(PlanWaits):
+            node.guard.answer(TrainErrand(run=runs_of(other)[0].id, round=0, cohort=2, population=2, left_s=1.0), memory)
+        close(memory)
+    gc.collect()
+    assert sum(type(each) is WarmStudy for each in gc.get_objects()) <= trained + 2
+    node.trainers.let.release()
+    assert isinstance(node.train(1, 10.0), Outgoing)
+    assert node.trainers.started == 1, "what was trained stays warm"
 
 
 def test_a_trainer_that_is_busy_rests_on_nobody_for_ever(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
