@@ -42,7 +42,7 @@ def test_a_personal_state_is_one_run_s(tmp_path: Path, monkeypatch: pytest.Monke
         assert not any(ROW.encode() in each for each in left)
     finally:
         stage.close()
-    monkeypatch.setattr(Vault, "committed", lambda self, run: sealed(ROW.encode(), "any"))
+    monkeypatch.setattr(Vault, "committed", lambda self, run, plan: sealed(ROW.encode(), "any"))
     stage = Stage(tmp_path / "without", one, keeping)
     try:
         one_round(stage, other, 0)

@@ -202,6 +202,19 @@ def test_what_is_not_toml_is_refused(text: str) -> None:
     refusal(text)
 
 
+def test_a_whole_number_of_thousands_of_digits_is_refused_like_any_other_mistake() -> None:
+    """Python reads at most 4300 digits, and says so in an error of its own, which would end a guard."""
+    with pytest.raises(PlanError, match="thousands of digits"):
+        parse(SMALL + "seed = " + "1" * 5000)
+
+
+@pytest.mark.parametrize("line", ["format = {}", "repeats = {}", "name = {}", "algorithm.hyperparameters.lr = {}"])
+@pytest.mark.parametrize("digits", [17, 5000])
+def test_a_whole_number_of_more_than_64_bits_is_refused_wherever_it_stands(line: str, digits: int) -> None:
+    with pytest.raises(PlanError, match="more than 64 bits"):
+        parse(line.format("0x" + "F" * digits))
+
+
 def test_a_long_text_is_not_repeated_in_the_message() -> None:
     assert len(refusal(changed('"heart-ditto"', '"' + "x" * 10_000 + '"')).message) < 300
     assert len(refusal(f"{'x' * 10_000} = 1" + SMALL, UnknownKey).message) < 300

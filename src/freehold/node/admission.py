@@ -34,6 +34,12 @@ IN_FORCE = "policy.in-force.toml"
 """The last good policy, beside the approvals: a guard that is started anew goes on with it where policy.toml is broken."""
 TASKS = "freehold.tasks"
 
+MOST_DIGESTS = 64
+"""Plans whose digest is kept at once."""
+
+_LEFT = "left"
+"""Beside pieces of work that are begun: all that have left today."""
+
 NOTHING: Mapping[str, str] = {}
 SAID = {
     "waits": "The owner of the data has not approved this plan yet.",
@@ -219,6 +225,8 @@ class Admission:
     def _digest(self, plan: Plan) -> str:
         known = self._digests.get(id(plan))
         if known is None or known[0] is not plan:
+            if len(self._digests) >= MOST_DIGESTS:
+                self._digests.clear()
             known = self._digests[id(plan)] = (plan, digest(plan))
         return known[1]
 
@@ -289,11 +297,25 @@ class Admission:
             return 0
         return sum(size for key, size in self._counts().get(data, {}).items() if key != work)
 
+    def left(self, data: str, work: str) -> None:
+        """What was counted of this piece of work leaves now: whoever asks for the same once more has it counted once more."""
+        rules = self._policy.data.get(data)
+        if rules is None or rules.bytes_per_day is None:
+            return
+        counts = {name: dict(each) for name, each in self._counts().items()}
+        size = counts.get(data, {}).pop(work, None)
+        if size is not None:
+            counts[data][_LEFT] = counts[data].get(_LEFT, 0) + size
+            self._write_counts(counts)
+
     def _count(self, data: str, work: str, size: int) -> None:
         counts = {name: dict(each) for name, each in self._counts().items()}
         if counts.get(data, {}).get(work) == size:
             return
         counts.setdefault(data, {})[work] = size
+        self._write_counts(counts)
+
+    def _write_counts(self, counts: Mapping[str, Mapping[str, int]]) -> None:
         told = {"day": self._today(), "sent": counts}
         try:
             self._approvals.folder.mkdir(mode=0o700, parents=True, exist_ok=True)

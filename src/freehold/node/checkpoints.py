@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -97,7 +97,10 @@ def _leads(chain: Sequence[x509.Certificate], roots: Sequence[x509.Certificate],
     """Whether the first is a server's, and each is signed by the next, up to a root; all at that time."""
     if not 1 <= len(chain) <= _LONGEST_CHAIN or not _serves(chain[0]):
         return False
-    at = datetime.datetime.fromtimestamp(when, datetime.UTC)
+    try:
+        at = datetime.datetime.fromtimestamp(when, datetime.UTC)
+    except (OverflowError, ValueError, OSError):
+        return False
     above = [*chain[1:], *roots]
     below = chain[0]
     for _ in range(_LONGEST_CHAIN + 1):
@@ -115,7 +118,7 @@ def _leads(chain: Sequence[x509.Certificate], roots: Sequence[x509.Certificate],
 def _serves(leaf: x509.Certificate) -> bool:
     try:
         usage = leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
-    except (x509.ExtensionNotFound, ValueError):
+    except (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError):
         return False
     return ExtendedKeyUsageOID.SERVER_AUTH in usage
 
@@ -124,13 +127,13 @@ def _issued(below: x509.Certificate, above: x509.Certificate) -> bool:
     try:
         below.verify_directly_issued_by(above)
         return above.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
-    except (ValueError, TypeError, InvalidSignature, x509.ExtensionNotFound):
+    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm, x509.ExtensionNotFound, x509.DuplicateExtension):
         return False
 
 
 def _holds(leaf: x509.Certificate, signature: bytes, body: bytes) -> bool:
-    key = leaf.public_key()
     try:
+        key = leaf.public_key()
         if isinstance(key, ec.EllipticCurvePublicKey):
             key.verify(signature, body, ec.ECDSA(hashes.SHA256()))
         elif isinstance(key, rsa.RSAPublicKey):
@@ -139,7 +142,7 @@ def _holds(leaf: x509.Certificate, signature: bytes, body: bytes) -> bool:
             key.verify(signature, body)
         else:
             return False
-    except InvalidSignature:
+    except (InvalidSignature, UnsupportedAlgorithm, ValueError):
         return False
     return True
 

@@ -26,6 +26,11 @@ class Claims:
         self._table = table
         self._said: dict[tuple[str, ...], tuple[tuple[int, ...], float]] = {}
 
+    @property
+    def made(self) -> bool:
+        """Whether there are any."""
+        return bool(self._said)
+
     def weight(self, run: str, training: Training, weight: float) -> None:
         """Raise WeightRefused or ReleaseRefused for a weight that the plan does not allow, or that is no count, or a new one."""
         training.check_weight(weight)

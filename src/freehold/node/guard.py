@@ -10,6 +10,7 @@ import hashlib
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -59,6 +60,9 @@ from freehold.wire.packing import packed
 from freehold.wire.process import Child, Spawn, spawn
 
 TRAINER = "freehold.node.trainer"
+
+MOST_STUDIES = 64
+"""Plans that are known at once, beside those that were trained."""
 
 
 class Guard:
@@ -114,7 +118,7 @@ class Guard:
     def _train(
         self, study: WarmStudy, run: Run, errand: TrainErrand, shared: int, rules: DataRules
     ) -> tuple[FromGuard, list[int]]:
-        personal = self._vault.committed(run.id)
+        personal = self._vault.committed(run.id, digest(study.plan))
         job = TrainJob(number=run.number, round=errand.round, cohort=errand.cohort, population=errand.population)
         try:
             study.trainer.start()
@@ -140,8 +144,9 @@ class Guard:
                     got.insert(0, _packed(view))
             with Mapped(got[0]) as view:
                 sha256, length = hashlib.sha256(view).hexdigest(), len(view)
-            self._vault.put_pending(run.id, errand.round, sha256, got[-1], dataset=study.plan.task.name)
+            self._vault.put_pending(run.id, errand.round, sha256, got[-1], dataset=study.plan.task.name, plan=digest(study.plan))
             self._door.send("contribution", piece, sha256=sha256, length=length)
+            self._admission.left(study.plan.task.name, f"{errand.run}:{errand.round}")
         except BaseException:
             self._door.give_up()
             close(got[:1])
@@ -154,7 +159,7 @@ class Guard:
     def _measure(
         self, study: WarmStudy, run: Run, errand: MeasureErrand, shared: int, rules: DataRules
     ) -> tuple[FromGuard, list[int]]:
-        personal = self._vault.committed(run.id)
+        personal = self._vault.committed(run.id, digest(study.plan))
         job = MeasureJob(number=run.number, round=errand.round)
         try:
             answered = study.ask(job, [shared] if personal is None else [shared, personal], errand)
@@ -187,7 +192,7 @@ class Guard:
             limits=Limits(
                 epsilon_total=rules.epsilon_total,
                 epsilon_per_study=rules.epsilon_per_study,
-                delta=rules.delta or plan.privacy.delta,
+                delta=rules.delta or min(plan.privacy.delta, Limits().delta),  # a plan must not make its own ε small
             ),
             sandbox=self._level,
             release=rules.release or "approved",
@@ -205,6 +210,7 @@ class Guard:
         key = hashlib.sha256(text).hexdigest()
         if key not in self._studies:
             plan = parse(text.decode())
+            self._make_room()
             self._studies[key] = self._study(plan, text)
         study = self._studies[key]
         if run_id not in study.runs:
@@ -213,6 +219,14 @@ class Guard:
             )
         study.used = time.monotonic()
         return study, study.runs[run_id]
+
+    def _make_room(self) -> None:
+        """Forget plans that only asked, those first that asked longest ago: a coordinator may send as many as it likes."""
+        asked = sorted(
+            (each.used, key) for key, each in self._studies.items() if each.trainer.pid is None and not each.claims.made
+        )
+        for _, key in asked[: max(len(self._studies) + 1 - MOST_STUDIES, 0)]:
+            del self._studies[key]
 
     def _study(self, plan: Plan, text: bytes) -> WarmStudy:
         """A study whose trainer is started with its first question, and reads the columns that the owner allows then."""
@@ -315,6 +329,12 @@ def main(*, spawn: Spawn = spawn) -> None:
                 if guard is not None:
                     guard.refused(errand, error)
                 reply = Refused(code=error.code, message=error.message, hint=error.hint)
+            except Exception as error:  # whatever a plan or a coordinator brought about: the trainers of other studies go on
+                failed = NodeError(f"The guard failed ({type(error).__name__}).", hint="Nothing was sent; please report it.")
+                traceback.print_exc()  # to this node's log
+                if guard is not None:
+                    guard.refused(errand, failed)
+                reply = Refused(code=failed.code, message=failed.message, hint=failed.hint)
             finally:
                 close(fds)
             failpoint("guard.answering")

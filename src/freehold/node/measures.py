@@ -20,6 +20,9 @@ FEWEST: Final = 5
 MOST: Final = 1e12
 """Of the size of a sum that is no count; what is larger is cut to it."""
 
+MOST_BYTES: Final = 120_000
+"""Of all of them: the guard hands them to the agent in one message, in base64."""
+
 _COUNTS: Final = frozenset({"count", "correct", DIFFERING})
 _SUMS: Final = frozenset({"loss", "squared_error", "absolute_error", "target", "target_squared"})
 _BY_CLASS: Final = re.compile(r"(count|correct)_by_class/(0|[1-9][0-9]{0,3})")
@@ -72,5 +75,8 @@ def _refused(what: str) -> ReleaseRefused:
 
 
 def measures_body(found: OutgoingMeasures, *, run: str, round: int) -> bytes:
-    """The message as it leaves."""
-    return encode(Measures(run=run, round=round, splits=found.splits, alone=found.alone, served=found.served))  # type: ignore[arg-type]
+    """The message as it leaves; raises ReleaseRefused for one that is too long."""
+    body = encode(Measures(run=run, round=round, splits=found.splits, alone=found.alone, served=found.served))  # type: ignore[arg-type]
+    if len(body) > MOST_BYTES:
+        raise _refused(f"of {len(body)} bytes")
+    return body

@@ -23,7 +23,7 @@ from io import BytesIO
 from pathlib import Path
 
 from freehold import durable
-from freehold.errors import FreeholdError, StateInUse, VaultError, VaultKeyError, VaultPutBack
+from freehold.errors import FreeholdError, NodeError, StateInUse, VaultError, VaultKeyError, VaultPutBack
 from freehold.node import vaultindex, vaultkey
 from freehold.node.budget import Anchor
 from freehold.node.encryption import SALT_BYTES, InvalidTag, decrypted, encrypted
@@ -69,11 +69,19 @@ class Vault:
         self._sure = False
         """Whether `_found` is the newest."""
 
-    def committed(self, run: str) -> int | None:
-        """Sealed memory with the committed state of a run, which the caller closes; None before the first."""
+    def committed(self, run: str, plan: str = "") -> int | None:
+        """Sealed memory with the committed state of a run of this plan, which the caller closes; None before the first.
+
+        `plan`: its digest. Raises NodeError for the state of another one: two plans that name the same runs can be made.
+        """
         row = next((row for row in self._newest().rows if row.run == run and not row.pending), None)
         if row is None:
             return None
+        if row.plan not in ("", plan):
+            raise NodeError(
+                f"Run {run} of the plan {plan} has the number of a run of {row.plan}.",
+                hint="Somebody made the two so, to read the personal state of the other one. It was not given.",
+            )
         memory = Memory("personal")
         try:
             with _explained(self._folder):
@@ -101,7 +109,7 @@ class Vault:
             raise InvalidTag
         yield from decrypted(key, salt, row.label, row.length, BytesIO(found[0]))
 
-    def put_pending(self, run: str, round: int, contribution: str, personal: int, *, dataset: str = "") -> None:
+    def put_pending(self, run: str, round: int, contribution: str, personal: int, *, dataset: str = "", plan: str = "") -> None:
         """Keep the state behind `personal` (sealed memory) as that which belongs to the contribution of this digest."""
         rows = self._newest().rows
         with Mapped(personal) as view, _explained(self._folder):
@@ -115,6 +123,7 @@ class Vault:
                 inline=len(view) <= INLINE_BYTES,
                 dataset=dataset,
                 used=self._clock(),
+                plan=plan,
             )
             pieces = encrypted(self._own_key(), bytes.fromhex(row.salt), row.label, view)
             bodies = [(row.salt, b"".join(pieces))] if row.inline else []

@@ -44,6 +44,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """Name of the data that it was trained on; "" where that is not known."""
     used: float = 0.0
     """Unix time of the last change."""
+    plan: str = ""
+    """The whole digest of the study's plan, of which `run` has 64 bits; "" where that is not known."""
 
     @property
     def key(self) -> tuple[str, int, str]:

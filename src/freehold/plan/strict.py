@@ -23,6 +23,8 @@ def examine(value: object, kind: object, path: str, top: type[msgspec.Struct] = 
     kind = present(kind)
     if isinstance(value, float) and not math.isfinite(value):
         raise PlanError(f"{path} is {value}, but must be a finite number.", hint="Write a number, not nan and not inf.")
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:  # Python may not even be able to write it in a message
+        raise PlanError(f"{path} is a whole number of more than 64 bits.", hint="Write a smaller one.")
     if isinstance(kind, type) and issubclass(kind, msgspec.Struct) and isinstance(value, dict):
         hints = get_type_hints(kind)
         for key, item in value.items():

@@ -40,8 +40,11 @@ def parse(text: str) -> Plan:
         raw = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise PlanError(f"The plan is not TOML: {error}.", hint="Text stands in quotes, tables in [brackets].") from None
+    except ValueError:
+        raise PlanError("The plan has a whole number of thousands of digits.", hint="Write a smaller one.") from None
     except RecursionError:
         raise PlanError("The plan is nested too deeply.", hint="A plan has tables in tables, and no deeper.") from None
+    examine(raw.get("format", FORMAT), None, "format")
     check_format(raw.get("format", FORMAT))
     examine(raw, Plan, "")
     try:

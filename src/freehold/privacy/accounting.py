@@ -36,6 +36,12 @@ WIDEST = 2**40
 LEAST_SPREAD = 0.5
 """Sampled noise that is narrower promises next to nothing, and its distribution takes minutes: Rényi's bound has to do."""
 
+MOST_EXACT = 100.0
+"""A larger ε promises nothing, and its distribution takes gigabytes: Rényi's bound has to do."""
+
+MOST_RELEASES = 10**6
+"""Of sampled noise, beyond which a distribution takes minutes and gigabytes too."""
+
 MOST_NOISE = 1e4
 """The largest noise multiplier that is looked for."""
 
@@ -114,7 +120,7 @@ def mechanism_of(plan: Plan, examples: int) -> Mechanism | None:
 
 def steps_of_norm(noise_multiplier: float) -> float:
     """How many steps of the trainer's grid make `max_norm`, where record-level noise is this wide: a power of two."""
-    return math.ldexp(1.0, min(MOST_STEPS.bit_length() - 1, math.floor(math.log2(WIDEST / noise_multiplier))))
+    return math.ldexp(1.0, min(MOST_STEPS.bit_length() - 1, math.floor(math.log2(WIDEST) - math.log2(noise_multiplier))))
 
 
 def _steps_of_norm(plan: Plan) -> float:
@@ -234,11 +240,13 @@ def _epsilon(grouped: tuple[tuple[float, float, int], ...], delta: float) -> flo
     narrowest = min(spread for spread, _, _ in joined)
     if narrowest < _NARROW:
         return gaussian_epsilon(_joined(grouped), delta)
-    if narrowest < LEAST_SPREAD:
-        from dp_accounting.rdp import RdpAccountant
+    from dp_accounting.rdp import RdpAccountant
 
-        with _quiet():
-            return _composed(RdpAccountant(), joined, delta)
+    with _quiet():
+        bound = _composed(RdpAccountant(), joined, delta)
+    releases = sum(count for _, sampling, count in rest)
+    if narrowest < LEAST_SPREAD or not bound <= MOST_EXACT or releases > MOST_RELEASES:
+        return math.inf if math.isnan(bound) else bound
     from dp_accounting.pld import PLDAccountant
 
     return _composed(PLDAccountant(), joined, delta) + _SLACK

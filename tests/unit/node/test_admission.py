@@ -241,6 +241,20 @@ def test_bytes_of_a_day_are_counted_before_they_leave_and_once_for_each_round(tm
         owner.ask(heart(), 3)
 
 
+def test_a_round_that_is_asked_for_again_after_it_left_is_counted_again(tmp_path: Path) -> None:
+    """Or a coordinator could have the same round trained all day, each time from another shared state."""
+    size = contribution_bytes(heart().contribution)
+    owner = Owner(tmp_path, EVERYTHING + f"bytes_per_day = {2 * size}\n")
+    work = f"{runs_of(heart())[0].id}:0"
+    for _ in range(2):
+        owner.ask(heart(), 0)
+        owner.admission.left("heart", work)
+        owner.admission = owner.restarted()
+    with pytest.raises(PolicyRefused) as caught:
+        owner.ask(heart(), 0)
+    assert "bytes_per_day" in caught.value.hint
+
+
 def test_what_is_measured_leaves_as_the_owner_says(tmp_path: Path) -> None:
     told = Measured(examples=43, sums={"count": 43.0, "correct": 31.0, "count_by_class/0": 6.0, "correct_by_class/0": 5.0})
     measured = OutgoingMeasures(splits={"test": told})

@@ -212,6 +212,15 @@ def test_each_part_of_a_checkpoint_counts(tmp_path: Path, anew: Coordinator) -> 
         checkpoints.check(found, other.roots)
 
 
+@pytest.mark.parametrize("time", [1e300, -1e300, 1e15])
+def test_a_time_that_no_calendar_has_does_not_end_the_guard(tmp_path: Path, anew: Coordinator, time: float) -> None:
+    door = opened(tmp_path)
+    door.note("approval", "one")
+    found = msgspec.structs.replace(anew.shown("alice", due(door)), time=time)
+    (event,) = door.witnessed(found, anew.roots)
+    assert event.name == "checkpoint.refused"
+
+
 def test_a_node_cannot_countersign_for_another(tmp_path: Path, court: Coordinator) -> None:
     """Its certificate leads to the same roots, but is no server's."""
     key = ec.generate_private_key(ec.SECP256R1())

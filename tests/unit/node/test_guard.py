@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,16 +16,19 @@ import numpy as np
 import pytest
 
 from freehold.coordinator.specification import specified
-from freehold.errors import PeerGone, TrainerFailed, WeightRefused
-from freehold.node import warm
-from freehold.node.errands import Busy, FromGuard, Hello, Outgoing, PendingRounds, Quit, Settle, TrainErrand
+from freehold.errors import BudgetExceeded, NodeError, PeerGone, PlanWaits, TrainerFailed, WeightRefused
+from freehold.node import admission, warm
+from freehold.node import guard as guard_module
+from freehold.node.audit import entries
+from freehold.node.errands import Busy, FromGuard, Hello, Outgoing, PendingRounds, Quit, Refused, Settle, TrainErrand
 from freehold.node.guard import Guard
 from freehold.node.jobs import Open, Opened, ToTrainer, Trained, TrainJob
-from freehold.plan import Plan, dumps, runs_of
+from freehold.node.warm import WarmStudy
+from freehold.plan import Plan, Privacy, TaskRef, dumps, parse, runs_of
 from freehold.policy import sample_policy
 from freehold.study.federated import federated_plan
 from freehold.wire import codec
-from freehold.wire.local import Channel, channel_from, close, sealed
+from freehold.wire.local import Channel, channel_from, close, pair, sealed
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +144,66 @@ def test_what_counts_with_more_than_the_plan_allows_does_not_leave(tmp_path: Pat
         assert isinstance(found, PendingRounds) and found.pending == []
     finally:
         node.guard.end()
+
+
+def test_a_plan_does_not_make_its_own_epsilon_small_by_a_large_delta(tmp_path: Path, plan: Plan) -> None:
+    """At a δ near 1 everything has ε = 0. A policy that limits ε and says no δ counts at 1e-5."""
+    noised = msgspec.structs.replace(
+        plan,
+        training=msgspec.structs.replace(plan.training, weighting="uniform"),
+        privacy=Privacy(unit="client", max_norm=1.0, noise_multiplier=0.5, delta=0.999),
+        contribution=msgspec.structs.replace(plan.contribution, scale=20),
+    )
+    node = Node(tmp_path, noised)
+    (tmp_path / "policy.toml").write_text('[data.heart]\nrelease = "noised"\ntasks = ["heart"]\nepsilon_total = 1.0\n')
+    with pytest.raises(BudgetExceeded):
+        node.train(0, 5.0)
+    assert node.trainers.jobs.empty()
+    node.guard.end()
+
+
+def test_a_plan_that_nobody_thought_of_does_not_end_the_guard(
+    tmp_path: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    trainers, (channel, theirs) = Trainers(plan), pair()
+    its = channel_from(theirs.detach())
+    monkeypatch.setattr(sys, "argv", ["guard", "0"])
+    monkeypatch.setattr(guard_module, "channel_from", lambda fd: its)
+    thread = threading.Thread(target=lambda: guard_module.main(spawn=trainers.spawn), daemon=True)
+    thread.start()
+    channel.send(Hello(node="alice", state=str(tmp_path), datasets={}, sandbox="off"))
+    assert isinstance(channel.receive(FromGuard, timeout_s=60.0)[0], PendingRounds)
+    memory = [sealed(b"name = \xff", "plan"), sealed(b"", "shared")]
+    for _ in range(2):
+        channel.send(TrainErrand(run="a", round=0, cohort=2, population=2, left_s=1.0), memory)
+        found, _ = channel.receive(FromGuard, timeout_s=60.0)
+        assert isinstance(found, Refused) and found.message == "The guard failed (UnicodeDecodeError)."
+    assert [line.code for line in entries(tmp_path / "ledger") if line.kind == "refusal"] == [NodeError.code] * 2
+    close(memory)
+    channel.close()
+    thread.join(60)
+    its.close()
+    assert not thread.is_alive() and "UnicodeDecodeError" in capfd.readouterr().err
+
+
+def test_plans_that_only_ask_do_not_fill_the_memory(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard_module, "MOST_STUDIES", 3)
+    monkeypatch.setattr(admission, "MOST_DIGESTS", 3)
+    node.trainers.let.release()
+    assert isinstance(node.train(0, 10.0), Outgoing)
+    gc.collect()
+    trained = sum(type(each) is WarmStudy for each in gc.get_objects())
+    for index in range(10):
+        other = msgspec.structs.replace(parse(node.plan.decode()), name=f"other{index}", task=TaskRef(name="unknown"))
+        memory = [sealed(dumps(other).encode(), "plan"), sealed(b"shared", "shared")]
+        with pytest.raises(PlanWaits):
+            node.guard.answer(TrainErrand(run=runs_of(other)[0].id, round=0, cohort=2, population=2, left_s=1.0), memory)
+        close(memory)
+    gc.collect()
+    assert sum(type(each) is WarmStudy for each in gc.get_objects()) <= trained + 2
+    node.trainers.let.release()
+    assert isinstance(node.train(1, 10.0), Outgoing)
+    assert node.trainers.started == 1, "what was trained stays warm"
 
 
 def test_a_trainer_that_is_busy_rests_on_nobody_for_ever(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,8 @@ import math
 import pytest
 
 from freehold.errors import ReleaseRefused
-from freehold.node.measures import MOST, known_choice, may_leave
+from freehold.node.errands import OutgoingMeasures
+from freehold.node.measures import MOST, known_choice, may_leave, measures_body
 from freehold.wire.messages import Measured
 
 GOOD = {"count": 20.0, "correct": 15.0, "loss": 7.25, "differing": 3.0}
@@ -66,3 +67,11 @@ def test_what_is_over_fewer_than_five_is_left_out() -> None:
 def test_sums_are_cut_to_what_is_sane() -> None:
     assert may_leave(told(GOOD | {"loss": 1e300}))["test"].sums["loss"] == MOST
     assert may_leave(told({"count": 20.0, "target": -1e300}))["test"].sums["target"] == -MOST
+
+
+def test_measures_that_no_message_can_carry_are_refused() -> None:
+    """A guard hands them on in one message, which would otherwise end it."""
+    many = {f"count_by_class/{k}": 5.0 for k in range(5000)}
+    found = OutgoingMeasures(splits=may_leave(told(many, 25_000)))
+    with pytest.raises(ReleaseRefused, match="bytes"):
+        measures_body(found, run="0123456789abcdef-0", round=0)

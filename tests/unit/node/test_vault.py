@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from freehold.errors import FreeholdError, StateInUse, VaultError, VaultPutBack
-from tests.unit.node.vaults import LARGE, OTHER, RUN, SMALL, Node, killed_at, plain_vault
+from freehold.errors import FreeholdError, NodeError, StateInUse, VaultError, VaultPutBack
+from freehold.wire.local import close, sealed
+from tests.unit.node.vaults import LARGE, OTHER, RUN, SMALL, Node, digest, killed_at, plain_vault
 
 
 @pytest.mark.parametrize("state", [SMALL, LARGE, b""], ids=["row", "file", "nothing"])
@@ -29,6 +30,21 @@ def test_the_state_of_the_contribution_that_counted_is_committed_and_no_other(tm
     node.settle(0, "again")  # told twice
     assert node.committed() == state
     assert len(node.files()) == (state is LARGE), "files of what is gone are gone"
+
+
+def test_a_run_of_another_plan_that_has_the_same_number_does_not_get_the_state(tmp_path: Path) -> None:
+    """Run numbers have 64 bits of the plan's digest: two plans that share them can be made in 2^32 steps."""
+    node = Node(tmp_path)
+    fd = sealed(SMALL, "state")
+    node.vault.put_pending(RUN, 0, digest("c"), fd, dataset="heart", plan="sha256:" + "a" * 64)
+    close([fd])
+    node.send()
+    node.settle(0, "c")
+    found = node.vault.committed(RUN, "sha256:" + "a" * 64)
+    assert found is not None
+    close([found])
+    with pytest.raises(NodeError, match="has the number of a run of"):
+        node.anew().vault.committed(RUN, "sha256:" + "b" * 64)
 
 
 def test_a_state_that_is_put_twice_is_there_once(tmp_path: Path) -> None:

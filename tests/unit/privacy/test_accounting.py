@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from unittest import mock
 
 import msgspec
 import pytest
@@ -142,6 +143,23 @@ def test_renyi_has_the_figures_of_tensorflow_privacys_own_tests(
 def test_privacy_loss_distributions_never_say_more_than_renyi(sigma: float, sampling: float, count: int, delta: float) -> None:
     step = Mechanism(noise_multiplier=sigma, sampling=sampling, count=count)
     assert epsilon([step], delta) <= epsilon_by_rdp([step], delta) + 2e-3
+
+
+@pytest.mark.parametrize("sigma", [0.5, 1.0, 100.0])
+@pytest.mark.parametrize("sampling", [0.5, 0.01, 1e-6])
+@pytest.mark.parametrize("count", [10**7, 10**10, 10**14, 10**30])
+def test_a_plan_of_endless_rounds_is_accounted_for_without_gigabytes(sigma: float, sampling: float, count: int) -> None:
+    """Who writes a plan must not be able to end a node with it; Renyi's bound is one, too, and grows with the rounds."""
+    steps = Mechanism(noise_multiplier=sigma, sampling=sampling, count=count)
+    with mock.patch.dict(sys.modules, {"dp_accounting.pld": None}):
+        found = epsilon([steps], 1e-5)
+    assert found == epsilon_by_rdp([steps], 1e-5) >= epsilon_by_rdp([steps.times(count // 10)], 1e-5)
+
+
+@pytest.mark.parametrize("noise", [5e-324, 1e-300, 1e300])
+def test_the_narrowest_and_the_widest_noise_of_a_plan_are_accounted_for(noise: float) -> None:
+    found = mechanism_of(plan_with(Privacy(unit="record", max_norm=1.0, noise_multiplier=noise, expected_batch=8.0)), 100)
+    assert (found is None) == (noise < 1)
 
 
 def test_discrete_noise_costs_a_hair_more_and_never_less() -> None:
