@@ -61,8 +61,10 @@ def stopped_in_the_middle(federation: Federation, held: Path) -> str:
     federation.start_node("hungary", f"trainer.answering=hold:{held}@3")  # it opened the study, and trained once
     digest = federation.run(plan_named("upgraded"))
     federation.until(held.exists)
-    for node in ("cleveland", "switzerland"):
-        federation.nodes[node].wait_for("contribution.sent", run=runs_of(plan_named("upgraded"))[0].id, round=1)
+    run, others = runs_of(plan_named("upgraded"))[0].id, ("cleveland", "switzerland")
+    # Their answers come with the next piece of work, for which they would have to wait.
+    told = federation.coordinator.told
+    federation.until(lambda: all(told("contribution.received", run=run, round=1, node=node) for node in others))
     federation.coordinator.stop()
     return digest
 

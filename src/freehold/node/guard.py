@@ -121,7 +121,7 @@ class Guard:
         personal = self._vault.committed(run.id, digest(study.plan))
         job = TrainJob(number=run.number, round=errand.round, cohort=errand.cohort, population=errand.population)
         try:
-            study.trainer.start()
+            study.start()
             piece = self._piece(study, errand, rules)
             self._door.begin(piece)
             found = study.ask(job, [shared] if personal is None else [shared, personal], errand)

@@ -63,15 +63,25 @@ class WarmStudy:
             if isinstance(error, TimeoutError) and time.monotonic() - since < TRAINING_LIMIT_S:
                 self._busy, self.used = _Busy(errand.run, errand.round, since), time.monotonic()
                 return None
-            self.trainer.end()
-            raise TrainerFailed(
-                f"The trainer of {self.plan.name} died, stalled or answered nonsense ({type(error).__name__}).",
-                hint="Most often there was not enough memory. The personal state is as it was.",
-            ) from error
+            raise self._died(error) from error
         if isinstance(reply, Failed):
             close(got)
             raise TrainerFailed(f"({reply.code}) {reply.message}"[:MOST_WORDS], hint=reply.hint[:MOST_WORDS])
         return reply, got
+
+    def start(self) -> None:
+        """Have a trainer that has read the data; raises TrainerFailed, and DataUnfit."""
+        try:
+            self.trainer.start()
+        except (PeerGone, TimeoutError, msgspec.MsgspecError) as error:
+            raise self._died(error) from error
+
+    def _died(self, error: Exception) -> TrainerFailed:
+        self.trainer.end()
+        return TrainerFailed(
+            f"The trainer of {self.plan.name} died, stalled or answered nonsense ({type(error).__name__}).",
+            hint="Most often there was not enough memory. The personal state is as it was.",
+        )
 
     def nonsense(self) -> TrainerFailed:
         """The error for an answer that is none; such a trainer is ended."""

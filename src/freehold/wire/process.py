@@ -88,10 +88,17 @@ class Child:
                         self.end()
                     raise
 
-    def start(self) -> None:
-        """Start the process now, if there is none; raises what its opening raises."""
+    def start(self, *, restarts: int = 3) -> None:
+        """Start the process now, if there is none, and again if it dies in its opening; raises what that raises."""
         with self._lock:
-            self._open()
+            while True:
+                try:
+                    self._open()
+                    return
+                except PeerGone:
+                    if restarts <= 0:
+                        raise
+                    restarts -= 1
 
     def await_answer(self, *, timeout_s: float) -> tuple[Any, list[int]]:
         """Wait on for the answer to a question that was asked patiently; raises what `ask` does."""

@@ -43,6 +43,8 @@ class Trainers:
         self.body = codec.write({t.name: np.zeros(t.shape, t.dtype) for t in plan.contribution.tensors})
         self.jobs: Queue[TrainJob] = Queue()
         self.let = threading.Semaphore(0)
+        self.dies = 0
+        """So many die while they read the data."""
         self.started = self.ended = 0
 
     def spawn(self, module: str, fd: int) -> subprocess.Popen[bytes]:
@@ -55,6 +57,10 @@ class Trainers:
             while True:
                 job, fds = channel.receive(ToTrainer)
                 close(fds)
+                if isinstance(job, Open) and self.dies:
+                    self.dies -= 1
+                    channel.close()
+                    return
                 if isinstance(job, Open):
                     channel.send(Opened(examples=10, findings=[]))
                     continue
@@ -214,3 +220,16 @@ def test_a_trainer_that_is_busy_rests_on_nobody_for_ever(node: Node, monkeypatch
     with pytest.raises(TrainerFailed):
         node.train(0, 60.0)
     assert node.trainers.ended == 1
+
+
+def test_a_trainer_that_dies_while_it_reads_the_data_is_started_again(node: Node) -> None:
+    node.trainers.dies = 1
+    node.trainers.let.release()
+    assert isinstance(node.train(0, 60.0), Outgoing)
+    assert node.trainers.started == 2
+
+
+def test_one_that_always_dies_there_is_given_up(node: Node) -> None:
+    node.trainers.dies = 100
+    with pytest.raises(TrainerFailed, match="died"):
+        node.train(0, 60.0)
