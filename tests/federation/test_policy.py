@@ -126,7 +126,7 @@ def test_an_edited_policy_holds_from_the_next_round_on_and_a_broken_one_does_not
     held, edited = federation.folder / "held", plan("edited")
     hungary = federation.begin(edited, EVERYTHING, failpoints=f"agent.sending=hold:{held}@2")
     federation.until(held.exists)
-    hungary.wait_for("contribution.sent", round=1)
+    federation.until(lambda: federation.coordinator.told("contribution.received", round=1, node="hungary"))
     federation.rules(EVERYTHING + "smallest_cohrt = 9\n")
     held.unlink()
     assert "smallest_cohrt" in hungary.wait_for("policy.broken")["why"]
