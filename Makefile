@@ -8,7 +8,7 @@ JOBS ?= auto
 ARGS ?=
 
 # One thread per test process: several small models at once, on few cores. Work is stolen, since a few tests take minutes.
-TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal --durations=15
 
 .PHONY: help setup setup-system demo test test-all lint types bench docs format regold
 
