@@ -285,7 +285,7 @@ def composed(entries: Sequence[Entry], delta: float) -> float:
         return math.inf
     try:
         return epsilon([m.times(m.count * rounds) for m, rounds in counted if m is not None], delta)
-    except (ValueError, MemoryError):  # so little noise that its distribution of losses does not fit into memory
+    except (ArithmeticError, ValueError, MemoryError):  # so little noise that its distribution of losses does not fit into memory
         return math.inf
 
 

@@ -48,6 +48,8 @@ MOST_NOISE = 1e4
 _SMOOTHING = 2.0
 _SLACK = 1e-9
 _FAR = 1e3
+_WIDE, _RARE = 1e100, 1e-12
+"""Wider noise, and what is drawn less often, cost no less than these do, whose squares are numbers."""
 _NARROW = 0.02
 """Less noise than this, beside what is sampled, promises nothing: all of it is accounted for as if it were not sampled."""
 
@@ -221,7 +223,7 @@ def _grouped(mechanisms: Iterable[Mechanism]) -> tuple[tuple[float, float, int],
     """(spread, sampling, how often) of each kind of noise, in an order of its own."""
     counts: Counter[tuple[float, float]] = Counter()
     for each in mechanisms:
-        counts[each.spread, each.sampling] += each.count
+        counts[min(each.spread, _WIDE), max(each.sampling, _RARE)] += each.count
     return tuple(sorted((*kind, count) for kind, count in counts.items() if count))
 
 
@@ -261,8 +263,8 @@ def gaussian_epsilon(shift: float, delta: float) -> float:
     """ε at δ of N(shift, 1) against N(0, 1), never too small: the analytic Gaussian mechanism (Balle, Wang 2018, theorem 8)."""
     if shift > _FAR:  # zero-concentrated differential privacy (Bun and Steinke 2016, proposition 1.3)
         rho = shift * shift / 2
-        return rho + 2 * math.sqrt(rho * math.log(1 / delta))
-    low, high = 0.0, shift**2 / 2 + shift * math.sqrt(2 * math.log(1 / delta)) + _SLACK
+        return rho + 2 * math.sqrt(-rho * math.log(delta))
+    low, high = 0.0, shift**2 / 2 + shift * math.sqrt(-2 * math.log(delta)) + _SLACK
     while high - low > _SLACK * max(1.0, low):
         middle = (low + high) / 2
         low, high = (middle, high) if _excess(shift, middle) > delta else (low, middle)

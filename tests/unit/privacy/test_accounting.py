@@ -156,6 +156,15 @@ def test_a_plan_of_endless_rounds_is_accounted_for_without_gigabytes(sigma: floa
     assert found == epsilon_by_rdp([steps], 1e-5) >= epsilon_by_rdp([steps.times(count // 10)], 1e-5)
 
 
+@pytest.mark.parametrize("delta", [5e-324, 1e-310, 1e-100, 1 - 2**-53])
+@pytest.mark.parametrize("sigma", [1e-4, 1.0, 1e8, 1e300])
+@pytest.mark.parametrize("sampling", [5e-324, 0.1, 1.0])
+def test_every_delta_that_a_plan_may_name_has_its_epsilon(delta: float, sigma: float, sampling: float) -> None:
+    """1 / 5e-324 is infinite: whoever halves what lies below that is never done."""
+    found = epsilon([Mechanism(noise_multiplier=sigma, sampling=sampling)], delta)
+    assert found >= epsilon([Mechanism(noise_multiplier=sigma, sampling=sampling)], max(delta, 1e-5)) - 1e-9 >= -1e-9
+
+
 @pytest.mark.parametrize("noise", [5e-324, 1e-300, 1e300])
 def test_the_narrowest_and_the_widest_noise_of_a_plan_are_accounted_for(noise: float) -> None:
     found = mechanism_of(plan_with(Privacy(unit="record", max_norm=1.0, noise_multiplier=noise, expected_batch=8.0)), 100)
