@@ -189,3 +189,22 @@ def test_a_node_that_is_stopped_in_order_is_not_waited_for_and_comes_back(tmp_pa
         assert heard[0] == ["cleveland", "hungary"] and heard[1] == ["cleveland"]
     finally:
         federation.stop()
+
+
+def test_a_node_that_is_killed_while_it_trains_takes_part_again_at_once(tmp_path: Path, fork: Path) -> None:
+    """Its guard and trainer would go on for long: they end with their agent, and what they hold is free for the next one."""
+    names, held = ["cleveland", "hungary"], tmp_path / "held"
+    federation = Federation(tmp_path, names, fork=fork)
+    try:
+        federation.start_coordinator()
+        federation.start_node("cleveland")
+        federation.start_node("hungary", f"trainer.answering=hold:{held}@2")  # it opens the study, and trains
+        plan = heart_plan("scaffold-uniform", name="killed", rounds=2, nodes=2)
+        digest = federation.run(plan)
+        federation.until(held.exists)
+        federation.nodes["hungary"].kill()
+        federation.start_node("hungary")
+        heard = {each.round: each.heard for each in federation.finished(digest).rounds}
+        assert heard[0] == heard[1] == names
+    finally:
+        federation.stop()

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
+import select
 import subprocess
 import sys
+import threading
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -54,7 +57,7 @@ from freehold.node.vault import Vault
 from freehold.node.warm import MOST_WORDS, TRAINING_LIMIT_S, WarmStudy
 from freehold.plan import Plan, Run, digest, parse
 from freehold.policy import DataRules
-from freehold.wire.local import Mapped, Memory, channel_from, close, read, sealed
+from freehold.wire.local import Channel, Mapped, Memory, channel_from, close, read, sealed
 from freehold.wire.messages import LedgerHead
 from freehold.wire.packing import packed
 from freehold.wire.process import Child, Spawn, spawn
@@ -282,6 +285,11 @@ class Guard:
         for study in self._studies.values():
             study.rest()
 
+    def kill(self) -> None:
+        """End all trainers at once, whoever waits for them."""
+        for study in list(self._studies.values()):
+            study.trainer.kill()
+
     def end(self) -> None:
         """End all trainers."""
         for study in self._studies.values():
@@ -300,10 +308,27 @@ def _packed(view: memoryview) -> int:
     return memory.seal()
 
 
+def _end_with(channel: Channel, guard: Callable[[], Guard | None]) -> None:
+    """End this process once the agent is gone, also within a long training: the next agent's guard waits for the ledger."""
+
+    def watch() -> None:
+        gone = select.poll()
+        gone.register(channel.socket, select.POLLRDHUP)
+        gone.poll()
+        found = guard()
+        if found is not None:
+            found.kill()
+        os._exit(0)  # as with kill -9, all that counts is on the disk
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def main(*, spawn: Spawn = spawn) -> None:
     """`python -m freehold.node.guard FD`: the descriptor of the channel to the agent."""
     channel = channel_from(int(sys.argv[1]))
     guard: Guard | None = None
+    if threading.current_thread() is threading.main_thread():  # a process of its own
+        _end_with(channel, lambda: guard)
     try:
         while True:
             if guard is not None:

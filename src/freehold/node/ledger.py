@@ -18,6 +18,8 @@ from freehold.errors import LedgerDamaged, LedgerError, StateInUse
 from freehold.node.lines import FORMAT, LIMIT_BYTES, START, Head, Key, Line, digest, is_signed, key_in, last_line, parse, unusable
 
 FILE = "ledger.jsonl"
+LOCK_S = 5.0
+"""Waited for another guard that is about to end."""
 
 
 class Ledger:
@@ -41,12 +43,7 @@ class Ledger:
             raise
 
     def _open(self, node: str) -> None:
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StateInUse(
-                f"Another guard has the ledger in {self._folder}.", hint="Stop the other node, or give this one another --state."
-            ) from None
+        self._take()
         self.key: Key = key_in(self._folder)
         self.head, self.last = Head(0, START), Line(prev=START, n=0, time=0.0, kind="")
         try:
@@ -63,6 +60,20 @@ class Ledger:
             raise unusable(self._folder, error) from None
         if not line:
             self.append(Line(prev="", n=0, time=0.0, kind="opened", peer=node, key=self.key.public, format=FORMAT))
+
+    def _take(self) -> None:
+        """Take the lock; the guard of an agent that was killed has it for a moment yet."""
+        until = time.monotonic() + LOCK_S
+        while True:
+            try:
+                return fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > until:
+                    raise StateInUse(
+                        f"Another guard has the ledger in {self._folder}.",
+                        hint="Stop the other node, or give this one another --state.",
+                    ) from None
+                time.sleep(0.02)
 
     def _stand_on(self, line: bytes) -> None:
         with contextlib.suppress(ValueError):

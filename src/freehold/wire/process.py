@@ -124,6 +124,13 @@ class Child:
                 raise
         return self._channel
 
+    def kill(self) -> None:
+        """End the process, if there is one, whoever waits for its answer."""
+        process = self._process
+        if process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+
     def end(self) -> None:
         """End the process, if there is one; the next question starts another."""
         with self._lock:

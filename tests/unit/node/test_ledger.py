@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from freehold import failpoints
 from freehold.errors import LedgerDamaged, LedgerError, StateInUse
 from freehold.node import audit
+from freehold.node import ledger as ledger_module
 from freehold.node.audit import entries, verify
 from freehold.node.ledger import FILE, Ledger
 from freehold.node.lines import LIMIT_BYTES, Line, digest
@@ -180,7 +182,8 @@ def test_an_end_that_this_node_did_not_write_is_refused_and_left_as_it_is(tmp_pa
     assert (tmp_path / FILE).read_bytes() == body
 
 
-def test_there_is_one_guard(tmp_path: Path) -> None:
+def test_there_is_one_guard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger_module, "LOCK_S", 0.0)
     first = Ledger(tmp_path, node="alice")
     with pytest.raises(StateInUse, match="Another guard"):
         Ledger(tmp_path, node="alice")
@@ -238,3 +241,9 @@ def test_after_a_kill_what_was_acknowledged_is_there(tmp_path: Path, point: str)
 
 def paths() -> dict[str, str]:
     return {"PYTHONPATH": ":".join(sys.path)}
+
+
+def test_a_guard_waits_for_one_that_is_about_to_end(tmp_path: Path) -> None:
+    first = Ledger(tmp_path, node="alice")
+    threading.Timer(0.1, first.close).start()
+    Ledger(tmp_path, node="alice").close()

@@ -82,8 +82,9 @@ def test_two_guards_do_not_write_over_each_other(tmp_path: Path) -> None:
     assert first.committed() == LARGE and first.pending() == [2]
 
 
-def test_a_guard_that_only_looks_takes_nothing_from_one_that_writes(tmp_path: Path) -> None:
+def test_a_guard_that_only_looks_takes_nothing_from_one_that_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The file of a state lies there before the index names it."""
+    monkeypatch.setattr(ledger_module, "LOCK_S", 0.0)
     node = Node(tmp_path)
     node.trained(0, LARGE)
     node.door.anchor()
