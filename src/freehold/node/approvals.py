@@ -132,8 +132,8 @@ class Approvals:
         if not found:
             raise UnknownName(
                 f"No plan {text[:80]} is here.",
-                hint="`freehold node pending` lists what waits. A plan that rules allow or deny is not kept: `freehold node policy "
-                "check PLAN` explains the verdict.",
+                hint="`freehold node pending` lists what waits. A plan that rules allow or deny is not kept: "
+                "`freehold node policy check PLAN` explains the verdict.",
             )
         if len(found) > 1:
             raise UsageError(f"{len(found)} plans are called {text[:80]}.", hint="Give the digest.")
