@@ -95,6 +95,11 @@ def is_signed(digest: str, signature: str | None, keys: Sequence[str]) -> bool:
     return bool(signature and _checked(digest, signature, made))
 
 
+def is_known(signature: str | None, keys: Sequence[str]) -> bool:
+    """Whether a signature, be it good or not, says that one of these keys made it."""
+    return (signature or "").partition(".")[2][:16] in {key_id(key) for key in map(_from_line, keys)}
+
+
 def key_line(public: Path) -> str:
     """A public key as a policy says it: the middle line of its file. Raises UsageError."""
     body = _public(public).public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)

@@ -271,7 +271,11 @@ def test_a_node_leaves_with_a_receipt(world: World) -> None:
     memory = next(line for line in Path(f"/proc/{carol.popen.pid}/status").read_text().splitlines() if line.startswith("VmRSS"))
     assert int(memory.split()[1]) < 30_000  # kB, of an idle agent
     assert carol.stop() == 0
+    copied = home / "freehold" / "node-carol" / "columns" / "heart.csv"
+    copied.parent.mkdir(exist_ok=True)
+    copied.write_text("age\n63\n")
     receipt = json.loads(world.run("node", "leave", "--name", "carol", "--erase", "--json"))
+    assert not copied.exists()
     assert (receipt["node"], receipt["federation"], receipt["erased_states"]) == ("carol", "trial", 0)
     last = json.loads(world.run("ledger", "show", "--name", "carol", "--lines", "1", "--json"))
     assert last["kind"] == "erased" and last["text"].startswith("0 personal states")

@@ -58,7 +58,7 @@ def show(
     from freehold.cli.show import table
 
     rows = [_row(line) for line in (found if start is not None else deque(found, lines))]
-    table([["n", "time", "what", "round", "bytes", "ε"], *rows], empty="Nothing in that time.")
+    table([["n", "time", "what", "round", "bytes", "ε at δ"], *rows], empty="Nothing in that time.")
 
 
 @ledger.command()
@@ -92,6 +92,8 @@ def verify(
         raise UsageError("--checkpoint belongs to --file.", hint="A node's own checkpoint is found by itself.")
     if checkpoint is not None and ca is None:
         raise UsageError("--checkpoint needs the roots that it must lead to.", hint="Give --ca FILE, the federation's roots.")
+    if file is not None and not file.is_file():
+        raise UsageError(f"There is no ledger {file}.", hint="`freehold ledger export --output FILE` writes one, on the node.")
     folder = _folder(name, state) if file is None else None
     known = (
         witnesses.own(folder, ca, ask=coordinator) if folder is not None else witnesses.given(checkpoint, ca)
@@ -135,6 +137,7 @@ def budget(
     as_json: AsJson = False,
 ) -> None:
     """Tell the ε that each data set of this node has cost, over all studies."""
+    from freehold.cli.witnesses import needs_budget
     from freehold.node.budget import composed, read
     from freehold.node.lines import public_key
 
@@ -142,6 +145,8 @@ def budget(
         raise UsageError(f"--delta is {delta}, but must lie between 0 and 1.", hint="For example 1e-5.")
     folder = _folder(name, state)
     kept = read(folder.parent / "budget", public_key(folder) or "")
+    if kept is None:
+        needs_budget(folder)
     sets = kept.sets if kept else {}
     rows: list[dict[str, object]] = []
     shown = [["data", "plan", "rounds", "unit", f"ε at δ = {delta:g}"]]
@@ -191,13 +196,17 @@ def _row(line: Line) -> list[str]:
     kind = line.kind if line.code is None else f"{line.kind} {line.code}"
     shown = f"{kind}: {what}" if what else kind
     shown = shown if len(shown) <= WIDE else f"{shown[: WIDE - 1]}…"
-    cost = "no noise" if line.kind == "contribution" and line.epsilon is None else _epsilon(line.epsilon) if line.epsilon else ""
+    cost = "no noise" if line.kind == "contribution" and line.epsilon is None else ""
+    if line.epsilon is not None:
+        cost = _epsilon(line.epsilon) + (f" at {line.delta:g}" if line.delta else "")
     size = "" if line.bytes is None else str(line.bytes)
     return [str(line.n), when, shown, "" if line.round is None else str(line.round), size, cost]
 
 
 def _epsilon(value: object) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else "unbounded"
+    from freehold.report.cost import rounded_up
+
+    return rounded_up(value) if isinstance(value, float) else "unbounded"
 
 
 def _told(line: Line) -> dict[str, object]:

@@ -110,7 +110,9 @@ def status(name: NodeName = None, state: NodeState = None, as_json: AsJson = Fal
 def leave(
     name: NodeName = None,
     state: NodeState = None,
-    erase: Annotated[bool, typer.Option("--erase", help="Delete the node's personal models and their key, too.")] = False,
+    erase: Annotated[
+        bool, typer.Option("--erase", help="Delete the node's personal models, their key and copies of columns, too.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Leave the federation for good, and print a receipt. The node must not be running; its data is not touched."""

@@ -13,7 +13,7 @@ import typer
 
 from freehold.cli.nodestate import NodeName, NodeState, node_state
 from freehold.cli.places import AsJson
-from freehold.errors import FreeholdError, PolicyRefused, UsageError
+from freehold.errors import FreeholdError, NotJoined, PolicyRefused, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -37,7 +37,7 @@ def pending(name: NodeName = None, state: NodeState = None, as_json: AsJson = Fa
     from freehold.node.approvals import Approvals
     from freehold.plan import parse
 
-    folder = node_state(name, state)
+    folder = _node(name, state)
     waiting = [(digest, entry, parse(entry.plan)) for digest, entry in Approvals(folder).entries() if entry.state == "waits"]
     if as_json:
         told = [{"digest": d, "name": p.name, "task": p.task.name, "since": e.since} for d, e, p in waiting]
@@ -57,7 +57,7 @@ def show(digest: Wanted, name: NodeName = None, state: NodeState = None, as_json
     from freehold.policy.decide import is_foreign
     from freehold.policy.words import difference, summary
 
-    folder = node_state(name, state)
+    folder = _node(name, state)
     approvals = Approvals(folder)
     identity, entry = approvals.find(digest)
     plan = parse(entry.plan)
@@ -102,7 +102,7 @@ def approve(digest: Wanted, name: NodeName = None, state: NodeState = None, as_j
     from freehold.node.approvals import Approvals
     from freehold.plan import parse
 
-    folder = node_state(name, state)
+    folder = _node(name, state)
     approvals = Approvals(folder)
     identity, entry = approvals.find(digest)
     plan = parse(entry.plan)
@@ -131,7 +131,7 @@ def deny(
 
     if len(reason) > 2000:
         raise UsageError("The reason has more than 2000 characters.", hint="Say it in fewer.")
-    approvals = Approvals(node_state(name, state))
+    approvals = Approvals(_node(name, state))
     identity, entry = approvals.find(digest)
     approvals.say(identity, "denied", reason)
     called = parse(entry.plan).name
@@ -155,7 +155,7 @@ def check(
     from freehold.plan import load_plan
 
     loaded = load_plan(plan)
-    folder = None if name is None and state is None and file is not None else node_state(name, state)
+    folder = None if name is None and state is None and file is not None else _node(name, state)
     signed = plan.with_name(plan.name + ".sig")
     signature = signed.read_text(encoding="utf-8").strip() if signed.exists() else None
     verdict = _decided(_policy(folder, file), loaded, _facts(folder, loaded, signature))
@@ -189,6 +189,14 @@ def new(
     except OSError as error:
         raise UsageError(f"{output} cannot be written: {error.strerror}.", hint="Give another file; none is replaced.") from None
     _say(f"{output}: read it, and change what should be otherwise.")
+
+
+def _node(name: str | None, state: Path | None) -> Path:
+    """The node's folder; one that is not there is a name that was mistyped, and not a node for which nothing waits."""
+    folder = node_state(name, state)
+    if not folder.is_dir():
+        raise NotJoined(f"There is no node in {folder}.", hint="Look at --name or --state; `freehold node start` makes a node.")
+    return folder
 
 
 def _policy(folder: Path | None, file: Path | None) -> Policy:

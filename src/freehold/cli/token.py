@@ -74,7 +74,7 @@ def create(
     if role is not RoleName.node:
         there, then = f"there {who} says", f"freehold login --coordinator {made.url} --join-file {who}.token"
     errors().print(
-        f"Until {_when(made.expires)}. Save it as {who}.token, on a way that you trust; then {there}:\n  {then}", style="dim"
+        f"Until {_when(made.expires)}. Take it there as {who}.token by a way that you trust; then {there}:\n  {then}", style="dim"
     )
 
 

@@ -11,6 +11,8 @@ from freehold.errors import CheckpointRefused, NotJoined, UsageError
 if TYPE_CHECKING:
     from freehold.wire.messages import Countersigned
 
+LOST = "The privacy budget is gone, though contributions have left by the ledger."
+
 
 class Checkpoint(TypedDict):
     """One, as it is shown: the line, its digest, the ledger's key, and the coordinator's time."""
@@ -121,10 +123,30 @@ def _from_budget(folder: Path, known: Known) -> None:
         return
     try:
         kept = read(folder.parent / "budget", known.key)
+        if kept is None and _names_a_budget(folder):
+            known.budget = f"{LOST} Restore budget/ and ledger/ from the same, newest backup."
     except BudgetDamaged as error:
         kept, known.budget = None, error.message
     if kept is not None and kept.ledger.n and known.lines.setdefault(*kept.ledger) != kept.ledger.hash:
         known.budget = f"The privacy budget knows another line {kept.ledger.n} than the coordinator has witnessed."
+
+
+def needs_budget(folder: Path) -> None:
+    """Raises BudgetDamaged where there is no budget, though the ledger in `folder` names one: nothing spent would be a lie."""
+    from freehold.errors import BudgetDamaged
+
+    if _names_a_budget(folder):
+        raise BudgetDamaged(LOST, hint="Restore budget/ and ledger/ from the same, newest backup. Nothing leaves before.")
+
+
+def _names_a_budget(folder: Path) -> bool:
+    from freehold.errors import LedgerError
+    from freehold.node.audit import entries
+
+    try:
+        return any(line.kind == "contribution" for line in entries(folder))
+    except LedgerError:  # verify says what is wrong with it
+        return False
 
 
 def _asked(state: Path) -> Countersigned:

@@ -130,7 +130,11 @@ class Approvals:
         found = [each for each in every if re.fullmatch(r"[0-9a-f]{4,64}", start) and each[0].startswith(f"sha256:{start}")]
         found = found or [each for each in every if parse(each[1].plan).name == text]
         if not found:
-            raise UnknownName(f"No plan {text[:80]} is here.", hint="`freehold node pending` lists what waits.")
+            raise UnknownName(
+                f"No plan {text[:80]} is here.",
+                hint="`freehold node pending` lists what waits. A plan that rules allow or deny is not kept: "
+                "`freehold node policy check PLAN` explains the verdict.",
+            )
         if len(found) > 1:
             raise UsageError(f"{len(found)} plans are called {text[:80]}.", hint="Give the digest.")
         return found[0]

@@ -176,9 +176,14 @@ class Budget:
         mine = Entry(plan=ask.plan, unit=ask.unit, mechanism=ask.mechanism, spent=rounds)
         found = composed([*others, mine], delta)
         if found > most:
+            taken = (
+                f", and other plans have taken {_said(composed(others, delta))}"
+                if any(e.plan != ask.plan for e in others)
+                else ""
+            )
             raise BudgetExceeded(
                 f"With its rounds to the end, {whose} would cost {_said(found)} on {ask.dataset}, at δ = {delta:g}; the owner "
-                f"allows ε = {most:g}, and other plans have taken {_said(composed(others, delta))}.",
+                f"allows ε = {most:g}{taken}.",
                 hint="More noise or fewer rounds in the plan cost less; only the data's owner can allow more, in the policy.",
             )
 

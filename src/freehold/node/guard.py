@@ -195,7 +195,7 @@ class Guard:
             limits=Limits(
                 epsilon_total=rules.epsilon_total,
                 epsilon_per_study=rules.epsilon_per_study,
-                delta=rules.delta or min(plan.privacy.delta, Limits().delta),  # a plan must not make its own ε small
+                delta=min(plan.privacy.delta, rules.delta or Limits().delta),  # a plan must not make its own ε small
             ),
             sandbox=self._level,
             release=rules.release or "approved",

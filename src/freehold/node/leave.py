@@ -59,7 +59,8 @@ def leave(state: Path, *, erase: bool, spawn: Spawn = spawn) -> Receipt:
         durable.write(state / "left.json", (json.dumps(asdict(receipt)) + "\n").encode(), point="node.left")
         shutil.rmtree(state / "identity")  # of no use to anybody any more
         if erase:
-            shutil.rmtree(state / "studies", ignore_errors=True)
+            for copied in ("studies", "columns"):  # sums over records, and copies of them
+                shutil.rmtree(state / copied, ignore_errors=True)
     return receipt
 
 

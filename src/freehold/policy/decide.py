@@ -200,6 +200,8 @@ def _signed(rules: DataRules, plan: Plan, facts: Facts) -> Finding:
 
     try:
         passed = signing.is_signed(facts.digest or digest(plan), facts.signature, rules.study_keys)
+        if not passed and signing.is_known(facts.signature, rules.study_keys):
+            found += ", which is that of another plan, or damaged"
     except UsageError:
         passed = False
     wanted = f"a signature by one of {len(rules.study_keys)} keys"

@@ -91,7 +91,7 @@ def _leaving(plan: Plan) -> str:
     names = _some([each.name for each in main.tensors])
     return (
         f"each round up to {size(contribution_bytes(main))}: {numbers} numbers in {len(main.tensors)} tensors, {names}; "
-        f"{plan.training.rounds} rounds in {runs} runs, {size(total)} in all at most"
+        f"{plan.training.rounds} rounds in {runs} {'run' if runs == 1 else 'runs'}, {size(total)} in all at most"
     )
 
 

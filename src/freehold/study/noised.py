@@ -148,6 +148,6 @@ def said_of(comparison: Comparison) -> tuple[str, ...]:
         told = ", ".join(rounded_up(point.epsilon) for point, _ in below)
         notes.append(
             f"At ε = {told} the mean is below that of training alone, which sends nothing and needs no noise: by "
-            f"{value(metric, below[0][1])}{' points' if metric in SHARES else ''} at the smallest."
+            f"{value(metric, below[0][1])}{' points' if metric in SHARES else ''} at ε = {rounded_up(below[0][0].epsilon)}."
         )
     return tuple(notes)

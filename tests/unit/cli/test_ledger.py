@@ -12,8 +12,10 @@ from typer.testing import CliRunner, Result
 
 from freehold.cli.ledger import ledger
 from freehold.cli.node import node
+from freehold.errors import BudgetDamaged, NotJoined, UsageError
 from freehold.node.control import Control
 from freehold.node.ledger import FILE
+from freehold.report.cost import rounded_up
 from freehold.wire.routes import WORK
 from tests.unit.node.guarding import ROUNDS, cost, opened, piece, plan
 from tests.unit.node.witnessing import Coordinator, coordinator
@@ -189,3 +191,33 @@ def test_the_budget_of_each_data_set_and_study(state: Path) -> None:
     strict = json.loads(CliRunner().invoke(node, ["budget", "--state", str(state), "--json", "--delta", "1e-9"]).output)
     assert strict[0]["epsilon"] > cost(ROUNDS - 2)
     assert CliRunner().invoke(node, ["budget", "--state", str(state), "--delta", "2"]).exit_code != 0
+
+
+def test_a_budget_that_is_gone_is_a_fault_and_not_nothing_spent(state: Path, tmp_path: Path) -> None:
+    (state / "budget" / "budget.json").unlink()
+    done = run("verify", "--state", state, "--json")
+    assert done.exit_code == 1 and "is gone" in json.loads(done.output)["budget"]
+    done = CliRunner().invoke(node, ["budget", "--state", str(state)])
+    assert isinstance(done.exception, BudgetDamaged) and "Nothing was spent" not in done.output
+    door = opened(tmp_path / "new")
+    door.note("started", "strict", sandbox="strict")
+    door.close()
+    (tmp_path / "new" / "budget" / "budget.json").unlink(missing_ok=True)
+    done = CliRunner().invoke(node, ["budget", "--state", str(tmp_path / "new")])
+    assert done.exit_code == 0 and "Nothing was spent" in done.output
+
+
+def test_epsilon_is_shown_with_its_delta_and_never_below(state: Path) -> None:
+    shown = run("show", "--state", state).output
+    told = [line for line in map(json.loads, run("show", "--state", state, "--json").output.splitlines()) if "epsilon" in line]
+    assert told and all(f"{rounded_up(line['epsilon'])} at {line['delta']:g}" in shown for line in told)
+    table = CliRunner().invoke(node, ["budget", "--state", str(state)]).output
+    assert rounded_up(cost(2)) in table and float(rounded_up(cost(2))) >= cost(2)
+
+
+def test_a_ledger_or_a_node_that_is_not_there_is_no_empty_one(tmp_path: Path) -> None:
+    done = run("verify", "--file", tmp_path / "none.jsonl")
+    assert isinstance(done.exception, UsageError) and "There is no ledger" in str(done.exception)
+    for words in (["pending"], ["show", "abcd"], ["approve", "abcd"], ["deny", "abcd"]):
+        done = CliRunner().invoke(node, [*words, "--state", str(tmp_path / "carol")])
+        assert isinstance(done.exception, NotJoined) and "There is no node" in str(done.exception)

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from freehold.errors import FreeholdError, NodeError, StateInUse, VaultError, VaultPutBack
+from freehold.node import ledger as ledger_module
 from freehold.wire.local import close, sealed
 from tests.unit.node.vaults import LARGE, OTHER, RUN, SMALL, Node, digest, killed_at, plain_vault
 

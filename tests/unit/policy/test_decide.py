@@ -167,5 +167,7 @@ def test_the_signature_counts_not_what_it_says_of_itself(tmp_path: Path) -> None
     told = {s: decide(policy_of(plan, rules), plan, facts(signature=s)).says for s in (good, other, forged, "", "x.y.z")}
     assert told.pop(good) == "allowed"
     assert set(told.values()) == {"denied"}
+    said = {s: decide(policy_of(plan, rules), plan, facts(signature=s)).failed[0].found for s in (other, forged)}
+    assert "another plan, or damaged" in said[forged] and "damaged" not in said[other]
     changed = heart(min_examples=11)
     assert decide(policy_of(changed, rules), changed, facts(signature=good)).says == "denied"

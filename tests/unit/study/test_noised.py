@@ -110,7 +110,8 @@ def test_each_epsilon_is_a_row_beside_the_one_without_noise() -> None:
         assert point.epsilon <= point.epsilon_by_rdp
     assert log_loss(found, "fedavg-epsilon-0.5") > log_loss(found, "fedavg-epsilon-8") > log_loss(found, "fedavg")
     assert any("With so few" in note or "with so few" in note for note in found.notes), "four hospitals cannot hide one"
-    assert any("below that of training alone" in note for note in found.notes)
+    [below] = [note for note in found.notes if "below that of training alone" in note]
+    assert below.endswith(f" at ε = {below.removeprefix('At ε = ').partition(' ')[0].rstrip(',')}.")
     with pytest.raises(UsageError, match="plan says how much"):
         freehold.simulate(heart(privacy=RECORD), seeds=1, noised=Noised(epsilons=(1.0,)))
 
