@@ -61,9 +61,12 @@ def show(digest: Wanted, name: NodeName = None, state: NodeState = None, as_json
     approvals = Approvals(folder)
     identity, entry = approvals.find(digest)
     plan = parse(entry.plan)
-    rules, facts = _policy(folder, None), _facts(folder, plan, entry.signature)
+    rules = _policy(folder, None)
+    facts = _facts(folder, plan, entry.signature, rules)
     foreign = is_foreign(plan, facts.installed)
     words = summary(plan, columns=facts.columns, installed=not foreign, rules=_rules_of(rules, plan), files=_files(folder, plan))
+    if facts.epsilon is not None:
+        words.append(("ε", f"at most {facts.epsilon:.3g} for a run to the end, companions and repeats included"))
     before = approvals.last_approved(plan.name, but=identity)
     changed = difference(before, plan) if before is not None else None
     code = code_changed(approvals, folder, plan, but=identity)
@@ -107,7 +110,8 @@ def approve(digest: Wanted, name: NodeName = None, state: NodeState = None, as_j
     identity, entry = approvals.find(digest)
     plan = parse(entry.plan)
     approvals.say(identity, "approved")
-    verdict = _decided(_policy(folder, None), plan, _facts(folder, plan, entry.signature))
+    rules = _policy(folder, None)
+    verdict = _decided(rules, plan, _facts(folder, plan, entry.signature, rules))
     if as_json:
         sys.stdout.write(json.dumps({"digest": identity, "name": plan.name, "state": "approved", **_as_dict(verdict)}) + "\n")
     else:
@@ -158,7 +162,8 @@ def check(
     folder = None if name is None and state is None and file is not None else _node(name, state)
     signed = plan.with_name(plan.name + ".sig")
     signature = signed.read_text(encoding="utf-8").strip() if signed.exists() else None
-    verdict = _decided(_policy(folder, file), loaded, _facts(folder, loaded, signature))
+    rules = _policy(folder, file)
+    verdict = _decided(rules, loaded, _facts(folder, loaded, signature, rules))
     if as_json:
         sys.stdout.write(json.dumps({"name": loaded.name, **_as_dict(verdict)}, indent=1, ensure_ascii=False) + "\n")
     else:
@@ -212,13 +217,14 @@ def _policy(folder: Path | None, file: Path | None) -> Policy:
     return load_policy(rules_file(folder))
 
 
-def _facts(folder: Path | None, plan: Plan, signature: str | None) -> Facts:
+def _facts(folder: Path | None, plan: Plan, signature: str | None, rules: Policy) -> Facts:
     from freehold.node.approvals import Approvals
     from freehold.plan import digest
     from freehold.policy import Facts
     from freehold.sandbox.probe import probe
 
     identity = digest(plan)
+    epsilon, spent = _cost(folder, plan, rules)
     return Facts(
         installed=frozenset(point.name for point in entry_points(group="freehold.tasks")),
         now=time.time(),
@@ -226,10 +232,31 @@ def _facts(folder: Path | None, plan: Plan, signature: str | None) -> Facts:
         digest=identity,
         columns=_columns(plan),
         approval="" if folder is None else Approvals(folder).state_of(identity),
+        epsilon=epsilon,
+        spent=spent,
         counted=True,
         sandbox=(level := probe(None).level),
         bounded="" if level == "none" else "processes",  # a control group is the running node's alone
     )
+
+
+def _cost(folder: Path | None, plan: Plan, rules: Policy) -> tuple[float | None, float]:
+    """(ε of the plan to its end, ε that other plans add to it). None: it rests on how many records a node has."""
+    if plan.privacy.unit != "client":
+        return None, 0.0
+    from freehold.node.budget import Entry, Limits, composed, read
+    from freehold.node.lines import public_key
+    from freehold.plan import digest, runs_of
+    from freehold.privacy import mechanism_of
+
+    found = _rules_of(rules, plan)
+    delta = min(plan.privacy.delta, (found.delta if found else None) or Limits().delta)
+    kept = None if folder is None else read(folder / "budget", public_key(folder / "ledger") or "")
+    others = [each for each in (kept.sets.get(plan.task.name, []) if kept else []) if each.plan != digest(plan)]
+    rounds = plan.training.rounds * len(runs_of(plan))
+    mine = Entry(plan=digest(plan), unit="client", mechanism=mechanism_of(plan, 1), spent=rounds)
+    epsilon = composed([mine], delta)
+    return epsilon, composed([*others, mine], delta) - epsilon if others else 0.0
 
 
 def _columns(plan: Plan) -> tuple[str, ...] | None:

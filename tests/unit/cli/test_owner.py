@@ -1,0 +1,52 @@
+"""What `freehold node policy check` says of ε, beside what the budget of the node has spent already."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from freehold.cli.node import node
+from freehold.plan import dumps
+from freehold.report.cost import rounded_up
+from tests.unit.node.guarding import ROUNDS, cost, opened, piece, plan
+
+RULES = '[data.heart]\nrelease = "noised"\ntasks = ["heart"]\n'
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    """Of a node that has let one noised contribution out, to another study."""
+    found = tmp_path / "alice"
+    door, what = opened(found), piece(0, of=plan(4.0, name="earlier"))
+    door.begin(what)
+    door.send("contribution", what, sha256="ab" * 32, length=1)
+    door.close()
+    return found
+
+
+def rules_of(state: Path, limits: str, noise: float | None = 4.0) -> tuple[int, dict[str, tuple[bool, str]]]:
+    """The exit code, and of each rule whether it passes and what was found."""
+    (state / "policy.toml").write_text(RULES + limits)
+    path = state / "plan.toml"
+    path.write_text(dumps(plan(noise)))
+    done = CliRunner().invoke(node, ["policy", "check", str(path), "--state", str(state), "--json"])
+    return done.exit_code, {each["rule"]: (each["passed"], each["found"]) for each in json.loads(done.stdout)["rules"]}
+
+
+def test_a_study_that_the_budget_would_refuse_is_not_called_allowed(state: Path) -> None:
+    whole = cost(ROUNDS)
+    code, rules = rules_of(state, f"epsilon_per_study = {rounded_up(whole)}\n")
+    assert code == 0 and rules["epsilon_per_study"] == (True, f"{whole:.4g}")
+    code, rules = rules_of(state, f"epsilon_per_study = {whole - 0.01}\n")
+    assert code == 1 and not rules["epsilon_per_study"][0]
+
+
+def test_what_other_studies_have_cost_counts_as_the_budget_counts_it(state: Path) -> None:
+    """Noise composes: together they cost less than the sum, and more than each."""
+    both, own = cost(ROUNDS + 1), cost(ROUNDS)
+    code, rules = rules_of(state, f"epsilon_total = {(own + both) / 2}\n")
+    assert code == 1 and rules["epsilon_total"] == (False, f"{both - own:.4g} spent + {own:.4g}")
+    assert rules_of(state, f"epsilon_total = {both + 1e-3}\n")[0] == 0
