@@ -6,6 +6,7 @@ channel. Only the seconds that an import takes are spared. For tests; a node in 
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
 import inspect
@@ -97,6 +98,9 @@ def serve(path: Path) -> None:
     while True:
         connection, _ = listening.accept()
         body, fds, _, _ = socket.recv_fds(connection, 4096, 1)
+        if not fds:
+            connection.close()  # who asked was killed before it had
+            continue
         pid = os.fork()
         if pid == 0:
             listening.close()
@@ -104,7 +108,8 @@ def serve(path: Path) -> None:
             os.set_inheritable(fds[0], True)
             _become(json.loads(body), fds[0])
         os.close(fds[0])
-        connection.send(str(pid).encode())
+        with contextlib.suppress(OSError):  # who asked was killed since; the child sees its channel's end
+            connection.send(str(pid).encode())
         connection.close()
 
 
