@@ -139,6 +139,7 @@ class Guard:
         try:
             if not isinstance(reply, Trained) or len(got) != 2 or not whole(got):
                 raise study.nonsense()
+            self._check_charged(study, piece)
             study.claims.weight(run.id, study.plan.training, reply.weight)
             if (out := released(got[0], run.contribution, study.plan.privacy)) != got[0]:
                 got.insert(0, out)
@@ -200,6 +201,14 @@ class Guard:
             sandbox=self._level,
             release=rules.release or "approved",
         )
+
+    def _check_charged(self, study: WarmStudy, piece: Piece) -> None:
+        """Raise DataUnfit where a trainer died, and the one that answered read a table of another size than was charged for."""
+        if self._training.get(digest(study.plan), 0) != piece.examples:
+            raise DataUnfit(
+                "The data changed while it was trained on, so that its cost was not what was reserved.",
+                hint="Nothing was sent; the next round counts what is there now.",
+            )
 
     def refused(self, errand: object, error: FreeholdError) -> None:
         """Write down what this node refuses."""

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from freehold.coordinator.specification import specified
-from freehold.errors import BudgetExceeded, NodeError, PeerGone, PlanWaits, TrainerFailed, WeightRefused
+from freehold.errors import BudgetExceeded, DataUnfit, NodeError, PeerGone, PlanWaits, TrainerFailed, WeightRefused
 from freehold.node import admission, warm
 from freehold.node import guard as guard_module
 from freehold.node.audit import entries
@@ -45,6 +45,10 @@ class Trainers:
         self.let = threading.Semaphore(0)
         self.dies = 0
         """So many die while they read the data."""
+        self.dies_training = 0
+        """So many die while they train."""
+        self.records = 0
+        """Each that opens has one record more to train on, if there are some."""
         self.started = self.ended = 0
 
     def spawn(self, module: str, fd: int) -> subprocess.Popen[bytes]:
@@ -62,8 +66,13 @@ class Trainers:
                     channel.close()
                     return
                 if isinstance(job, Open):
-                    channel.send(Opened(examples=10, findings=[]))
+                    self.records += bool(self.records)
+                    channel.send(Opened(examples=10, training=self.records, findings=[]))
                     continue
+                if self.dies_training:
+                    self.dies_training -= 1
+                    channel.close()
+                    return
                 assert isinstance(job, TrainJob)
                 self.jobs.put(job)
                 self.let.acquire()
@@ -233,3 +242,13 @@ def test_one_that_always_dies_there_is_given_up(node: Node) -> None:
     node.trainers.dies = 100
     with pytest.raises(TrainerFailed, match="died"):
         node.train(0, 60.0)
+
+
+def test_what_was_trained_on_more_records_than_were_charged_for_is_not_sent(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trainer dies while it trains, and the next one finds another table."""
+    monkeypatch.setattr(guard_module, "checked_records", lambda claimed, table: claimed)
+    node.trainers.records, node.trainers.dies_training = 5, 1
+    node.trainers.let.release(2)
+    with pytest.raises(DataUnfit, match="changed"):
+        node.train(0, 60.0)
+    assert isinstance(node.train(1, 60.0), Outgoing)
