@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,6 +22,7 @@ from freehold.plan import AlgorithmRef, Plan, RoundPolicy, TaskRef, Training
 from freehold.testing import forkserver
 from freehold.wire.admin import Status
 from freehold.wire.routes import MEASURES
+from tests.federation.apart import Apart
 from tests.federation.harness import Federation, heart_plan, with_spec
 from tests.federation.namespaces import FAR, NEAR, Networks, possible
 from tests.federation.programs import freehold
@@ -159,20 +160,6 @@ def test_a_node_whose_whole_folder_was_put_back_sends_nothing_and_the_operator_s
     assert not any(each.method == "PUT" for each in watched.requests[before:])
 
 
-class Apart(Federation):
-    """The node lives in another network than the coordinator."""
-
-    networks: Networks
-
-    @property
-    def url(self) -> str:
-        return f"https://{NEAR}:{self.port}"
-
-    def around(self, name: str) -> Sequence[str]:
-        return self.networks.inside(NEAR if name == "coordinator" else FAR)
-
-
-@pytest.mark.slow
 @pytest.mark.skipif(not possible(), reason="this user may not make network namespaces here")
 def test_the_interface_shows_little_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a model of 5 MB: at most 5 % and 8 kB for each connection above what the ledger says."""
@@ -191,8 +178,8 @@ def test_the_interface_shows_little_more(tmp_path: Path, monkeypatch: pytest.Mon
             )
         )
         settings = {"host": NEAR, "names": [NEAR]}
-        federation = Apart(tmp_path / "apart", ["hungary"], fork=None, settings=settings, dataset="bench-5mb")
-        federation.networks = networks = Networks()
+        networks = Networks()
+        federation = Apart(tmp_path / "apart", ["hungary"], networks=networks, fork=None, settings=settings, dataset="bench-5mb")
         try:
             federation.start()
             federation.finished(federation.run(plan))

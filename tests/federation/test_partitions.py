@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -10,7 +10,8 @@ import pytest
 from torch import Tensor
 
 from freehold.plan import Plan, runs_of
-from tests.federation.harness import Federation, heart_plan
+from tests.federation.apart import Apart
+from tests.federation.harness import heart_plan
 from tests.federation.namespaces import FAR, NEAR, Networks, possible
 from tests.federation.states import in_step, server_state
 
@@ -20,24 +21,11 @@ NODES = ["cleveland", "hungary", "switzerland"]
 ROUNDS = 4
 
 
-class Apart(Federation):
-    """A federation of which hungary lives in another network than the others."""
-
-    networks: Networks
-
-    @property
-    def url(self) -> str:
-        return f"https://{NEAR}:{self.port}"
-
-    def around(self, name: str) -> Sequence[str]:
-        return self.networks.inside(FAR if name == "hungary" else NEAR)
-
-
 @pytest.fixture(scope="module")
 def federation(tmp_path_factory: pytest.TempPathFactory, fork: Path) -> Iterator[Apart]:
     networks = Networks()
-    found = Apart(tmp_path_factory.mktemp("apart"), NODES, fork=fork, settings={"host": NEAR, "names": [NEAR]})
-    found.networks = networks
+    settings = {"host": NEAR, "names": [NEAR]}
+    found = Apart(tmp_path_factory.mktemp("apart"), NODES, networks=networks, fork=fork, settings=settings)
     found.start()
     try:
         yield found
