@@ -18,7 +18,7 @@ from freehold.errors import CoordinatorError, NodeError, Unreachable
 from freehold.wire import tether
 from freehold.wire.admin import Admin, NodeInfo, Status, TokenMade, TokenRequest
 
-START_LIMIT_S = 120.0
+LIMIT_S = 120.0
 LOOK_S = 0.05
 
 T = TypeVar("T")
@@ -100,7 +100,7 @@ class Federation:
 
     def wait(self, look: Callable[[], T | None]) -> T:
         """What `look` finds, once it finds something."""
-        deadline = time.monotonic() + START_LIMIT_S
+        deadline = time.monotonic() + LIMIT_S
         while time.monotonic() < deadline:
             self.check()
             try:
@@ -110,7 +110,7 @@ class Federation:
             if found is not None:
                 return found
             time.sleep(LOOK_S)
-        raise CoordinatorError(f"The federation did not start within {START_LIMIT_S:.0f} s.", hint="Is the machine overloaded?")
+        raise CoordinatorError(f"The federation did not get there within {LIMIT_S:.0f} s.", hint="Is the machine overloaded?")
 
     def _start(self, name: str, module: str, *arguments: str) -> None:
         log = (self.folder / f"{name}.log").open("w", encoding="utf-8")
