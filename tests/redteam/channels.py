@@ -35,14 +35,17 @@ JAIL = "the sandbox"
 CHANNELS: Final[dict[str, Channel]] = {
     # Weights.
     "weight-fraction": Channel("weight", "digits after the point", "stopped", "the guard: a weight is a count"),
-    "weight-changes": Channel("weight", "another count each round", "stopped", "the guard: one count for a table, run by run"),
+    "weight-changes": Channel("weight", "another count each round", "stopped", "the guard: one count for a table, while it runs"),
     "weight-sign": Channel("weight", "minus zero", "stopped", "the guard: a weight is a count"),
     "weight-large": Channel("weight", "more than `training.most_weight`", "stopped", "the guard: the plan's bound"),
     "weight-uniform": Channel(
         "weight", "other than 1 where the plan has noise", "stopped", "the guard: such plans weigh uniformly"
     ),
     "weight-once": Channel(
-        "weight", "one whole number that is no count", "bounded", "at most 53 bits a run and table, none with noise"
+        "weight",
+        "one whole number that is no count",
+        "bounded",
+        "at most 53 bits a run, table and start of the guard",
     ),
     # Tensors.
     "tensor-name": Channel("contribution", "a record as a tensor's name", "stopped", SPEC),
@@ -105,7 +108,7 @@ CHANNELS: Final[dict[str, Channel]] = {
     "measure-split": Channel("measures", "another split", "stopped", KNOWN),
     "measure-fraction": Channel("measures", "digits of a count", "stopped", KNOWN),
     "measure-examples": Channel(
-        "measures", "another number of examples each time", "stopped", "the guard: one number for a table"
+        "measures", "another number of examples each time", "stopped", "the guard: one number for a table, while it runs"
     ),
     "measure-served": Channel("measures", "a record as the model's name", "stopped", KNOWN),
     "measure-few": Channel("measures", "sums over one record", "stopped", KNOWN),
