@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
-from freehold.core import Tree
+from freehold.core import Tree, at, stack
 
 
 class PersonalStore:
@@ -22,6 +22,15 @@ class PersonalStore:
     def stage(self, client: str, personal: Tree) -> None:
         """Keep a new state as pending."""
         self._pending[client] = personal
+
+    def gather(self, clients: Sequence[str], shared: Tree) -> Tree:
+        """What `read` gives for each, as one tree with a leading client axis."""
+        return stack([self.read(c, shared) for c in clients])
+
+    def scatter(self, clients: Sequence[str], stacked: Tree) -> None:
+        """`stage` for each, from one tree with a leading client axis."""
+        for i, client in enumerate(clients):
+            self.stage(client, at(stacked, i))
 
     def settle(self, counted: bool) -> None:
         """Commit what is pending, or drop it."""

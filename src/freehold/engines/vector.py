@@ -84,11 +84,11 @@ class VectorEngine(LoopEngine):
             clients=len(clients),
             metrics=tree_map(lambda t: _weighted_sum(t, weights), results.metrics),
         )
-        finite = all(bool(t.isfinite().all()) for tree in (results.contribution, results.personal) for t in leaves(tree))
-        for i, client in enumerate(clients):
-            mine = ClientResult(at(results.contribution, i) if not finite else {}, at(results.personal, i))
-            check_finite(mine, client, round, self.algorithm.name)
-            self.store.stage(client, mine.personal)
+        if not all(bool(t.isfinite().all()) for tree in (results.contribution, results.personal) for t in leaves(tree)):
+            for i, client in enumerate(clients):
+                mine = ClientResult(at(results.contribution, i), at(results.personal, i))
+                check_finite(mine, client, round, self.algorithm.name)
+        self.store.scatter(clients, results.personal)
         return tally
 
     def _chunks(self, clients: Sequence[str], steps_of: Callable[[str], Steps]) -> Iterator[tuple[Sequence[str], Steps]]:
@@ -100,7 +100,7 @@ class VectorEngine(LoopEngine):
 
     def _run(self, one: Callable[..., Any], shared: Tree, clients: Sequence[str], steps: Steps, batches: Sequence[Batch]) -> Any:
         """`one(shared, personal, steps, batches)` for each client, under `vmap`."""
-        personal = stack([self.store.read(c, shared) for c in clients])
+        personal = self.store.gather(clients, shared)
         # A view per client, no copy: what a module changes in place has to have a client axis under vmap.
         copies = tree_map(lambda t: t.expand(len(clients), *t.shape), shared)
 
