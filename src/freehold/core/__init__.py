@@ -2,6 +2,7 @@
 
 from freehold.core.algorithm import Algorithm, ClientResult, Metrics, Round, Tally, Weighting
 from freehold.core.batching import custom_vmap
+from freehold.core.cohort import Executor, executing
 from freehold.core.objective import NoisedSum, Objective, Privacy, descend, descend_adam, fix, gradient, proximal, tilted
 from freehold.core.registry import (
     AlgorithmEntry,
@@ -52,6 +53,7 @@ __all__ = [
     "ClientResult",
     "Count",
     "Engine",
+    "Executor",
     "Fraction",
     "Hyperparameter",
     "Losses",
@@ -86,6 +88,7 @@ __all__ = [
     "difference",
     "dot",
     "entry_of",
+    "executing",
     "fix",
     "flatten",
     "fold",

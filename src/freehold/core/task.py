@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from freehold.core.cohort.lowrank import dense
 from freehold.core.forward import Forward
 from freehold.core.objective import Objective, Privacy
 from freehold.core.steps import Batch
@@ -104,7 +105,7 @@ def task_from(
     top.register_forward_pre_hook(watch)
 
     def run(state: State, batch: Batch, training: bool = False, bend: Callable[[Tensor], Tensor] | None = None) -> Seen:
-        live = {k: v.clone() if training and k in buffers else v for k, v in state.items()}
+        live = {k: v.clone() if training and k in buffers else v for k, v in dense(state).items()}
         module.train(training)
         watch.bend, watch.features = bend, None
         if training:
@@ -132,7 +133,7 @@ def task_from(
                 f"The head {head_name!r} shares {missing[0]} with another layer, so it cannot stand alone.",
                 hint="Choose an algorithm that needs no head of its own, e.g. fedavg or ditto, or do not tie the head.",
             )
-        inner = {own: state[name] for own, name in of_head.items()}
+        inner = {own: dense(state[name]) for own, name in of_head.items()}
         outputs: Tensor = functional_call(top, inner, (features,))
         return outputs
 
