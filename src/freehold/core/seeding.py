@@ -64,10 +64,10 @@ _SECOND = 0x94D049BB133111EB - (1 << 64)
 
 def _shift(z: Tensor, by: int) -> Tensor:
     """A logical shift to the right; torch's own keeps the sign."""
-    return (z >> by) & ((1 << (64 - by)) - 1)
+    return (z >> by).bitwise_and_((1 << (64 - by)) - 1)
 
 
 def _mix(z: Tensor) -> Tensor:
-    z = (z ^ _shift(z, 30)) * _FIRST
-    z = (z ^ _shift(z, 27)) * _SECOND
-    return z ^ _shift(z, 31)
+    z = (z ^ _shift(z, 30)).mul_(_FIRST)
+    z = (z ^ _shift(z, 27)).mul_(_SECOND)
+    return z.bitwise_xor_(_shift(z, 31))

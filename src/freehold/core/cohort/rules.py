@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from freehold.core.batching import is_mapped
 from freehold.core.cohort.bank import Bank, opened
 from freehold.core.cohort.lowrank import dense
+from freehold.core.cohort.private import Clipping
 from freehold.core.cohort.replay import runner_for
 from freehold.core.cohort.tape import Grads, Pass
 from freehold.core.cohort.walk import Stride, Walk
@@ -50,7 +51,7 @@ def _lowrank(size: int, objective: Objective, state: State, batches: Any, lr: fl
 
 def _descend(size: int, objective: Objective, state: State, batches: Any, lr: float | Tensor, factor: bool) -> State:
     objective, state = _plain(objective), dense(state)
-    if objective.private is not None or not isinstance(batches, (Steps, list, tuple)):
+    if _unforetold(objective) or not isinstance(batches, (Steps, list, tuple)):
         result: State = _mapped(descend.fn, objective, state, batches, lr)
         return result
     return Descent(size, objective, state, batches, lr, factor).run()
@@ -58,15 +59,21 @@ def _descend(size: int, objective: Objective, state: State, batches: Any, lr: fl
 
 def _gradient(size: int, objective: Objective, state: State, batch: Batch) -> tuple[State, State]:
     objective, state = _plain(objective), dense(state)
-    if objective.private is not None:
+    if _unforetold(objective):
         result: tuple[State, State] = _mapped(gradient.fn, objective, state, batch)
         return result
     params, rest = parts(objective, state)
     real = batch["real"]
     like = next((v for v in params.values() if v.is_floating_point()), None)
     seeds = real * (1 / real.sum(-1).clamp(min=1).to(like.dtype if like is not None else torch.float32))[:, None]
-    found = runner_for(objective, params, rest, batch).run(Pass(objective, params, rest, batch, seeds, _never))
+    clipping = Clipping(objective, objective.private) if objective.private is not None else None
+    if clipping is None:
+        found = runner_for(objective, params, rest, batch).run(Pass(objective, params, rest, batch, seeds, _never))
+    else:
+        found = clipping.gradients(params, rest, objective.held, batch, 1.0)
     grads = {k: g if (g := found.of(k)) is not None else torch.zeros_like(v) for k, v in params.items()}
+    if clipping is not None:
+        clipping.add_noise(grads, batch, 1.0)
     for anchor, mu in objective.pulls:
         grads |= {k: grads[k] + _wide(mu, v) * (v - anchor[k]) for k, v in params.items() if k in anchor}
     grads |= {k: grads[k] + slope for k, slope in objective.tilt.items() if k in params}
@@ -87,6 +94,7 @@ class Descent:
     ) -> None:
         self.objective, self.state = objective, state
         self.params, self.rest = parts(objective, state)
+        self.clipping = Clipping(objective, objective.private) if objective.private is not None else None
         dtype = next((v.dtype for v in self.params.values()), torch.float32)
         self.walk = Walk(batches, lr, dtype)
         self.banks: dict[str, Bank] = {}
@@ -95,6 +103,7 @@ class Descent:
             k: v
             for k, v in self.params.items()
             if factor
+            and objective.private is None  # noise has full rank
             and size > 1
             and v.dim() == 3
             and v.stride(0) == 0
@@ -115,11 +124,16 @@ class Descent:
             objective = (
                 self.objective if stride.n == len(stride.batch["real"]) and not self.objective.held else self._cut(stride.n)
             )
-            wanted = Pass(objective, head, rest, stride.batch, stride.seeds, self._factored)
-            grads = runner_for(objective, head, rest, stride.batch).run(wanted)
+            if self.clipping is not None:
+                grads = self.clipping.gradients(head, rest, objective.held, stride.batch, stride.pace)
+            else:
+                wanted = Pass(objective, head, rest, stride.batch, stride.seeds, self._factored)
+                grads = runner_for(objective, head, rest, stride.batch).run(wanted)
             self._open(grads, head, stride.n)
             self._pull(head, stride)
             self._step(grads, head)
+            if self.clipping is not None:
+                self.clipping.add_noise(head, stride.batch, -stride.pace)
             self._refresh(grads.buffers, stride)
         out: dict[str, Any] = {k: self.banks[k].result() if k in self.banks else self.own[k] for k in self.state}
         return out
@@ -186,6 +200,11 @@ def parts(objective: Objective, state: State) -> tuple[dict[str, Tensor], dict[s
     """(what is trained, the rest)."""
     rest = {k: v for k, v in state.items() if k in objective.buffers}
     return {k: v for k, v in state.items() if k not in rest}, rest
+
+
+def _unforetold(objective: Objective) -> bool:
+    """Whether a noise of the caller's own wants the gradient of each example."""
+    return objective.private is not None and objective.private.noised_sum is not None
 
 
 def _plain(objective: Objective) -> Objective:

@@ -14,11 +14,20 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import vmap
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from freehold.core.batching import custom_vmap
 from freehold.core.objective import Objective
 from freehold.core.steps import Batch
 from freehold.core.trees import State
+
+
+class OtherUse(Exception):
+    """A weight that was meant for Linears alone went into something else."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
 
 
 class Pair(NamedTuple):
@@ -63,6 +72,8 @@ class Pass(NamedTuple):
     """[C, B]: what each example's loss counts with; zero where it is not real."""
     factored: Callable[[str, Tensor, bool], Tensor | None]
     """(weight, x [C, N, in], whether x is raw) -> its product with a weight that is not built; None: it is."""
+    standing: frozenset[str] = frozenset()
+    """Parameters that are given as stand-ins of their shape: only `factored` knows them, and any other use is an OtherUse."""
 
 
 class Runner(Protocol):
@@ -87,6 +98,7 @@ class Tape:
 
         with torch.enable_grad(), watch:
             losses, seen = vmap(one, randomness="error")(params, wanted.rest, dict(objective.held), dict(batch))
+            watch.names = {}  # the tensors that these were are gone, and others may have their place
             total = (torch.where(batch["real"], losses, 0) * wanted.seeds).sum()
         outputs = [y for _, _, y, _ in watch.seen]
         sources = [*outputs, *params.values()]
@@ -94,6 +106,10 @@ class Tape:
         pairs = [Pair(k, x, g, raw) for (k, x, _, raw), g in zip(watch.seen, found, strict=False) if g is not None]
         rest = {k: g for k, g in zip(params, found[len(outputs) :], strict=True) if g is not None}
         return Grads(pairs, rest, {k: v.detach() for k, v in seen.items()})
+
+
+_SHAPES = frozenset(getattr(Tensor, name).__get__ for name in ("shape", "ndim", "dtype", "device", "requires_grad", "is_leaf"))
+"""What asks about a tensor without reading it."""
 
 
 class _Watch(TorchFunctionMode):
@@ -111,6 +127,10 @@ class _Watch(TorchFunctionMode):
             x, w, b = _linear_arguments(*args, **kwargs)
             if id(w) in self.names:
                 return _linear(self, self.names[id(w)], x, w, b)
+        if self.wanted.standing and func not in _SHAPES:
+            for leaf in tree_leaves((args, kwargs)):
+                if self.names.get(id(leaf)) in self.wanted.standing:
+                    raise OtherUse(self.names[id(leaf)])
         return func(*args, **kwargs)
 
     def stacked(self, name: str, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
