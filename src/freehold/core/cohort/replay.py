@@ -45,18 +45,19 @@ def explain(objective: Objective) -> list[Finding]:
     return [finding for _, finding in _CHOSEN.get(objective.losses, {}).values()]
 
 
-def run(wanted: Pass) -> Grads:
-    """Forward and backward, by the runner that was found for such a pass."""
+def run(wanted: Pass) -> tuple[Grads, Runner]:
+    """Forward and backward, and what ran it: it can run any further pass of this objective on data of this shape."""
     try:
         known = _CHOSEN.setdefault(wanted.objective.losses, {})
     except TypeError:  # a loss that cannot be a key
         known = {}
     signature = _signature(wanted)
     if signature in known:
-        return known[signature][0].run(wanted)
+        runner = known[signature][0]
+        return runner.run(wanted), runner
     runner, finding, grads = _choose(wanted)
     known[signature] = runner, finding
-    return grads
+    return grads, runner
 
 
 def _choose(wanted: Pass) -> tuple[Runner, Finding, Grads]:
@@ -115,4 +116,4 @@ def _close(a: Tensor, b: Tensor, largest: float) -> bool:
 
 def _signature(wanted: Pass) -> Signature:
     trees = (wanted.params, wanted.rest, wanted.objective.held, wanted.batch)
-    return tuple((k, v.shape[1:], v.dtype) for tree in trees for k, v in tree.items())
+    return tuple(tuple((k, v.shape[1:], v.dtype) for k, v in tree.items()) for tree in trees)

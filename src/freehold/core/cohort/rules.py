@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from freehold.core.batching import is_mapped
 from freehold.core.cohort.bank import Bank, opened
 from freehold.core.cohort.lowrank import dense
-from freehold.core.cohort.passes import Grads, Pass
+from freehold.core.cohort.passes import Grads, Pass, Runner
 from freehold.core.cohort.replay import run
 from freehold.core.cohort.walk import Stride, Walk
 from freehold.core.objective import Objective, descend, gradient
@@ -65,7 +65,7 @@ def _gradient(size: int, objective: Objective, state: State, batch: Batch) -> tu
     real = batch["real"]
     like = next((v for v in params.values() if v.is_floating_point()), None)
     seeds = real * (1 / real.sum(-1).clamp(min=1).to(like.dtype if like is not None else torch.float32))[:, None]
-    found = run(Pass(objective, params, rest, batch, seeds))
+    found, _ = run(Pass(objective, params, rest, batch, seeds))
     grads = {k: found.of(k, v) for k, v in params.items()}
     for anchor, mu in objective.pulls:
         grads |= {k: grads[k] + _wide(mu, v) * (v - anchor[k]) for k, v in params.items() if k in anchor}
@@ -104,6 +104,8 @@ class Descent:
         self.own = {k: v if k in self.shared else _copied(v) for k, v in self.params.items()}
         self.own |= self.rest  # copied when a pass first changes them
         self.copied: set[str] = set()
+        self.runner: Runner | None = None
+        self.shapes: dict[str, torch.Size] = {}
 
     def run(self) -> State:
         """Take all steps."""
@@ -114,13 +116,21 @@ class Descent:
                 self.objective if stride.n == len(stride.batch["real"]) and not self.objective.held else self._cut(stride.n)
             )
             wanted = Pass(objective, head, rest, stride.batch, stride.seeds, self.banks, stride.picks)
-            grads = run(wanted)
+            grads = self._grads(wanted)
             self._open(grads, head, stride.n)
             self._pull(head, stride)
             self._step(grads, head, stride.picks)
             self._refresh(grads.buffers, stride)
         out: dict[str, Any] = {k: self.banks[k].result() if k in self.banks else self.own[k] for k in self.state}
         return out
+
+    def _grads(self, wanted: Pass) -> Grads:
+        shapes = {k: v.shape[1:] for k, v in wanted.batch.items()}
+        if shapes == self.shapes and self.runner is not None:
+            return self.runner.run(wanted)
+        grads, self.runner = run(wanted)
+        self.shapes = shapes
+        return grads
 
     def _cut(self, n: int) -> Objective:
         if not self.objective.held:
