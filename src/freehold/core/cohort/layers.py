@@ -36,7 +36,7 @@ def linear(make: Maker, call: Call) -> Operation:
 
     def forward(values: Values) -> Tensor:
         t = values[x.slot]
-        t = t.reshape(len(t), rows, into)
+        t = t.reshape(values.n, rows, into)
         bias = None if b is None else values[b.slot]
         bank = values.wanted.factored.get(name or "")
         if bank is None:
@@ -44,13 +44,13 @@ def linear(make: Maker, call: Call) -> Operation:
         else:
             y = bank.linear(t, values.wanted.picks if raw else None)
             y = y if bias is None else y.add_(bias.unsqueeze(1))
-        return y if len(outer) == 1 else y.view(len(t), *outer, -1)
+        return y if len(outer) == 1 else y.view(values.n, *outer, -1)
 
     x_too, w_too, b_too = (isinstance(r, Ref) and r.slot in make.needs for r in (x, w, b))
 
     def backward(values: Values, g: Tensor) -> Gradients:
         t = values[x.slot]
-        n = len(t)
+        n = values.n
         g = g.reshape(n, rows, -1)
         if b_too:
             yield b.slot, g.sum(1)
@@ -81,7 +81,7 @@ def embedding(make: Maker, call: Call) -> Operation:
 
     def forward(values: Values) -> Tensor:
         t, rows = values[table.slot], values[at.slot]
-        n = len(rows)
+        n = values.n
         if t.stride(0) == 0:
             shared: Tensor = t[0].index_select(0, rows.reshape(-1))
             return shared.view(n, *inner, width)
@@ -123,7 +123,7 @@ def convolution(axes: int) -> Callable[[Maker, Call], Operation]:
             return t.transpose(0, 1).flatten(1, 2)
 
         def forward(values: Values) -> Tensor:
-            n = len(values[x.slot])
+            n = values.n
             inside = wide(values[x.slot]).detach().requires_grad_(x_too)
             weight = values[w.slot].flatten(0, 1).detach().requires_grad_(w_too)
             with torch.enable_grad():
@@ -133,7 +133,7 @@ def convolution(axes: int) -> Callable[[Maker, Call], Operation]:
             return y if b is None else y + values[b.slot].view(n, 1, -1, *[1] * axes)
 
         def backward(values: Values, g: Tensor) -> Gradients:
-            n = len(g)
+            n = values.n
             inside, weight, y = values.kept.pop(call.out)
             wanted = [t for t, too in ((inside, x_too), (weight, w_too)) if too]
             found = list(torch.autograd.grad(y, wanted, wide(g)))

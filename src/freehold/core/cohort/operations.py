@@ -25,6 +25,7 @@ class Values(list[Any]):
     def __init__(self, count: int, wanted: Pass) -> None:
         super().__init__([None] * count)
         self.wanted = wanted
+        self.n = wanted.seeds.shape[0]
         self.pairs: list[Pair] = []
         self.scattered: list[Scattered] = []
         self.kept: dict[int, Any] = {}
@@ -79,7 +80,7 @@ class Maker:
         if len(shape) == rank:
             return lambda values: values[slot]
         ones = [1] * (rank - len(shape))
-        return lambda values: values[slot].view(len(values[slot]), *ones, *shape)
+        return lambda values: values[slot].view(values.n, *ones, *shape)
 
     def op(
         self,
@@ -109,10 +110,10 @@ def reshaped(make: Maker, call: Call) -> Operation:
 
     def forward(values: Values) -> Tensor:
         x: Tensor = values[source]
-        return x.reshape(len(x), *after)
+        return x.reshape(values.n, *after)
 
     def backward(values: Values, g: Tensor) -> Gradients:
-        return ((source, g.reshape(len(g), *before)),)
+        return ((source, g.reshape(values.n, *before)),)
 
     return make.op(call, forward, backward)
 

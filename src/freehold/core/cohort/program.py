@@ -51,7 +51,7 @@ class Plan:
         trees = {"params": wanted.params, "rest": wanted.rest, "held": wanted.objective.held, "batch": wanted.batch}
         for kind, name, slot in self.inputs:
             values[slot] = trees[kind][name]
-        n = len(wanted.seeds)
+        n = values.n
         for slot, constant in self.constants.items():
             values[slot] = constant.expand(n, *constant.shape)
         for op in self.forwards:

@@ -109,24 +109,30 @@ class Descent:
 
     def run(self) -> State:
         """Take all steps."""
+        n, head, rest, objective = -1, {}, {}, self.objective
+        pulled = bool(self.objective.pulls or self.objective.tilt)
         for stride in self.walk:
-            head = {k: self.own[k][: stride.n] for k in self.params}
-            rest = {k: self.own[k][: stride.n] for k in self.rest}
-            objective = (
-                self.objective if stride.n == len(stride.batch["real"]) and not self.objective.held else self._cut(stride.n)
-            )
-            wanted = Pass(objective, head, rest, stride.batch, stride.seeds, self.banks, stride.picks)
-            grads = self._grads(wanted)
-            self._open(grads, head, stride.n)
-            self._pull(head, stride)
+            if stride.n != n:  # views of the clients that still have work
+                n = stride.n
+                head = {k: self.own[k][:n] for k in self.params}
+                rest = {k: self.own[k][:n] for k in self.rest}
+                objective = self._cut(n)
+            grads = self._grads(Pass(objective, head, rest, stride.batch, stride.seeds, self.banks, stride.picks))
+            if len(self.shared) > len(self.banks):
+                self._open(grads, head, n)
+            if pulled:
+                self._pull(head, stride)
             self._step(grads, head, stride.picks)
-            self._refresh(grads.buffers, stride)
+            if grads.buffers:
+                self._refresh(grads.buffers, rest, stride)
         out: dict[str, Any] = {k: self.banks[k].result() if k in self.banks else self.own[k] for k in self.state}
         return out
 
     def _grads(self, wanted: Pass) -> Grads:
+        if self.runner is not None and self.walk.steps is not None:
+            return self.runner.run(wanted)
         shapes = {k: v.shape[1:] for k, v in wanted.batch.items()}
-        if shapes == self.shapes and self.runner is not None:
+        if self.runner is not None and shapes == self.shapes:
             return self.runner.run(wanted)
         grads, self.runner = run(wanted)
         self.shapes = shapes
@@ -181,14 +187,15 @@ class Descent:
         for name, g in grads.rest.items():
             head[name].sub_(g)
 
-    def _refresh(self, buffers: State, stride: Stride) -> None:
+    def _refresh(self, buffers: State, rest: dict[str, Tensor], stride: Stride) -> None:
         for name in self.rest:
             if name not in buffers:
                 continue
             if name not in self.copied:
                 self.copied.add(name)
                 self.own[name] = _copied(self.own[name])
-            now, seen = self.own[name][: stride.n], buffers[name]
+                rest[name] = self.own[name][: stride.n]
+            now, seen = rest[name], buffers[name]
             now.copy_(seen if stride.even else torch.where(_wide(stride.live, seen), seen, now))
 
 

@@ -56,6 +56,7 @@ class Walk:
         seeds, paces = self._weigh(real, live)
         reach, even = _reach(live)
         plain = not isinstance(self.rate, Tensor)
+        buffers: dict[str, Tensor] = {}  # one step's examples at a time
         for s, n in enumerate(reach):
             if n == 0:
                 continue
@@ -63,7 +64,7 @@ class Walk:
             yield Stride(
                 n=n,
                 batch={
-                    **{k: take(t, at[s, :n]) for k, t in steps.table.items()},
+                    **{k: take(t, at[s, :n], buffers, k) for k, t in steps.table.items()},
                     "real": real[s, :n],
                     "live": live[s, :n],
                     "key": keys[s, :n],
@@ -108,8 +109,18 @@ def _reach(live: Tensor) -> tuple[list[int], list[bool]]:
     return both[0], [bool(e) for e in both[1]]
 
 
-def take(table: Tensor, at: Tensor) -> Tensor:
-    """Rows `at` [C, N] of each client's table [C, T, ...]; a table that all share is read in place."""
-    if table.stride(0) == 0 or len(table) == 1:
-        return table[0].index_select(0, at.flatten()).view(*at.shape, *table.shape[2:])
+def take(table: Tensor, at: Tensor, buffers: dict[str, Tensor] | None = None, name: str = "") -> Tensor:
+    """Rows `at` [C, N] of each client's table [C, T, ...]; a table that all share is read in place.
+
+    With `buffers` the rows lie in the buffer of that name, until the next call.
+    """
+    if table.stride(0) == 0 or table.shape[0] == 1:
+        clients, rows = at.shape
+        if buffers is None:
+            return table[0].index_select(0, at.flatten()).view(clients, rows, *table.shape[2:])
+        if name not in buffers or buffers[name].shape[0] < clients:
+            buffers[name] = table.new_empty(clients, rows, *table.shape[2:])
+        out = buffers[name][:clients]
+        torch.index_select(table[0], 0, at.flatten(), out=out.flatten(0, 1))
+        return out
     return table[torch.arange(len(at), device=at.device)[:, None], at]
