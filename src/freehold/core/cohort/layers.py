@@ -34,11 +34,16 @@ def linear(make: Maker, call: Call) -> Operation:
     outer = make.shape(x)[:-1]
     raw = make.is_raw(x.slot) and len(outer) == 1
 
+    if raw and name:
+        make.raw_linears[call.out] = name
+
     def forward(values: Values) -> Tensor:
-        t = values[x.slot]
-        t = t.reshape(values.n, rows, into)
-        bias = None if b is None else values[b.slot]
         bank = values.wanted.factored.get(name or "")
+        bias = None if b is None else values[b.slot]
+        if bank is not None and bank.own and raw and values.wanted.picks is not None:  # x may not have been read
+            y = bank.linear(values.wanted.seeds, values.wanted.picks)
+            return y if bias is None else y.add_(bias.unsqueeze(1))
+        t = values[x.slot].reshape(values.n, rows, into)
         if bank is None:
             y = product(t, values[w.slot], bias)
         else:
@@ -49,7 +54,6 @@ def linear(make: Maker, call: Call) -> Operation:
     x_too, w_too, b_too = (isinstance(r, Ref) and r.slot in make.needs for r in (x, w, b))
 
     def backward(values: Values, g: Tensor) -> Gradients:
-        t = values[x.slot]
         n = values.n
         g = g.reshape(n, rows, -1)
         if b_too:
@@ -63,8 +67,9 @@ def linear(make: Maker, call: Call) -> Operation:
             else:
                 back = torch.bmm(g, weight)
             yield x.slot, back.view(n, *outer, into)
+        t = values[x.slot]
         if name:
-            values.pairs.append(Pair(name, t.reshape(n, rows, into), g, raw))
+            values.pairs.append(Pair(name, g if t is None else t.reshape(n, rows, into), g, raw))
         elif w_too:
             yield w.slot, torch.bmm(g.mT, t.reshape(n, rows, into))
 

@@ -53,6 +53,8 @@ class Maker:
     def __init__(self, log: Recording, needs: set[int]) -> None:
         self.log, self.needs = log, needs
         """`needs`: values that a gradient is wanted of."""
+        self.raw_linears: dict[int, str] = {}
+        """Value -> the learned weight that made it of the batch's own `x`."""
 
     def shape(self, ref: Any) -> tuple[int, ...]:
         """Shape of a value, for one client."""

@@ -67,6 +67,10 @@ class Grads(NamedTuple):
 class Factored(Protocol):
     """A weight that is not built."""
 
+    @property
+    def own(self) -> bool:
+        """Whether the weight is given nothing but the clients' own rows, and knows them: then `picks` will do for x."""
+
     def linear(self, x: Tensor, picks: Tensor | None) -> Tensor:
         """x [n, N, in] -> [n, N, out]; `picks`: which of the client's rows x is, where it is raw."""
 

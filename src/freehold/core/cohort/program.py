@@ -42,19 +42,31 @@ class Plan:
             if op.out in wanted:
                 self.forwards.insert(0, op)
                 wanted |= set(op.inputs)
+        self._find_raw(make)
         self.constants = {k: v for k, v in log.constants.items() if k in wanted}
         self.inputs = [(kind, name, slot) for key, slot in log.inputs.items() for kind, _, name in [key.partition("/")]]
+
+    def _find_raw(self, make: Maker) -> None:
+        """Weights that are given the batch's own `x` and nothing else, and whether nothing but these reads it."""
+        views = {s for s in range(len(self.log.shapes)) if make.is_raw(s)}
+        readers = [op for op in self.forwards if views & set(op.inputs) and op.out not in views]
+        names = [make.raw_linears[op.out] for op in readers if op.out in make.raw_linears]
+        linears = [self.log.inputs[f"params/{name}"] for name in names]
+        used = [slot for call in self.log.calls for slot in call.inputs()]
+        self.raw = frozenset(name for name, slot in zip(names, linears, strict=True) if used.count(slot) == 1)
+        self.reads_x = len(self.raw) < len(readers)
+        self.without_x = [op for op in self.forwards if op.out not in views]
 
     def run(self, wanted: Pass) -> Grads:
         """Forward and backward."""
         values = Values(len(self.log.shapes), wanted)
         trees = {"params": wanted.params, "rest": wanted.rest, "held": wanted.objective.held, "batch": wanted.batch}
         for kind, name, slot in self.inputs:
-            values[slot] = trees[kind][name]
+            values[slot] = trees[kind].get(name)
         n = values.n
         for slot, constant in self.constants.items():
             values[slot] = constant.expand(n, *constant.shape)
-        for op in self.forwards:
+        for op in self.forwards if "x" in wanted.batch else self.without_x:
             values[op.out] = op.forward(values)
         slopes: list[Tensor | None] = [None] * len(values)
         slopes[self.log.losses] = wanted.seeds

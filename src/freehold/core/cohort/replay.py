@@ -60,6 +60,15 @@ def run(wanted: Pass) -> tuple[Grads, Runner]:
     return grads, runner
 
 
+def known_plan(wanted: Pass) -> Plan | None:
+    """The plan that such a pass has, if it was found."""
+    try:
+        found = _CHOSEN.get(wanted.objective.losses, {}).get(_signature(wanted))
+    except TypeError:
+        return None
+    return found[0] if found is not None and isinstance(found[0], Plan) else None
+
+
 def _choose(wanted: Pass) -> tuple[Runner, Finding, Grads]:
     runner: Runner = Tape()
     how: How = "taped"

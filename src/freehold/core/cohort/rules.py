@@ -17,10 +17,10 @@ from torch.func import vmap
 from torch.utils._pytree import tree_leaves, tree_map
 
 from freehold.core.batching import is_mapped
-from freehold.core.cohort.bank import Bank, opened
+from freehold.core.cohort.bank import Bank, opened, opened_on_own
 from freehold.core.cohort.lowrank import dense
 from freehold.core.cohort.passes import Grads, Pass, Runner
-from freehold.core.cohort.replay import run
+from freehold.core.cohort.replay import known_plan, run
 from freehold.core.cohort.walk import Stride, Walk
 from freehold.core.objective import Objective, descend, gradient
 from freehold.core.steps import Batch, Steps
@@ -117,7 +117,10 @@ class Descent:
                 head = {k: self.own[k][:n] for k in self.params}
                 rest = {k: self.own[k][:n] for k in self.rest}
                 objective = self._cut(n)
-            grads = self._grads(Pass(objective, head, rest, stride.batch, stride.seeds, self.banks, stride.picks))
+            wanted = Pass(objective, head, rest, stride.batch, stride.seeds, self.banks, stride.picks)
+            if self.runner is None:
+                self._foresee(wanted)
+            grads = self._grads(wanted)
             if len(self.shared) > len(self.banks):
                 self._open(grads, head, n)
             if pulled:
@@ -127,6 +130,18 @@ class Descent:
                 self._refresh(grads.buffers, rest, stride)
         out: dict[str, Any] = {k: self.banks[k].result() if k in self.banks else self.own[k] for k in self.state}
         return out
+
+    def _foresee(self, wanted: Pass) -> None:
+        """Before the first step: weights that a known plan gives the clients' own rows and nothing else stay factored."""
+        plan = known_plan(wanted)
+        if plan is None or self.walk.steps is None:
+            return
+        for name in plan.raw & self.shared.keys():
+            bank = opened_on_own(self.walk, self.shared[name])
+            if bank is not None:
+                self.banks[name] = bank
+        if plan.raw and not plan.reads_x and plan.raw <= self.banks.keys():
+            self.walk.skipped = frozenset({"x"})
 
     def _grads(self, wanted: Pass) -> Grads:
         if self.runner is not None and self.walk.steps is not None:

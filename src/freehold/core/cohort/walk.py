@@ -37,15 +37,21 @@ class Walk:
         self.rate, self.dtype = rate, dtype
         self.steps = batches if isinstance(batches, Steps) else None
         self.batches = batches
+        self.skipped: frozenset[str] = frozenset()
+        """Columns that nobody reads from now on."""
         self.count = batches.picks.shape[1] if isinstance(batches, Steps) else len(batches)
 
     def __iter__(self) -> Iterator[Stride]:
         return self._read(self.steps) if self.steps is not None else self._listed()
 
-    def raw_rows(self) -> Tensor | None:
-        """[C, N, in]: all rows of the clients, each as one vector, where they are known and are numbers."""
-        if self.steps is None or not self.steps.table["x"].is_floating_point():
-            return None
+    @property
+    def raw_rows(self) -> int | None:
+        """How many rows of its own a client has; None where they aren't known, or aren't numbers."""
+        return self.steps.rows.shape[1] if self.steps is not None and self.steps.table["x"].is_floating_point() else None
+
+    def read_rows(self) -> Tensor:
+        """[C, N, in]: all rows of the clients, each as one vector, where they are known."""
+        assert self.steps is not None
         return take(self.steps.table["x"], self.steps.rows).flatten(2)
 
     def _read(self, steps: Steps) -> Iterator[Stride]:
@@ -64,7 +70,7 @@ class Walk:
             yield Stride(
                 n=n,
                 batch={
-                    **{k: take(t, at[s, :n], buffers, k) for k, t in steps.table.items()},
+                    **{k: take(t, at[s, :n], buffers, k) for k, t in steps.table.items() if k not in self.skipped},
                     "real": real[s, :n],
                     "live": live[s, :n],
                     "key": keys[s, :n],
