@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.func import vmap
 
 from freehold.core import Batch, Objective, Privacy, State, descend, executing, gradient, private, proximal, task_from, tilted
+from freehold.core.cohort.passes import Pass
+from freehold.core.cohort.private import Clipping
 from freehold.errors import NotPrivate
 from tests.problems import distance
 from tests.unit.core.test_opacus import GOLDEN, THEIRS, steps, task
@@ -29,6 +31,29 @@ class Words(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         ids = (x[:, :6].abs() * 3).long().clamp(max=6)
         return F.linear(self.inner(self.table(ids)).mean(1), self.table.weight)
+
+
+class Lookup(nn.Module):
+    """Few rows of a large table, one that is padding, and one read twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.last = nn.Embedding(40, 5, padding_idx=2), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        ids = (x[:, [0, 1, 2, 0]].abs() * 2).long().clamp(max=39)
+        return self.last(self.table(ids).tanh().sum(1))
+
+
+class Frames(nn.Module):
+    """A convolution over more rows than there are examples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.look, self.last = nn.Conv1d(1, 2, 2), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.look(x.reshape(-1, 1, 3)).tanh().reshape(len(x), -1))
 
 
 class Twice(nn.Module):
@@ -72,8 +97,23 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "long-sequence": lambda: nn.Sequential(nn.Unflatten(1, (6, 1)), nn.Linear(1, 2), nn.Tanh(), nn.Flatten(), nn.Linear(12, 3)),
     "norms": lambda: nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8), nn.ReLU(), nn.GroupNorm(2, 8), nn.Linear(8, 3)),
     "conv": lambda: nn.Sequential(nn.Unflatten(1, (1, 6)), nn.Conv1d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3)),
+    "conv-2d": lambda: nn.Sequential(
+        nn.Unflatten(1, (1, 2, 3)),
+        nn.Conv2d(1, 3, 2, padding=1),
+        nn.Tanh(),
+        nn.Conv2d(3, 2, (2, 1), stride=(1, 2)),
+        nn.Flatten(),
+        nn.Linear(8, 3),
+    ),
+    "conv-groups": lambda: nn.Sequential(nn.Unflatten(1, (2, 3)), nn.Conv1d(2, 4, 2, groups=2), nn.Flatten(), nn.Linear(8, 3)),
+    "conv-same": lambda: nn.Sequential(
+        nn.Unflatten(1, (2, 3)), nn.Conv1d(2, 2, 3, padding="same"), nn.Flatten(), nn.Linear(6, 3)
+    ),
+    "conv-wide": lambda: nn.Sequential(nn.Unflatten(1, (3, 2)), nn.Conv1d(3, 9, 2), nn.Flatten(), nn.Linear(9, 3)),
     "dropout": lambda: nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Dropout(0.4), nn.Linear(8, 3)),
     "words": Words,
+    "lookup": Lookup,
+    "frames": Frames,
     "twice": Twice,
     "attention": Attention,
     "scaled": Scaled,
@@ -110,6 +150,22 @@ def batches_of(client: int, live: int = STEPS) -> list[Batch]:
 
 def stacked(rows: list[list[Batch]]) -> list[Batch]:
     return [{k: torch.stack([one[s][k] for one in rows]) for k in rows[0][s]} for s in range(STEPS)]
+
+
+COPIED = {"attention": {"mix.in_proj_weight", "mix.out_proj.weight"}, "conv-groups": {"1.weight"}, "conv-same": {"1.weight"}}
+COPIED |= {"scaled": {"inner.weight"}}
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("name", NETWORKS)
+def test_only_weights_that_have_no_pairs_are_copied_for_each_example(name: str) -> None:
+    objective, start = objective_of(name, 0.0)
+    assert objective.private is not None
+    clipping = Clipping(objective, objective.private)
+    batch = stacked([batches_of(c) for c in range(CLIENTS)])[0]
+    params = {k: v.expand(CLIENTS, *v.shape) for k, v in start.items()}
+    clipping.gradients(Pass(objective, params, {}, batch, batch["real"].double()), 1.0)
+    assert clipping.built == COPIED.get(name, set())
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")  # of attention under vmap

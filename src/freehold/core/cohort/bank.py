@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from freehold.core.cohort.lowrank import LowRank
-from freehold.core.cohort.tape import Pair
+from freehold.core.cohort.passes import Pair
 from freehold.core.cohort.walk import Walk
 
 
@@ -23,19 +23,33 @@ class Bank:
         self.gram = torch.bmm(rows, rows.mT) if own else None
         self.first = _common(rows, base) if own else None
 
+    @property
+    def own(self) -> bool:
+        """Whether its rows are the clients' own."""
+        return self.gram is not None
+
     def linear(self, x: Tensor, picks: Tensor | None) -> Tensor:
         """x [n, N, in] -> [n, N, out], without bias."""
-        n = len(x)
         if self.gram is not None and self.first is not None and picks is not None:
+            n = picks.shape[0]
             return torch.baddbmm(_pick(self.first[:n], picks), _pick(self.gram[:n], picks), self.coeff[:n])
-        y = _common(x, self.base)
+        n, y = x.shape[0], _common(x, self.base)
         if not self.used:
             return y
         return torch.baddbmm(y, torch.bmm(x, self.rows[:n, : self.used].mT), self.coeff[:n, : self.used])
 
+    def back(self, g: Tensor) -> Tensor:
+        """g [n, N, out] -> [n, N, in]: the gradient of x."""
+        n = len(g)
+        x = torch.mm(g.reshape(-1, g.shape[2]), self.base[0]).view(n, g.shape[1], -1)
+        used = self.used if self.gram is None else self.rows.shape[1]
+        if not used:
+            return x
+        return torch.baddbmm(x, torch.bmm(g, self.coeff[:n, :used].mT), self.rows[:n, :used])
+
     def push(self, x: Tensor, g: Tensor, picks: Tensor | None) -> None:
         """Subtract `g.T @ x`."""
-        n = len(x)
+        n = g.shape[0]
         if self.gram is not None and picks is not None:
             self.coeff[:n].scatter_add_(1, picks[..., None].expand_as(g), -g)
             return
@@ -57,16 +71,23 @@ class Bank:
 
 def opened(walk: Walk, base: Tensor, pairs: list[Pair]) -> Bank | None:
     """A bank for a weight that has these pairs in each step, if that is smaller than the weight itself."""
+    if len(pairs) == 1 and pairs[0].raw and walk.raw_rows is not None:
+        return opened_on_own(walk, base)
     _, out, into = base.shape
-    rows = walk.raw_rows() if len(pairs) == 1 and pairs[0].raw else None
-    room = rows.shape[1] if rows is not None else walk.count * sum(p.x.shape[1] for p in pairs)
-    # With a Gram matrix steps are cheap, so up to twice as many rows pay.
-    if not pairs or room * (into + out) >= into * out * (1 if rows is None else 2):
+    room = walk.count * sum(p.x.shape[1] for p in pairs)
+    if not pairs or room * (into + out) >= into * out:
         return None
-    if rows is not None:
-        return Bank(base, rows, own=True)
     # A client that stops early leaves rows that were never written: their coefficients are zero, so the rows must be finite.
     return Bank(base, base.new_zeros(len(base), room, into), own=False)
+
+
+def opened_on_own(walk: Walk, base: Tensor) -> Bank | None:
+    """A bank for a weight that is given the clients' own rows and nothing else, if that is smaller than the weight itself."""
+    _, out, into = base.shape
+    # With a Gram matrix steps are cheap, so up to twice as many rows pay.
+    if walk.raw_rows is None or walk.raw_rows * (into + out) >= 2 * into * out:
+        return None
+    return Bank(base, walk.read_rows(), own=True)
 
 
 def _common(x: Tensor, w: Tensor) -> Tensor:

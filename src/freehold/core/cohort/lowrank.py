@@ -49,8 +49,13 @@ class LowRank:
 
     def weighted_sum(self, weights: Tensor) -> Tensor:
         """Over a leading client axis: one product for the whole cohort; weights [C]."""
-        coeff = self.coeff * weights.to(self.coeff.dtype)[:, None, None]
-        update = coeff.flatten(0, 1).T @ self.rows.flatten(0, 1)
+        coeff = (self.coeff * weights.to(self.coeff.dtype)[:, None, None]).flatten(0, 1)
+        rows = self.rows.flatten(0, 1)
+        if not coeff.is_cuda:  # there it would wait for the device
+            used = (coeff != 0).any(1)
+            if int(used.sum()) < 0.85 * len(used):  # the rest is padding
+                coeff, rows = coeff[used], rows[used]
+        update = coeff.T @ rows
         return update if self.base is None else update + _summed(self.base, weights)
 
     @classmethod

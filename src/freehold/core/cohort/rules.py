@@ -17,11 +17,11 @@ from torch.func import vmap
 from torch.utils._pytree import tree_leaves, tree_map
 
 from freehold.core.batching import is_mapped
-from freehold.core.cohort.bank import Bank, opened
+from freehold.core.cohort.bank import Bank, opened, opened_on_own
 from freehold.core.cohort.lowrank import dense
+from freehold.core.cohort.passes import Grads, Pass, Runner
 from freehold.core.cohort.private import Clipping
-from freehold.core.cohort.replay import runner_for
-from freehold.core.cohort.tape import Grads, Pass
+from freehold.core.cohort.replay import known_plan, run
 from freehold.core.cohort.walk import Stride, Walk
 from freehold.core.objective import Objective, descend, gradient
 from freehold.core.steps import Batch, Steps
@@ -66,13 +66,14 @@ def _gradient(size: int, objective: Objective, state: State, batch: Batch) -> tu
     real = batch["real"]
     like = next((v for v in params.values() if v.is_floating_point()), None)
     seeds = real * (1 / real.sum(-1).clamp(min=1).to(like.dtype if like is not None else torch.float32))[:, None]
-    clipping = Clipping(objective, objective.private) if objective.private is not None else None
-    if clipping is None:
-        found = runner_for(objective, params, rest, batch).run(Pass(objective, params, rest, batch, seeds, _never))
+    wanted = Pass(objective, params, rest, batch, seeds)
+    if objective.private is None:
+        found, _ = run(wanted)
+        grads = {k: found.of(k, v) for k, v in params.items()}
     else:
-        found = clipping.gradients(params, rest, objective.held, batch, 1.0)
-    grads = {k: g if (g := found.of(k)) is not None else torch.zeros_like(v) for k, v in params.items()}
-    if clipping is not None:
+        clipping = Clipping(objective, objective.private)
+        found = clipping.gradients(wanted, 1.0)
+        grads = {k: found.of(k, v) for k, v in params.items()}
         clipping.add_noise(grads, batch, 1.0)
     for anchor, mu in objective.pulls:
         grads |= {k: grads[k] + _wide(mu, v) * (v - anchor[k]) for k, v in params.items() if k in anchor}
@@ -94,9 +95,9 @@ class Descent:
     ) -> None:
         self.objective, self.state = objective, state
         self.params, self.rest = parts(objective, state)
-        self.clipping = Clipping(objective, objective.private) if objective.private is not None else None
         dtype = next((v.dtype for v in self.params.values()), torch.float32)
         self.walk = Walk(batches, lr, dtype)
+        self.clipping = Clipping(objective, objective.private) if objective.private is not None else None
         self.banks: dict[str, Bank] = {}
         # What might stay factored: one matrix for all, that nothing but gradients and pulls towards itself will move.
         self.shared = {
@@ -113,45 +114,71 @@ class Descent:
         self.own = {k: v if k in self.shared else _copied(v) for k, v in self.params.items()}
         self.own |= self.rest  # copied when a pass first changes them
         self.copied: set[str] = set()
-        self.picks: Tensor | None = None
+        self.runner: Runner | None = None
+        self.shapes: dict[str, torch.Size] = {}
 
     def run(self) -> State:
         """Take all steps."""
+        n, head, rest, objective = -1, {}, {}, self.objective
+        pulled = bool(self.objective.pulls or self.objective.tilt)
         for stride in self.walk:
-            self.picks = stride.picks
-            head = {k: self.own[k][: stride.n] for k in self.params}
-            rest = {k: self.own[k][: stride.n] for k in self.rest}
-            objective = (
-                self.objective if stride.n == len(stride.batch["real"]) and not self.objective.held else self._cut(stride.n)
-            )
-            if self.clipping is not None:
-                grads = self.clipping.gradients(head, rest, objective.held, stride.batch, stride.pace)
-            else:
-                wanted = Pass(objective, head, rest, stride.batch, stride.seeds, self._factored)
-                grads = runner_for(objective, head, rest, stride.batch).run(wanted)
-            self._open(grads, head, stride.n)
-            self._pull(head, stride)
-            self._step(grads, head)
+            if stride.n != n:  # views of the clients that still have work
+                n = stride.n
+                head = {k: self.own[k][:n] for k in self.params}
+                rest = {k: self.own[k][:n] for k in self.rest}
+                objective = self._cut(n)
+            wanted = Pass(objective, head, rest, stride.batch, stride.seeds, self.banks, stride.picks)
+            grads = self.clipping.gradients(wanted, stride.pace) if self.clipping is not None else self._grads(wanted)
+            if len(self.shared) > len(self.banks):
+                self._open(grads, head, n)
+            if pulled:
+                self._pull(head, stride)
+            self._step(grads, head, stride.picks)
             if self.clipping is not None:
                 self.clipping.add_noise(head, stride.batch, -stride.pace)
-            self._refresh(grads.buffers, stride)
+            if grads.buffers:
+                self._refresh(grads.buffers, rest, stride)
         out: dict[str, Any] = {k: self.banks[k].result() if k in self.banks else self.own[k] for k in self.state}
         return out
+
+    def _foresee(self, wanted: Pass) -> None:
+        """Before the first step: weights that a known plan gives the clients' own rows and nothing else stay factored."""
+        plan = known_plan(wanted)
+        if plan is None or self.walk.steps is None:
+            return
+        for name in plan.raw & self.shared.keys():
+            bank = opened_on_own(self.walk, self.shared[name])
+            if bank is not None:
+                self.banks[name] = bank
+        if plan.raw and not plan.reads_x and plan.raw <= self.banks.keys():
+            self.walk.skipped = frozenset({"x"})
+
+    def _grads(self, wanted: Pass) -> Grads:
+        if self.runner is None:
+            self._foresee(wanted)
+        if self.runner is not None and self.walk.steps is not None:
+            return self.runner.run(wanted)
+        shapes = {k: v.shape[1:] for k, v in wanted.batch.items()}
+        if self.runner is not None and shapes == self.shapes:
+            return self.runner.run(wanted)
+        grads, self.runner = run(wanted)
+        self.shapes = shapes
+        return grads
 
     def _cut(self, n: int) -> Objective:
         if not self.objective.held:
             return self.objective
         return replace(self.objective, held={k: v[:n] for k, v in self.objective.held.items()})
 
-    def _factored(self, name: str, x: Tensor, raw: bool) -> Tensor | None:
-        bank = self.banks.get(name)
-        return None if bank is None else bank.linear(x, self.picks)
-
     def _open(self, grads: Grads, head: dict[str, Tensor], n: int) -> None:
         """After the first step: which weights stay factored, and which are built after all."""
         for name in [k for k in self.shared if k not in self.banks]:
             mine = [p for p in grads.pairs if p.name == name]
-            bank = None if name in grads.rest else opened(self.walk, self.shared[name], mine)
+            bank = (
+                None
+                if name in grads.rest or any(p.name == name for p in grads.scattered)
+                else opened(self.walk, self.shared[name], mine)
+            )
             if bank is not None:
                 self.banks[name] = bank
                 continue
@@ -176,23 +203,26 @@ class Descent:
                 else:
                     value.sub_(slope, alpha=stride.pace)
 
-    def _step(self, grads: Grads, head: State) -> None:
+    def _step(self, grads: Grads, head: State, picks: Tensor | None) -> None:
         for pair in grads.pairs:
             if pair.name in self.banks:
-                self.banks[pair.name].push(pair.x, pair.g, self.picks)
+                self.banks[pair.name].push(pair.x, pair.g, picks)
             else:
                 head[pair.name].baddbmm_(pair.g.mT, pair.x, alpha=-1)
+        for part in grads.scattered:
+            part.add_to(head[part.name], -1)
         for name, g in grads.rest.items():
             head[name].sub_(g)
 
-    def _refresh(self, buffers: State, stride: Stride) -> None:
+    def _refresh(self, buffers: State, rest: dict[str, Tensor], stride: Stride) -> None:
         for name in self.rest:
             if name not in buffers:
                 continue
             if name not in self.copied:
                 self.copied.add(name)
                 self.own[name] = _copied(self.own[name])
-            now, seen = self.own[name][: stride.n], buffers[name]
+                rest[name] = self.own[name][: stride.n]
+            now, seen = rest[name], buffers[name]
             now.copy_(seen if stride.even else torch.where(_wide(stride.live, seen), seen, now))
 
 
@@ -224,10 +254,6 @@ def _mapped(definition: Callable[..., Any], *args: Any) -> Any:
     """The definition, under vmap."""
     axes = tree_map(lambda leaf: 0 if isinstance(leaf, Tensor) else None, args)
     return vmap(definition, in_dims=axes, randomness="error")(*args)
-
-
-def _never(name: str, x: Tensor, raw: bool) -> None:
-    return None
 
 
 def _copied(t: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -37,21 +37,22 @@ class Walk:
         self.rate, self.dtype = rate, dtype
         self.steps = batches if isinstance(batches, Steps) else None
         self.batches = batches
+        self.skipped: frozenset[str] = frozenset()
+        """Columns that nobody reads from now on."""
         self.count = batches.picks.shape[1] if isinstance(batches, Steps) else len(batches)
 
     def __iter__(self) -> Iterator[Stride]:
         return self._read(self.steps) if self.steps is not None else self._listed()
 
-    def raw_rows(self) -> Tensor | None:
-        """[C, N, in]: all rows of the clients, where they are known and each is one vector."""
-        if self.steps is None or self.steps.table["x"].dim() != 3 or not self.steps.table["x"].is_floating_point():
-            return None
-        return take(self.steps.table["x"], self.steps.rows)
-
     @property
-    def room(self) -> int:
-        """Rows of the largest client, where rows are known."""
-        return self.steps.rows.shape[1] if self.steps is not None else 0
+    def raw_rows(self) -> int | None:
+        """How many rows of its own a client has; None where they aren't known, or aren't numbers."""
+        return self.steps.rows.shape[1] if self.steps is not None and self.steps.table["x"].is_floating_point() else None
+
+    def read_rows(self) -> Tensor:
+        """[C, N, in]: all rows of the clients, each as one vector, where they are known."""
+        assert self.steps is not None
+        return take(self.steps.table["x"], self.steps.rows).flatten(2)
 
     def _read(self, steps: Steps) -> Iterator[Stride]:
         clients, count, size = steps.picks.shape
@@ -61,6 +62,7 @@ class Walk:
         seeds, paces = self._weigh(real, live)
         reach, even = _reach(live)
         plain = not isinstance(self.rate, Tensor)
+        buffers: dict[str, Tensor] = {}  # one step's examples at a time
         for s, n in enumerate(reach):
             if n == 0:
                 continue
@@ -68,7 +70,7 @@ class Walk:
             yield Stride(
                 n=n,
                 batch={
-                    **{k: take(t, at[s, :n]) for k, t in steps.table.items()},
+                    **{k: take(t, at[s, :n], buffers, k) for k, t in steps.table.items() if k not in self.skipped},
                     "real": real[s, :n],
                     "live": live[s, :n],
                     "key": keys[s, :n],
@@ -113,13 +115,18 @@ def _reach(live: Tensor) -> tuple[list[int], list[bool]]:
     return both[0], [bool(e) for e in both[1]]
 
 
-def take(table: Tensor, at: Tensor) -> Tensor:
-    """Rows `at` [C, N] of each client's table [C, T, ...]; a table that all share is read in place."""
-    if table.stride(0) == 0 or len(table) == 1:
-        return table[0].index_select(0, at.flatten()).view(*at.shape, *table.shape[2:])
+def take(table: Tensor, at: Tensor, buffers: dict[str, Tensor] | None = None, name: str = "") -> Tensor:
+    """Rows `at` [C, N] of each client's table [C, T, ...]; a table that all share is read in place.
+
+    With `buffers` the rows lie in the buffer of that name, until the next call.
+    """
+    if table.stride(0) == 0 or table.shape[0] == 1:
+        clients, rows = at.shape
+        if buffers is None:
+            return table[0].index_select(0, at.flatten()).view(clients, rows, *table.shape[2:])
+        if name not in buffers or buffers[name].shape[0] < clients:
+            buffers[name] = table.new_empty(clients, rows, *table.shape[2:])
+        out = buffers[name][:clients]
+        torch.index_select(table[0], 0, at.flatten(), out=out.flatten(0, 1))
+        return out
     return table[torch.arange(len(at), device=at.device)[:, None], at]
-
-
-def columns(batch: Mapping[str, Tensor]) -> tuple[tuple[str, tuple[int, ...], torch.dtype], ...]:
-    """What a plan for a batch depends on: shapes without the client axis, and dtypes."""
-    return tuple((k, tuple(v.shape[1:]), v.dtype) for k, v in sorted(batch.items()))
