@@ -1,7 +1,19 @@
 """How a cohort runs: batching rules of `descend` and `gradient`, in force within `executing` and nowhere else."""
 
+from freehold.core.cohort.examples import ExamplePair, ExamplePairs, example_pairs
 from freehold.core.cohort.executing import Executor, executing
 from freehold.core.cohort.lowrank import LowRank, dense, weighted_sum
 from freehold.core.cohort.replay import Finding, explain
 
-__all__ = ["Executor", "Finding", "LowRank", "dense", "executing", "explain", "weighted_sum"]
+__all__ = [
+    "ExamplePair",
+    "ExamplePairs",
+    "Executor",
+    "Finding",
+    "LowRank",
+    "dense",
+    "example_pairs",
+    "executing",
+    "explain",
+    "weighted_sum",
+]
