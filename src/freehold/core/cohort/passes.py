@@ -78,6 +78,13 @@ class Factored(Protocol):
         """g [n, N, out] -> [n, N, in]: the gradient of x."""
 
 
+class Lookup(Protocol):
+    """An embedding that is not built."""
+
+    def read(self, rows: Tensor) -> Tensor:
+        """Rows [n, N] -> [n, N, D]."""
+
+
 class Pass(NamedTuple):
     """A pass that is asked for: of what, from where, on what."""
 
@@ -90,6 +97,8 @@ class Pass(NamedTuple):
     """[C, B]: what each example's loss counts with; zero where it is not real."""
     factored: Mapping[str, Factored] = {}
     """Weights that are not built; they are in `params` as they began."""
+    tables: Mapping[str, Lookup] = {}
+    """Embeddings that are not built, likewise."""
     picks: Tensor | None = None
     """[C, B]: where in the client's own rows the examples are."""
 
