@@ -197,8 +197,9 @@ def test_an_embedding_of_many_rows_keeps_the_touched_ones_only() -> None:
             return difference(local, start)
 
         states, weights = common(task.init, len(each)), torch.tensor([3.0, 1.0, 2.0, 0.5], dtype=torch.float64)
+        steps = padded(each)
         with executing("lowrank"):
-            found = vmap(lambda own, s, ours=ours, of=padded(each): ours(of.of_client(own), s))(padded(each).per_client(), states)
+            found = vmap(lambda own, s, ours=ours, of=steps: ours(of.of_client(own), s))(steps.per_client(), states)
         assert kinds == [factored]
         expected = one_by_one(ours, each, states)
         assert distance(dense(found), expected) < 1e-9

@@ -80,6 +80,8 @@ class _Watch(TorchFunctionMode):
             x, w, b = _linear_arguments(*args, **kwargs)
             if id(w) in self.names:
                 return _linear(self, self.names[id(w)], x, w, b)
+        if func is F.embedding:
+            return _embedding(*args, **kwargs)
         return func(*args, **kwargs)
 
     def stacked(self, name: str, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
@@ -102,6 +104,14 @@ def linear(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
         y = torch.mm(x.flatten(0, 1), w[0].T).view(*x.shape[:2], -1)
         return y if b is None else y + b.unsqueeze(1)
     return torch.bmm(x, w.mT) if b is None else torch.baddbmm(b.unsqueeze(1), x, w.mT)
+
+
+def _embedding(input: Tensor, weight: Tensor, padding_idx: int | None = None, *args: Any, **kwargs: Any) -> Tensor:
+    """torch's own, whose rule for vmap lets gradients into the padding row when it is differentiated from outside."""
+    if padding_idx is None:
+        return F.embedding(input, weight, None, *args, **kwargs)
+    y = F.embedding(input, weight, None, *args, **kwargs)
+    return torch.where((input == padding_idx % weight.shape[0])[..., None], y.detach(), y)
 
 
 def _linear_arguments(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
