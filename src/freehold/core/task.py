@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from freehold.core.cohort.lowrank import dense
+from freehold.core.cohort.factors import dense
 from freehold.core.forward import Forward
 from freehold.core.objective import Objective, Privacy
 from freehold.core.steps import Batch

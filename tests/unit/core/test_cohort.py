@@ -19,6 +19,7 @@ from freehold.core import (
     Privacy,
     State,
     Steps,
+    Task,
     Tree,
     descend,
     difference,
@@ -26,9 +27,10 @@ from freehold.core import (
     fix,
     gradient,
     proximal,
+    task_from,
     tilted,
 )
-from freehold.core.cohort import LowRank, dense, weighted_sum
+from freehold.core.cohort import LowRank, Touched, dense, explain, weighted_sum
 from freehold.errors import HiddenTensor
 from tests.problems import distance
 from tests.unit.core.cohorts import EQUAL, NETWORKS, UNEQUAL, common, each_of, padded, spread, stacked, task_of
@@ -136,8 +138,6 @@ def test_a_start_that_all_share_stays_factored_under_pulls_towards_itself() -> N
 
 def test_rows_that_pile_up_and_rows_by_reference_are_both_used() -> None:
     wide = nn.Sequential(nn.Linear(20, 60), nn.Tanh(), nn.Linear(60, 60), nn.Tanh(), nn.Linear(60, 3)).double()
-    from freehold.core import task_from
-
     task, each = task_from(wide, nn.CrossEntropyLoss(), classes=3), each_of((6, 6, 4, 2), epochs=2, size=2)
     shapes: dict[str, tuple[int, ...]] = {}
 
@@ -168,6 +168,42 @@ def test_contributions_are_summed_without_building_weights() -> None:
     expected = weighted_sum(plain, weights)
     assert distance(weighted_sum(found, weights), expected) < 1e-9
     assert torch.equal(expected["count"], (plain["count"].double() * weights).sum())
+
+
+def test_an_embedding_of_many_rows_keeps_the_touched_ones_only() -> None:
+    class Items(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.items, self.out = nn.Embedding(400, 5, padding_idx=0), nn.Linear(10, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            two = (x[:, 0].abs() * 9).long(), (x[:, 1].abs() * 9).long()
+            return self.out(torch.cat([self.items(i) for i in two], 1))
+
+    class Summed(Items):
+        def forward(self, x: Tensor) -> Tensor:
+            both = self.items((x[:, :2].abs() * 9).long())
+            return self.out(both.flatten(1))
+
+    for module, factored in ((Summed, 1), (Items, 0)):  # cat is nothing that a plan knows
+        with torch.random.fork_rng():
+            torch.manual_seed(2)
+            task = task_from(module().double(), nn.CrossEntropyLoss(), classes=3)
+        each, kinds = each_of(UNEQUAL), []
+
+        def ours(steps: Steps, start: State, task: Task = task, kinds: list[int] = kinds) -> Tree:
+            local = descend(proximal(task.objective, start, 0.4), start, steps, 0.3)
+            kinds.append(sum(isinstance(v, Touched) for v in local.values()))
+            return difference(local, start)
+
+        states, weights = common(task.init, len(each)), torch.tensor([3.0, 1.0, 2.0, 0.5], dtype=torch.float64)
+        steps = padded(each)
+        with executing("lowrank"):
+            found = vmap(lambda own, s, ours=ours, of=steps: ours(of.of_client(own), s))(steps.per_client(), states)
+        assert kinds == [factored]
+        expected = one_by_one(ours, each, states)
+        assert distance(dense(found), expected) < 1e-9
+        assert distance(weighted_sum(found, weights), weighted_sum(expected, weights)) < 1e-9
 
 
 @over_executors
@@ -256,3 +292,86 @@ def test_any_sizes_will_do(sizes: list[int], size: int, epochs: int, mu: float, 
 
     states = common(task.init, len(each))
     assert distance(cohort(executor, ours, padded(each), states), one_by_one(ours, each, states)) < 1e-9
+
+
+REFUSED: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
+    "branch": (lambda h: h if bool((h.detach() == h.detach()).all()) else -h, "takes a value out of a tensor"),
+    "in place": (lambda h: (torch.tanh(h) * 2).add_(1), "in place"),
+    "unknown": (lambda h: torch.erfinv(torch.tanh(h) / 2), "erfinv"),
+    "several": (lambda h: h.chunk(2, 1)[0].repeat(1, 2), "several tensors"),
+}
+ACCEPTED: dict[str, Callable[[Tensor], Tensor]] = {
+    "mixes examples": lambda h: torch.tanh(h - h.mean(0)),
+    "crosses examples": lambda h: torch.tanh(h + h.view(-1).view(h.shape[0], 20)),
+    "counts examples": lambda h: torch.tanh(h * len(h)),
+    "broadcasts": lambda h: (2 - h) / (1 + h.square().sum(1, keepdim=True)) ** 2,
+}
+
+
+class Bent(nn.Module):
+    """A network with a function of ours between two layers."""
+
+    def __init__(self, bend: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.a, self.b, self.bend = nn.Linear(20, 20), nn.Linear(20, 3), bend
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.bend(self.a(x)))
+
+
+def bent(bend: Callable[[Tensor], Tensor]) -> tuple[Task, float]:
+    """The task, and how far the rule's result is from the definition's."""
+    task, each = task_from(Bent(bend).double(), nn.CrossEntropyLoss(), classes=3), each_of(EQUAL)
+    ours = lambda steps, start: descend(task.objective, start, steps, 0.1)  # noqa: E731
+    states = common(task.init, len(each))
+    return task, distance(cohort("lowrank", ours, padded(each), states), one_by_one(ours, each, states))
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_cannot_be_replayed_runs_all_the_same_and_says_why(kind: str) -> None:
+    bend, why = REFUSED[kind]
+    if kind == "branch":
+        each, task = each_of(EQUAL), task_from(Bent(bend).double(), nn.CrossEntropyLoss(), classes=3)
+        ours = lambda steps, start: descend(task.objective, start, steps, 0.1)  # noqa: E731
+        with pytest.raises(RuntimeError, match="vmap"):  # as under vmap without a rule
+            cohort("lowrank", ours, padded(each), common(task.init, 4))
+        return
+    task, apart = bent(bend)
+    assert apart < 1e-9
+    (finding,) = explain(task.objective)
+    assert finding.how == "taped" and why in finding.why and "\n" not in finding.why
+    assert finding.batch["x"] == (4, 20)
+
+
+@pytest.mark.parametrize("kind", ACCEPTED)
+def test_a_plan_is_of_one_client_so_its_examples_may_mix(kind: str) -> None:
+    task, apart = bent(ACCEPTED[kind])
+    assert apart < 1e-9
+    assert [f.how for f in explain(task.objective)] == ["replayed"] and not explain(task.objective)[0].why
+
+
+def test_a_network_that_no_tape_can_take_is_mapped() -> None:
+    task, each = task_of("gated"), each_of(EQUAL)
+    cohort("stacked", lambda steps: descend(task.objective, task.init, steps, 0.1), padded(each))
+    (finding,) = explain(task.objective)
+    assert finding.how == "mapped" and "gru" in finding.why
+
+
+@pytest.mark.parametrize("network", sorted(set(NETWORKS) - {"gated"}))
+def test_known_networks_are_replayed(network: str) -> None:
+    task, each = task_of(network), each_of(EQUAL)
+    cohort("stacked", lambda steps: descend(task.objective, task.init, steps, 0.1), padded(each))
+    assert [(f.how, f.why) for f in explain(task.objective)] == [("replayed", "")]
+
+
+def test_a_pass_that_is_not_the_same_twice_is_found_out() -> None:
+    calls = []
+
+    def fickle(h: Tensor) -> Tensor:
+        calls.append(1)
+        return torch.tanh(h * len(calls))
+
+    task = task_from(Bent(fickle).double(), nn.CrossEntropyLoss(), classes=3)
+    cohort("stacked", lambda steps: descend(task.objective, task.init, steps, 0.1), padded(each_of(EQUAL)))
+    assert [f.how for f in explain(task.objective)] == ["taped"]
+    assert "another gradient" in explain(task.objective)[0].why

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from freehold.core.cohort.lowrank import LowRank
-from freehold.core.cohort.passes import Pair
+from freehold.core.cohort.factors import LowRank, Touched
+from freehold.core.cohort.passes import Pair, Scattered
 from freehold.core.cohort.walk import Walk
 
 
@@ -67,6 +67,45 @@ class Bank:
         if self.gram is None:
             return LowRank(self.rows[:, : self.used], self.coeff[:, : self.used], self.base)
         return LowRank(self.rows, self.coeff, self.base)
+
+
+class Table:
+    """One embedding, `base` with rows added to, for a cohort that began at one base."""
+
+    def __init__(self, base: Tensor, room: int) -> None:
+        self.base, self.used = base, 0
+        self.at = torch.full((base.shape[0], room), -1, dtype=torch.int64, device=base.device)
+        self.more = base.new_zeros(base.shape[0], room, base.shape[2])
+
+    def read(self, rows: Tensor) -> Tensor:
+        """Rows [n, N] -> [n, N, D]."""
+        n = rows.shape[0]
+        now = self.base[0].index_select(0, rows.reshape(-1)).view(*rows.shape, -1)
+        if not self.used:
+            return now
+        again = rows[:, :, None] == self.at[:n, None, : self.used]
+        return torch.baddbmm(now, again.to(now.dtype), self.more[:n, : self.used])
+
+    def push(self, part: Scattered) -> None:
+        """Subtract a part of the gradient."""
+        n, end = part.at.shape[0], self.used + part.at.shape[1]
+        self.at[:n, self.used : end] = part.at
+        torch.neg(part.g, out=self.more[:n, self.used : end])
+        self.used = end
+
+    def shrink(self, by: float | Tensor, n: int) -> None:
+        """A step towards the base, as `Bank.shrink`."""
+        self.more[:n].mul_(1 - (by.view(-1, 1, 1) if isinstance(by, Tensor) else by))
+
+    def result(self) -> Touched:
+        """The table as it is now; what was never written adds zero to row 0."""
+        return Touched(self.at[:, : self.used].clamp(min=0), self.more[:, : self.used], self.base, self.base.shape[1])
+
+
+def opened_table(walk: Walk, base: Tensor, parts: list[Scattered]) -> Table | None:
+    """A table whose gradients are these parts in each step, if it has many more rows than will be touched."""
+    room = walk.count * sum(p.at.shape[1] for p in parts)
+    return Table(base, room) if parts and 4 * room <= base.shape[1] else None
 
 
 def opened(walk: Walk, base: Tensor, pairs: list[Pair]) -> Bank | None:

@@ -87,6 +87,9 @@ def embedding(make: Maker, call: Call) -> Operation:
     def forward(values: Values) -> Tensor:
         t, rows = values[table.slot], values[at.slot]
         n = values.n
+        kept = values.wanted.tables.get(name or "")
+        if kept is not None:
+            return kept.read(rows.reshape(n, -1)).view(n, *inner, width)
         if t.stride(0) == 0:
             shared: Tensor = t[0].index_select(0, rows.reshape(-1))
             return shared.view(n, *inner, width)

@@ -89,6 +89,13 @@ class Standing(Factored, Protocol):
         """x [n, in, ...] -> [n, out, ...], without bias, by one of torch's functions."""
 
 
+class Lookup(Protocol):
+    """An embedding that is not built."""
+
+    def read(self, rows: Tensor) -> Tensor:
+        """Rows [n, N] -> [n, N, D]."""
+
+
 class Pass(NamedTuple):
     """A pass that is asked for: of what, from where, on what."""
 
@@ -101,6 +108,8 @@ class Pass(NamedTuple):
     """[C, B]: what each example's loss counts with; zero where it is not real."""
     factored: Mapping[str, Factored] = {}
     """Weights that are not built; they are in `params` as they began."""
+    tables: Mapping[str, Lookup] = {}
+    """Embeddings that are not built, likewise."""
     picks: Tensor | None = None
     """[C, B]: where in the client's own rows the examples are."""
 

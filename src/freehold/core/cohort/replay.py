@@ -83,11 +83,12 @@ def _choose(wanted: Pass) -> tuple[Runner, Finding, Grads]:
     shapes = {k: tuple(v.shape[1:]) for k, v in wanted.batch.items()}
     try:
         plan = Plan(_recorded(wanted))
-        _compare(plan.run(wanted), grads, wanted)
+        found = plan.run(wanted)
+        _compare(found, grads, wanted)
     except (CannotReplay, RuntimeError, TypeError, IndexError) as error:
         why = "; ".join(filter(None, (why, str(error).splitlines()[0])))
         return runner, Finding(how=how, why=why, batch=shapes), grads
-    return plan, Finding(how="replayed", why="", batch=shapes), grads
+    return plan, Finding(how="replayed", why="", batch=shapes), found
 
 
 def _recorded(wanted: Pass) -> Any:

@@ -17,10 +17,11 @@ from torch.func import vmap
 from torch.utils._pytree import tree_leaves, tree_map
 
 from freehold.core.batching import is_mapped
-from freehold.core.cohort.bank import Bank, opened, opened_on_own
-from freehold.core.cohort.lowrank import dense
+from freehold.core.cohort.bank import Bank, Table, opened, opened_on_own, opened_table
+from freehold.core.cohort.factors import dense
 from freehold.core.cohort.passes import Grads, Pass, Runner
 from freehold.core.cohort.private import Clipping
+from freehold.core.cohort.program import Plan
 from freehold.core.cohort.replay import known_plan, run
 from freehold.core.cohort.walk import Stride, Walk
 from freehold.core.objective import Objective, descend, gradient
@@ -99,6 +100,8 @@ class Descent:
         self.walk = Walk(batches, lr, dtype)
         self.clipping = Clipping(objective, objective.private) if objective.private is not None else None
         self.banks: dict[str, Bank] = {}
+        # One runner for all steps: not every one knows what isn't built.
+        factor = factor and (isinstance(batches, Steps) or len({b["x"].shape for b in batches}) < 2)
         # What might stay factored: one matrix for all, that nothing but gradients and pulls towards itself will move.
         self.shared = {
             k: v
@@ -113,6 +116,7 @@ class Descent:
         }
         self.own = {k: v if k in self.shared else _copied(v) for k, v in self.params.items()}
         self.own |= self.rest  # copied when a pass first changes them
+        self.tables: dict[str, Table] = {}
         self.copied: set[str] = set()
         self.runner: Runner | None = None
         self.shapes: dict[str, torch.Size] = {}
@@ -127,9 +131,9 @@ class Descent:
                 head = {k: self.own[k][:n] for k in self.params}
                 rest = {k: self.own[k][:n] for k in self.rest}
                 objective = self._cut(n)
-            wanted = Pass(objective, head, rest, stride.batch, stride.seeds, self.banks, stride.picks)
+            wanted = Pass(objective, head, rest, stride.batch, stride.seeds, self.banks, self.tables, stride.picks)
             grads = self.clipping.gradients(wanted, stride.pace) if self.clipping is not None else self._grads(wanted)
-            if len(self.shared) > len(self.banks):
+            if len(self.shared) > len(self.banks) + len(self.tables):
                 self._open(grads, head, n)
             if pulled:
                 self._pull(head, stride)
@@ -138,7 +142,9 @@ class Descent:
                 self.clipping.add_noise(head, stride.batch, -stride.pace)
             if grads.buffers:
                 self._refresh(grads.buffers, rest, stride)
-        out: dict[str, Any] = {k: self.banks[k].result() if k in self.banks else self.own[k] for k in self.state}
+        kept: dict[str, Any] = {k: bank.result() for k, bank in self.banks.items()}
+        kept |= {k: table.result() for k, table in self.tables.items()}
+        out: dict[str, Any] = {k: kept.get(k, self.own[k]) for k in self.state}
         return out
 
     def _foresee(self, wanted: Pass) -> None:
@@ -172,15 +178,16 @@ class Descent:
 
     def _open(self, grads: Grads, head: dict[str, Tensor], n: int) -> None:
         """After the first step: which weights stay factored, and which are built after all."""
-        for name in [k for k in self.shared if k not in self.banks]:
-            mine = [p for p in grads.pairs if p.name == name]
-            bank = (
-                None
-                if name in grads.rest or any(p.name == name for p in grads.scattered)
-                else opened(self.walk, self.shared[name], mine)
-            )
-            if bank is not None:
+        for name in [k for k in self.shared if k not in self.banks and k not in self.tables]:
+            parts = [p for p in grads.scattered if p.name == name]
+            pairs = [p for p in grads.pairs if p.name == name]
+            if name not in grads.rest and not parts and (bank := opened(self.walk, self.shared[name], pairs)) is not None:
                 self.banks[name] = bank
+                continue
+            # A table is known to plans only; the tape reads the one that was built.
+            alone = name not in grads.rest and not pairs and isinstance(self.runner, Plan)
+            if alone and (table := opened_table(self.walk, self.shared[name], parts)) is not None:
+                self.tables[name] = table
                 continue
             del self.shared[name]
             self.own[name] = _copied(self.own[name])
@@ -189,9 +196,10 @@ class Descent:
     def _pull(self, head: State, stride: Stride) -> None:
         for name, value in head.items():
             pulls = [(anchor[name], _times(stride.pace, mu, stride.n)) for anchor, mu in self.objective.pulls if name in anchor]
-            if name in self.banks:
+            kept = self.banks.get(name) or self.tables.get(name)
+            if kept is not None:
                 for _, by in pulls[:1]:
-                    self.banks[name].shrink(sum((by for _, by in pulls[1:]), by), stride.n)
+                    kept.shrink(sum((by for _, by in pulls[1:]), by), stride.n)
             elif len(pulls) == 1:
                 value.lerp_(pulls[0][0][: stride.n], _wide(pulls[0][1], value))
             elif pulls:
@@ -210,7 +218,10 @@ class Descent:
             else:
                 head[pair.name].baddbmm_(pair.g.mT, pair.x, alpha=-1)
         for part in grads.scattered:
-            part.add_to(head[part.name], -1)
+            if part.name in self.tables:
+                self.tables[part.name].push(part)
+            else:
+                part.add_to(head[part.name], -1)
         for name, g in grads.rest.items():
             head[name].sub_(g)
 

@@ -106,6 +106,8 @@ class _Watch(TorchFunctionMode):
             for leaf in tree_leaves((args, kwargs)):
                 if self.names.get(id(leaf)) in self.standing:
                     raise OtherUse(self.names[id(leaf)])
+        if func is F.embedding:
+            return _embedding(*args, **kwargs)
         return func(*args, **kwargs)
 
     def name_of(self, weight: Tensor) -> str | None:
@@ -170,6 +172,14 @@ def linear(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
     return torch.bmm(x, w.mT) if b is None else torch.baddbmm(b.unsqueeze(1), x, w.mT)
 
 
+def _embedding(input: Tensor, weight: Tensor, padding_idx: int | None = None, *args: Any, **kwargs: Any) -> Tensor:
+    """torch's own, whose rule for vmap lets gradients into the padding row when it is differentiated from outside."""
+    if padding_idx is None:
+        return F.embedding(input, weight, None, *args, **kwargs)
+    y = F.embedding(input, weight, None, *args, **kwargs)
+    return torch.where((input == padding_idx % weight.shape[0])[..., None], y.detach(), y)
+
+
 def _linear_arguments(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
     return input, weight, bias
 
@@ -178,7 +188,7 @@ def _each(v: Any, axes: int) -> tuple[int, ...]:
     return tuple(v) if isinstance(v, (tuple, list)) else (v,) * axes
 
 
-def _embedding(
+def _embedding_apart(
     watch: _Watch,
     func: Callable[..., Tensor],
     input: Tensor,
@@ -196,7 +206,7 @@ def _embedding(
     return _looked_up(watch, name, padding, input)
 
 
-def _convolution(
+def _convolution_apart(
     watch: _Watch,
     func: Callable[..., Tensor],
     input: Tensor,
@@ -214,9 +224,9 @@ def _convolution(
 
 
 _APART: dict[Callable[..., Any], Callable[..., Tensor | None]] = {
-    F.embedding: _embedding,
-    F.conv1d: _convolution,
-    F.conv2d: _convolution,
+    F.embedding: _embedding_apart,
+    F.conv1d: _convolution_apart,
+    F.conv2d: _convolution_apart,
 }
 """What knows how to read a weight that stands apart; None: not with these arguments."""
 
