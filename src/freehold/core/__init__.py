@@ -1,6 +1,7 @@
 """The vocabulary: trees, tasks, objectives, steps, rounds, tallies, and the one definition of an algorithm."""
 
 from freehold.core.algorithm import Algorithm, ClientResult, Metrics, Round, Tally, Weighting
+from freehold.core.alone import imperative
 from freehold.core.batching import custom_vmap
 from freehold.core.objective import NoisedSum, Objective, Privacy, descend, descend_adam, fix, gradient, proximal, tilted
 from freehold.core.registry import (
@@ -92,6 +93,7 @@ __all__ = [
     "generator",
     "gradient",
     "hits",
+    "imperative",
     "is_finite",
     "leaves",
     "mix",

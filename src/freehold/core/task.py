@@ -15,6 +15,7 @@ from torch.func import functional_call
 
 from freehold.core.forward import Forward
 from freehold.core.objective import Objective, Privacy
+from freehold.core.seated import Seated
 from freehold.core.steps import Batch
 from freehold.core.trees import State
 from freehold.errors import TaskError
@@ -102,17 +103,18 @@ def task_from(
     criterion = _per_example(loss)
     watch = _Watch()
     top.register_forward_pre_hook(watch)
+    seated = Seated(module)
 
     def run(state: State, batch: Batch, training: bool = False, bend: Callable[[Tensor], Tensor] | None = None) -> Seen:
         live = {k: v.clone() if training and k in buffers else v for k, v in state.items()}
-        module.train(training)
+        seated.mode(training)
         watch.bend, watch.features = bend, None
         if training:
             with Forward(batch) as forward:
-                outputs = functional_call(module, live, (batch["x"],))
+                outputs = seated(live, batch["x"])
             seen = {k: forward.refreshed.get(id(live[k]), live[k]) for k in buffers if k in live}
         else:
-            outputs = functional_call(module, live, (batch["x"],))
+            outputs = seated(live, batch["x"])
             seen = {k: live[k] for k in buffers if k in live}
         if watch.features is None:
             raise TaskError(

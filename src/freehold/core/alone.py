@@ -1,0 +1,104 @@
+"""`gradient` and `descend` for one client, imperatively: leaves, autograd and fused updates in place of functional transforms.
+
+The same mathematics as the definitions beside which it stands, with another rounding. It is followed within `imperative()`
+and nowhere else, and only where nobody looks on: under a transform of `torch.func`, and where something is to be
+differentiated through it, the definition runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from freehold.core.objective import Objective, descend, gradient
+from freehold.core.steps import Batch
+from freehold.core.trees import State, split
+
+_on = False
+
+
+@contextmanager
+def imperative() -> Iterator[None]:
+    """Within it, the primitives run imperatively where they can."""
+    global _on
+    before, _on = _on, True
+    try:
+        yield
+    finally:
+        _on = before
+
+
+def _applies(objective: Objective, state: State, lr: float | Tensor = 0.0) -> bool:
+    return (
+        _on
+        and objective.private is None
+        and not torch._C._functorch.get_interpreter_stack()
+        and not isinstance(lr, Tensor)
+        and any(k not in objective.buffers for k in state)
+        and not (torch.is_grad_enabled() and any(t.requires_grad for t in _tensors(objective, state)))
+    )
+
+
+def _tensors(objective: Objective, state: State) -> Iterator[Tensor]:
+    for tree in (state, objective.held, objective.tilt, *(anchor for anchor, _ in objective.pulls)):
+        yield from tree.values()
+
+
+@gradient.def_one
+def _gradient(objective: Objective, state: State, batch: Batch) -> tuple[State, State] | None:
+    if not _applies(objective, state):
+        return None
+    buffers, params = split(state, objective.buffers.__contains__)
+    walk = _Walk(objective, {k: t.detach().requires_grad_() for k, t in params.items()})
+    grads, seen = walk.gradient(buffers, batch)
+    return dict(zip(params, grads, strict=True)), seen
+
+
+@descend.def_one
+def _descend(objective: Objective, state: State, batches: Iterable[Batch], lr: float | Tensor) -> State | None:
+    if isinstance(lr, Tensor) or not _applies(objective, state, lr):
+        return None
+    buffers, params = split(state, objective.buffers.__contains__)
+    walk = _Walk(objective, {k: t.detach().clone().requires_grad_() for k, t in params.items()})
+    for batch in batches:
+        if not batch["live"]:
+            continue
+        grads, buffers = walk.gradient(buffers, batch)
+        with torch.no_grad():
+            torch._foreach_add_(walk.leaves, grads, alpha=-lr)
+    moved = {k: t.detach() for k, t in walk.params.items()}
+    return {k: moved[k] if k in moved else buffers[k] for k in state}
+
+
+class _Walk:
+    """An objective, and the leaves that are to follow it."""
+
+    def __init__(self, objective: Objective, params: dict[str, Tensor]) -> None:
+        self.objective, self.params, self.leaves = objective, params, list(params.values())
+        self.pulls = [
+            ([params[k] for k in names], [anchor[k] for k in names], [list(params).index(k) for k in names], mu)
+            for anchor, mu in objective.pulls
+            if (names := [k for k in params if k in anchor])
+        ]
+        self.tilt = [(i, objective.tilt[k]) for i, k in enumerate(params) if k in objective.tilt]
+
+    def gradient(self, buffers: State, batch: Batch) -> tuple[Sequence[Tensor], State]:
+        """The gradient at the leaves, in their order, and the refreshed buffers."""
+        with torch.enable_grad():
+            losses, seen = self.objective.losses({**self.objective.held, **buffers, **self.params}, batch)
+            real = batch["real"]
+            mean = losses.mean() if bool(real.all()) else torch.where(real, losses, 0).sum() / real.sum().clamp(min=1)
+            grads = torch.autograd.grad(mean, self.leaves, allow_unused=True) if mean.requires_grad else [None] * len(self.leaves)
+        found = [torch.zeros_like(p) if g is None else g for p, g in zip(self.leaves, grads, strict=True)]
+        with torch.no_grad():
+            for mine, anchor, places, mu in self.pulls:
+                gaps = torch._foreach_sub(mine, anchor)
+                torch._foreach_mul_(gaps, mu)
+                for place, gap in zip(places, gaps, strict=True):
+                    found[place] = found[place] + gap
+            for place, slope in self.tilt:
+                found[place] = found[place] + slope
+        return found, {k: seen.get(k, v).detach() for k, v in buffers.items()}
