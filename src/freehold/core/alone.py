@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from freehold.core.objective import Objective, descend, gradient
-from freehold.core.steps import Batch
+from freehold.core.steps import Batch, Steps
 from freehold.core.trees import State, split
 
 _on = False
@@ -63,14 +63,18 @@ def _descend(objective: Objective, state: State, batches: Iterable[Batch], lr: f
         return None
     buffers, params = split(state, objective.buffers.__contains__)
     walk = _Walk(objective, {k: t.detach().clone().requires_grad_() for k, t in params.items()})
-    for batch in batches:
+    for batch, count in _counted(batches):
         if not batch["live"]:
             continue
-        grads, buffers = walk.gradient(buffers, batch)
+        grads, buffers = walk.gradient(buffers, batch, count)
         with torch.no_grad():
             torch._foreach_add_(walk.leaves, grads, alpha=-lr)
     moved = {k: t.detach() for k, t in walk.params.items()}
     return {k: moved[k] if k in moved else buffers[k] for k in state}
+
+
+def _counted(batches: Iterable[Batch]) -> Iterable[tuple[Batch, int | None]]:
+    return batches.counted() if isinstance(batches, Steps) else ((batch, None) for batch in batches)
 
 
 class _Walk:
@@ -83,22 +87,40 @@ class _Walk:
             for anchor, mu in objective.pulls
             if (names := [k for k in params if k in anchor])
         ]
+        self.even: dict[int, Tensor] = {}
         self.tilt = [(i, objective.tilt[k]) for i, k in enumerate(params) if k in objective.tilt]
 
-    def gradient(self, buffers: State, batch: Batch) -> tuple[Sequence[Tensor], State]:
-        """The gradient at the leaves, in their order, and the refreshed buffers."""
+    def gradient(self, buffers: State, batch: Batch, count: int | None = None) -> tuple[Sequence[Tensor], State]:
+        """The gradient at the leaves, in their order, and the refreshed buffers. `count`: the real examples, where known."""
         with torch.enable_grad():
             losses, seen = self.objective.losses({**self.objective.held, **buffers, **self.params}, batch)
-            real = batch["real"]
-            mean = losses.mean() if bool(real.all()) else torch.where(real, losses, 0).sum() / real.sum().clamp(min=1)
-            grads = torch.autograd.grad(mean, self.leaves, allow_unused=True) if mean.requires_grad else [None] * len(self.leaves)
-        found = [torch.zeros_like(p) if g is None else g for p, g in zip(self.leaves, grads, strict=True)]
+        # The mean over real examples, without its own two steps of the graph.
+        if losses.requires_grad:
+            share = self._share(losses, batch["real"], count)
+            grads = torch.autograd.grad(losses, self.leaves, share, allow_unused=True)
+        else:
+            grads = (None,) * len(self.leaves)
+        found = [torch.zeros_like(leaf) if g is None else g for g, leaf in zip(grads, self.leaves, strict=True)]
+        if self.pulls or self.tilt:
+            found = self._bent(found)
+        return found, {k: seen.get(k, v).detach() for k, v in buffers.items()}
+
+    def _share(self, losses: Tensor, real: Tensor, count: int | None) -> Tensor:
+        """What the loss of each example counts in the mean [B]."""
+        if count is None or count != len(losses):
+            return torch.where(real, 1 / real.sum().clamp(min=1).to(losses.dtype), 0)
+        if count not in self.even:
+            self.even[count] = torch.full_like(losses, 1 / count, requires_grad=False)
+        return self.even[count]
+
+    def _bent(self, grads: list[Tensor]) -> list[Tensor]:
+        """The gradients with what pulls and tilt add to them."""
         with torch.no_grad():
             for mine, anchor, places, mu in self.pulls:
                 gaps = torch._foreach_sub(mine, anchor)
                 torch._foreach_mul_(gaps, mu)
-                for place, gap in zip(places, gaps, strict=True):
-                    found[place] = found[place] + gap
+                for place, gap in zip(places, torch._foreach_add(gaps, [grads[i] for i in places]), strict=True):
+                    grads[place] = gap
             for place, slope in self.tilt:
-                found[place] = found[place] + slope
-        return found, {k: seen.get(k, v).detach() for k, v in buffers.items()}
+                grads[place] = grads[place] + slope
+        return grads

@@ -30,15 +30,17 @@ class Seated:
         """
         if not self._places.keys() >= state.keys():
             return functional_call(self.module, state, (x,))
-        before = [(name, where, key, where[key]) for name in state for where, key in self._places[name]]
+        own: list[tuple[str, dict[str, Any], str, Any]] = []
         try:
-            for name, where, key, _ in before:
-                where[key] = state[name]
+            for name, tensor in state.items():
+                for where, key in self._places[name]:
+                    own.append((name, where, key, where[key]))
+                    where[key] = tensor
             return self.module(x)
         finally:
-            for name, where, key, own in before:
+            for name, where, key, tensor in own:
                 state[name] = where[key]
-                where[key] = own
+                where[key] = tensor
 
 
 def _places(module: nn.Module) -> dict[str, Places]:

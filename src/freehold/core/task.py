@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -101,12 +101,11 @@ def task_from(
     inside = (*top.named_parameters(remove_duplicate=False), *top.named_buffers(remove_duplicate=False))
     of_head = {k: first[id(t)] for k, t in inside}
     criterion = _per_example(loss)
-    watch = _Watch()
-    top.register_forward_pre_hook(watch)
+    watch = _Watch(top)
     seated = Seated(module)
 
     def run(state: State, batch: Batch, training: bool = False, bend: Callable[[Tensor], Tensor] | None = None) -> Seen:
-        live = {k: v.clone() if training and k in buffers else v for k, v in state.items()}
+        live = {k: v.clone() if k in buffers else v for k, v in state.items()} if training and buffers else dict(state)
         seated.mode(training)
         watch.bend, watch.features = bend, None
         if training:
@@ -195,14 +194,18 @@ def value_sums(outputs: Tensor, y: Tensor, *, losses: Losses) -> Sums:
 
 
 class _Watch:
-    """A hook before the head: shows its input, and bends it if asked."""
+    """Stands before the head: shows its input, and bends it if asked. (A hook would do, at many times the cost.)"""
 
     bend: Callable[[Tensor], Tensor] | None = None
     features: Tensor | None = None
 
-    def __call__(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-        self.features = args[0]
-        return None if self.bend is None else (self.bend(args[0]), *args[1:])
+    def __init__(self, top: nn.Module) -> None:
+        self.inner = top.forward
+        object.__setattr__(top, "forward", self)
+
+    def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        self.features = x
+        return self.inner(x if self.bend is None else self.bend(x), *args, **kwargs)
 
 
 _NORMS = (
