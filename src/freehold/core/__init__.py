@@ -3,6 +3,7 @@
 from freehold.core.algorithm import Algorithm, ClientResult, Metrics, Round, Tally, Weighting
 from freehold.core.alone import imperative
 from freehold.core.batching import custom_vmap
+from freehold.core.cohort import Executor, executing
 from freehold.core.objective import NoisedSum, Objective, Privacy, descend, descend_adam, fix, gradient, proximal, tilted
 from freehold.core.registry import (
     AlgorithmEntry,
@@ -53,6 +54,7 @@ __all__ = [
     "ClientResult",
     "Count",
     "Engine",
+    "Executor",
     "Fraction",
     "Hyperparameter",
     "Losses",
@@ -87,6 +89,7 @@ __all__ = [
     "difference",
     "dot",
     "entry_of",
+    "executing",
     "fix",
     "flatten",
     "fold",
