@@ -75,7 +75,8 @@
     │   ├── NotBatchable      601  a module that the vector engine cannot run for many clients at once
     │   ├── Diverged          602  a loss or a contribution that is no longer finite
     │   ├── NotPrivate        603  an algorithm or a module that record-level privacy does not cover
-    │   └── TaskError         604  a module, a loss or a head that do not fit together
+    │   ├── TaskError         604  a module, a loss or a head that do not fit together
+    │   └── HiddenTensor      605  a loss that closes over the tensor of a client
     └── SandboxError          650  a sandbox that cannot be built
         ├── SandboxEscaped    651  an attempt to get out of the sandbox that succeeded
         ├── SandboxMissing    652  a machine that offers no sandbox
@@ -639,6 +640,12 @@ class TaskError(SimulationError):
     """A module, a loss, a head and data that do not fit together."""
 
     code = 604
+
+
+class HiddenTensor(SimulationError):
+    """A loss closes over a client's tensor, where a rule for the whole cohort cannot see it; it belongs into `Objective.held`."""
+
+    code = 605
 
 
 class SandboxError(FreeholdError):

@@ -72,7 +72,9 @@ class custom_vmap(Generic[P, R]):
         rule = self.rule
         if rule is None or not _in_one_vmap():
             return self.fn(*args, **kwargs)
-        flat, spec = tree_flatten((args, kwargs))
+        # An iterator would give its tensors away one level too late: as one client's, inside of the rule for all.
+        args_ = tuple(list(a) if isinstance(a, Iterator) else a for a in args)
+        flat, spec = tree_flatten((args_, kwargs))
         call = _Call(self.fn, rule, flat, spec, self.differentiable)
         out = _Primitive.apply(call, *(x for x in flat if isinstance(x, Tensor)))  # type: ignore[no-untyped-call]
         result: R = tree_unflatten(out, call.out_spec)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from freehold.core.cohort.lowrank import LowRank, dense
 from freehold.core.forward import Forward
 from freehold.core.objective import Objective, Privacy
 from freehold.core.seated import Seated
@@ -105,7 +106,8 @@ def task_from(
     seated = Seated(module)
 
     def run(state: State, batch: Batch, training: bool = False, bend: Callable[[Tensor], Tensor] | None = None) -> Seen:
-        live = {k: v.clone() if k in buffers else v for k, v in state.items()} if training and buffers else dict(state)
+        plain = dense(state) if any(type(t) is LowRank for t in state.values()) else state
+        live = {k: v.clone() if k in buffers else v for k, v in plain.items()} if training and buffers else dict(plain)
         seated.mode(training)
         watch.bend, watch.features = bend, None
         if training:
@@ -133,7 +135,7 @@ def task_from(
                 f"The head {head_name!r} shares {missing[0]} with another layer, so it cannot stand alone.",
                 hint="Choose an algorithm that needs no head of its own, e.g. fedavg or ditto, or do not tie the head.",
             )
-        inner = {own: state[name] for own, name in of_head.items()}
+        inner = {own: dense(state[name]) for own, name in of_head.items()}
         outputs: Tensor = functional_call(top, inner, (features,))
         return outputs
 

@@ -1,0 +1,77 @@
+"""Weights of a cohort that stay factored through its steps."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from freehold.core.cohort.lowrank import LowRank
+from freehold.core.cohort.tape import Pair
+from freehold.core.cohort.walk import Walk
+
+
+class Bank:
+    """One layer's weight, `base + coeff.T @ rows`, for a cohort that began at one base.
+
+    Rows pile up step by step. Or they are the clients' own, where the layer is given nothing but these: then their Gram matrix
+    is made once, and a step costs no product with the weight's width.
+    """
+
+    def __init__(self, base: Tensor, rows: Tensor, own: bool) -> None:
+        self.base, self.rows, self.used = base, rows, 0
+        self.coeff = rows.new_zeros(*rows.shape[:2], base.shape[1])
+        self.gram = torch.bmm(rows, rows.mT) if own else None
+        self.first = _common(rows, base) if own else None
+
+    def linear(self, x: Tensor, picks: Tensor | None) -> Tensor:
+        """x [n, N, in] -> [n, N, out], without bias."""
+        n = len(x)
+        if self.gram is not None and self.first is not None and picks is not None:
+            return torch.baddbmm(_pick(self.first[:n], picks), _pick(self.gram[:n], picks), self.coeff[:n])
+        y = _common(x, self.base)
+        if not self.used:
+            return y
+        return torch.baddbmm(y, torch.bmm(x, self.rows[:n, : self.used].mT), self.coeff[:n, : self.used])
+
+    def push(self, x: Tensor, g: Tensor, picks: Tensor | None) -> None:
+        """Subtract `g.T @ x`."""
+        n = len(x)
+        if self.gram is not None and picks is not None:
+            self.coeff[:n].scatter_add_(1, picks[..., None].expand_as(g), -g)
+            return
+        end = self.used + x.shape[1]
+        self.rows[:n, self.used : end] = x
+        torch.neg(g, out=self.coeff[:n, self.used : end])
+        self.used = end
+
+    def shrink(self, by: float | Tensor, n: int) -> None:
+        """Multiply what was added to the base by `1 - by`: a step towards the base."""
+        self.coeff[:n].mul_(1 - (by.view(-1, 1, 1) if isinstance(by, Tensor) else by))
+
+    def result(self) -> LowRank:
+        """The weight as it is now."""
+        if self.gram is None:
+            return LowRank(self.rows[:, : self.used], self.coeff[:, : self.used], self.base)
+        return LowRank(self.rows, self.coeff, self.base)
+
+
+def opened(walk: Walk, base: Tensor, pairs: list[Pair]) -> Bank | None:
+    """A bank for a weight that has these pairs in each step, if that is smaller than the weight itself."""
+    _, out, into = base.shape
+    rows = walk.raw_rows() if len(pairs) == 1 and pairs[0].raw else None
+    room = rows.shape[1] if rows is not None else walk.count * sum(p.x.shape[1] for p in pairs)
+    # With a Gram matrix steps are cheap, so up to twice as many rows pay.
+    if not pairs or room * (into + out) >= into * out * (1 if rows is None else 2):
+        return None
+    if rows is not None:
+        return Bank(base, rows, own=True)
+    # A client that stops early leaves rows that were never written: their coefficients are zero, so the rows must be finite.
+    return Bank(base, base.new_zeros(len(base), room, into), own=False)
+
+
+def _common(x: Tensor, w: Tensor) -> Tensor:
+    return torch.mm(x.flatten(0, 1), w[0].T).view(*x.shape[:2], -1)
+
+
+def _pick(t: Tensor, at: Tensor) -> Tensor:
+    return t.gather(1, at[..., None].expand(-1, -1, t.shape[2]))
