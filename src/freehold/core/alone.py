@@ -107,7 +107,7 @@ class _Walk:
 
     def _share(self, losses: Tensor, real: Tensor, count: int | None) -> Tensor:
         """What the loss of each example counts in the mean [B]."""
-        if count is None or count != len(losses):
+        if count is None or count != losses.shape[0]:
             return torch.where(real, 1 / real.sum().clamp(min=1).to(losses.dtype), 0)
         if count not in self.even:
             self.even[count] = torch.full_like(losses, 1 / count, requires_grad=False)

@@ -56,18 +56,19 @@ class Steps:
             return
         width = self.picks.shape[1]
         counts: list[int] = self.real.sum(1).tolist()
+        front = min(counts, default=width) == width or bool((self.real[:, 1:] <= self.real[:, :-1]).all())
         for columns, s, (live, key) in zip(self._blocks(), range(len(counts)), masks, strict=True):
             count, real = counts[s], self.real[s]
-            if 0 < count < width:
-                columns, real = {name: column[real] for name, column in columns.items()}, real[real]
-            elif not count:  # an empty step keeps one masked example: no zero-sized tensors
-                columns, real = {name: column[:1] for name, column in columns.items()}, real[:1]
+            if count < width:
+                # An empty step keeps one masked example: no zero-sized tensors.
+                kept = slice(max(1, count)) if front or not count else real
+                columns, real = {name: column[kept] for name, column in columns.items()}, real[kept]
             yield {**columns, "real": real, "live": live, "key": key}, count
 
     def _blocks(self) -> Iterator[dict[str, Tensor]]:
         """What each step reads, gathered for several steps at once where that is small."""
         rows = self.rows[self.picks]
-        wide = max(column[0].numel() if len(column) else 1 for column in self.table.values())
+        wide = max(column[:1].numel() for column in self.table.values())
         steps = max(1, _GATHERED // max(1, wide * rows.shape[1]))
         for block in rows.split(steps):
             read = {name: column.index_select(0, block.flatten()) for name, column in self.table.items()}

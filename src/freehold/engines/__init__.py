@@ -1,5 +1,7 @@
 """Engines run a cohort: `loop`, one client at a time; `vector`, all clients of a chunk as one batched program."""
 
+from freehold.engines.choice import Choice, ExecutorName
+from freehold.engines.execution import Execution
 from freehold.engines.feed import Feed, Work, planned_work
 from freehold.engines.guarded import guarded
 from freehold.engines.loop import LoopEngine
@@ -9,6 +11,9 @@ from freehold.engines.vector import VectorEngine
 
 __all__ = [
     "METRICS",
+    "Choice",
+    "Execution",
+    "ExecutorName",
     "Feed",
     "LoopEngine",
     "PersonalStore",

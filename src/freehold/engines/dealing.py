@@ -70,8 +70,10 @@ def drawn(chosen: Sequence[Tensor]) -> Dealt:
 
 def rows_of(rows: Sequence[Tensor], sizes: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Rows of several clients, padded: ([C, N] int64, [C, N] bool). Padding is a client's own first row: any other could be
-    another client's."""
+    another client's. Of a client without rows nothing is present, and what stands there is not to be read."""
     n = torch.tensor(sizes)[:, None]
     places = torch.arange(max(sizes))
     present = places < n
-    return torch.cat(list(rows))[n.cumsum(0) - n + torch.where(present, places, 0)], present
+    flat = torch.cat(list(rows))
+    at = n.cumsum(0) - n + torch.where(present, places, 0)
+    return flat[at.clamp(max=len(flat) - 1)], present

@@ -82,6 +82,27 @@ class Feed:
         real = torch.ones(len(rows), dtype=torch.bool)
         return {"x": self.x[rows], "y": self.y[rows], "real": real, "live": real.any(), "key": torch.zeros((), dtype=torch.int64)}
 
+    def batches(self, clients: Sequence[str], split: str) -> Batch:
+        """`batch` of several clients, padded with zeros, with a leading client axis."""
+        rows, real = self.split_rows(clients, split)
+        none = torch.zeros(len(clients), dtype=torch.int64, device=self.device)
+        columns = {"x": self.read(self.x, rows, real), "y": self.read(self.y, rows, real)}
+        return {**columns, "real": real, "live": real.any(1), "key": none}
+
+    def split_rows(self, clients: Sequence[str], split: str) -> tuple[Tensor, Tensor]:
+        """Rows of a split, padded: ([C, N] int64, [C, N] bool, true where not padding)."""
+        rows = [self.rows[c][split] for c in clients]
+        sizes = [len(r) for r in rows]
+        found = rows_of(rows, sizes) if any(sizes) else (torch.zeros(len(rows), 0, dtype=torch.int64),) * 2
+        return found[0].to(self.device), found[1].bool().to(self.device)
+
+    def read(self, column: Tensor, rows: Tensor, real: Tensor) -> Tensor:
+        """What `rows` [C, N] hold in a column [T, ...], zero where not `real`: [C, N, ...]."""
+        if not rows.numel():
+            return column.new_zeros(*rows.shape, *column.shape[1:])
+        found = column.index_select(0, rows.flatten()).view(*rows.shape, *column.shape[1:])
+        return found.masked_fill_(~real.view(*real.shape, *[1] * (column.dim() - 1)), 0)
+
     @property
     def device(self) -> torch.device:
         """Where the table is, and what is read from it."""

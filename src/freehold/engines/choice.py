@@ -1,0 +1,165 @@
+"""Which executor a cohort runs by, and how many clients at a time: a cost model, and where it is close, a short measurement."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias, get_args
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from freehold.core import Batch, Executor, Task
+
+ExecutorName: TypeAlias = Literal["auto", "loop", "stacked", "lowrank", "vmap"]
+"""How a cohort is computed: one client at a time; or many at once by a batching rule; "auto" chooses."""
+
+Kind: TypeAlias = Literal["loop"] | Executor
+
+CHUNKS = (4, 64)
+"""Fewest and most clients that a batched program runs at once."""
+
+FED = 64
+"""Clients that the loop is fed at once."""
+
+_CACHE_BYTES = 8 << 20
+"""Weights and gradients of a chunk that a core's caches hold."""
+
+_NEAR = 3.0
+"""How far from the best estimate an executor is still worth measuring."""
+
+_LONG_S = 5.0
+"""Estimated seconds of a run from which on a measurement pays."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """What one client computes in one local step."""
+
+    flop: float
+    """Floating-point operations, forward and backward; of Linear, convolutions and products of matrices."""
+    convolved: float
+    """The part of them that convolutions take."""
+    parameters: int
+    itemsize: int
+    """Bytes of a number."""
+    linear: tuple[tuple[int, int], ...]
+    """(out, in) of each trained matrix."""
+
+    def chunk(self, name: Kind) -> int:
+        """How many clients at once."""
+        return FED if name == "loop" else chunk_for(self, factored=name == "lowrank")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """An executor, a chunk, and why."""
+
+    executor: Kind
+    chunk: int
+    why: str
+    flop_per_step: float = 0.0
+    estimated_us: Mapping[str, float] = field(default_factory=dict)
+    """Executor -> estimated microseconds per client and step."""
+    measured_us: Mapping[str, float] = field(default_factory=dict)
+    """Executor -> what was measured; empty where the estimate decided."""
+
+
+def load_of(task: Task, batch: Batch) -> Load:
+    """Count one pass over a batch; the backward pass costs twice as much."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        task.objective.losses({**task.init}, batch)
+    total = counter.get_flop_counts().get("Global", {})
+    convolved = sum(count for op, count in total.items() if "conv" in str(op))
+    trained = task.parameters
+    return Load(
+        flop=3.0 * sum(total.values()),
+        convolved=3.0 * convolved,
+        parameters=sum(t.numel() for t in trained.values()),
+        itemsize=max((t.element_size() for t in trained.values()), default=4),
+        linear=tuple((t.shape[0], t.shape[1]) for t in trained.values() if t.dim() == 2),
+    )
+
+
+def chunk_for(load: Load, *, factored: bool = False) -> int:
+    """Clients whose weights stay in the caches together; of factored weights there is one for all."""
+    own = 2 * load.itemsize * load.parameters // (8 if factored else 1)
+    fewest, most = CHUNKS
+    fits = max(1, _CACHE_BYTES // max(1, own))
+    return max(fewest, min(most, 1 << (fits.bit_length() - 1)))
+
+
+def estimates(load: Load, rows: int, clients: int) -> dict[Kind, float]:
+    """Executor -> microseconds per client and step on one core, fitted to measurements (recipes in docs/explanation). `rows`:
+    local examples that pass in a round."""
+    chunk, thin = (min(clients, chunk_for(load, factored=f)) for f in (False, True))
+    dense = load.flop - load.convolved
+    # A step of the loop costs Python and autograd; in a chunk that is shared, and weights are read and written by each client.
+    moved = 3 * load.itemsize * load.parameters / _BYTES_PER_US
+    found: dict[Kind, float] = {
+        "loop": _STEP_US + load.flop / _LOOP_FLOP_PER_US + moved / 2,
+        "stacked": _CHUNK_US / chunk + dense / _STACKED_FLOP_PER_US + load.convolved / _GROUPED_FLOP_PER_US + moved,
+        "vmap": 2 * _CHUNK_US / chunk + load.flop / _GROUPED_FLOP_PER_US + 4 * moved,
+    }
+    small = [(out, into) for out, into in load.linear if rows * (out + into) < out * into]
+    if small:
+        saved = 3 * load.itemsize * sum(out * into for out, into in small) / _BYTES_PER_US
+        share = sum(out * into for out, into in small) / max(1, sum(out * into for out, into in load.linear))
+        found["lowrank"] = found["stacked"] - 0.9 * saved - 0.4 * share * dense / _STACKED_FLOP_PER_US
+        found["lowrank"] += _CHUNK_US / thin - _CHUNK_US / chunk
+    return found
+
+
+def choose(load: Load, rows: int, *, clients: int, device: str = "cpu") -> Choice:
+    """The choice of the cost model alone: the same on every machine."""
+    found = estimates(load, rows, clients)
+    told = {name: round(us, 1) for name, us in found.items()}
+    if device != "cpu":
+        return Choice(executor="vmap", chunk=CHUNKS[1], why="a GPU wants many clients at once", flop_per_step=load.flop)
+    best = min(found, key=lambda name: found[name])
+    why = f"the cost model gives it {told[best]:g} µs per client and step" + "".join(
+        f", {name} {us:g}" for name, us in told.items() if name != best
+    )
+    return Choice(executor=best, chunk=load.chunk(best), why=why, flop_per_step=load.flop, estimated_us=told)
+
+
+def near(choice: Choice, steps: int) -> tuple[Kind, ...]:
+    """The executors that are worth measuring in a run of so many client-steps; () where it is short or the estimate clear."""
+    best = min(choice.estimated_us.values(), default=0.0)
+    close: list[Kind] = [
+        k for k in get_args(Literal["loop"]) + get_args(Executor) if choice.estimated_us.get(k, 1e99) < _NEAR * best
+    ]
+    return tuple(close) if len(close) > 1 and best * steps > _LONG_S * 1e6 else ()
+
+
+def measured(
+    choice: Choice, load: Load, candidates: Iterable[Kind], run: Callable[[Kind, int], tuple[int, Callable[[], object]]]
+) -> Choice:
+    """Measure candidates: `run(executor, chunk)` gives (client-steps, what computes them). One that fails is out."""
+    found: dict[str, float] = {}
+    for name in candidates:
+        try:
+            steps, compute = run(name, load.chunk(name))
+            compute()  # once for what is made at first use
+            begun = time.perf_counter()
+            compute()
+            found[name] = round((time.perf_counter() - begun) * 1e6 / max(1, steps), 1)
+        except RuntimeError:
+            continue
+    if not found:
+        return choice
+    best: Kind = min(found, key=lambda name: found[name])  # type: ignore[assignment]
+    why = f"measured: {found[best]:g} µs per client and step" + "".join(f", {n} {us:g}" for n, us in found.items() if n != best)
+    return Choice(
+        executor=best,
+        chunk=load.chunk(best),
+        why=why,
+        flop_per_step=load.flop,
+        estimated_us=choice.estimated_us,
+        measured_us=found,
+    )
+
+
+_STEP_US, _CHUNK_US, _BYTES_PER_US = 260.0, 1300.0, 12_000.0
+_LOOP_FLOP_PER_US, _STACKED_FLOP_PER_US, _GROUPED_FLOP_PER_US = 50_000.0, 50_000.0, 42_000.0
