@@ -90,14 +90,14 @@ class _Walk:
         self.even: dict[int, Tensor] = {}
         self.tilt = [(i, objective.tilt[k]) for i, k in enumerate(params) if k in objective.tilt]
 
-    def gradient(self, buffers: State, batch: Batch, count: int | None = None) -> tuple[Sequence[Tensor], State]:
+    def gradient(self, buffers: State, batch: Batch, count: int | None = None) -> tuple[list[Tensor], State]:
         """The gradient at the leaves, in their order, and the refreshed buffers. `count`: the real examples, where known."""
         with torch.enable_grad():
             losses, seen = self.objective.losses({**self.objective.held, **buffers, **self.params}, batch)
         # The mean over real examples, without its own two steps of the graph.
         if losses.requires_grad:
             share = self._share(losses, batch["real"], count)
-            grads = torch.autograd.grad(losses, self.leaves, share, allow_unused=True)
+            grads: Sequence[Tensor | None] = torch.autograd.grad(losses, self.leaves, share, allow_unused=True)
         else:
             grads = (None,) * len(self.leaves)
         found = [torch.zeros_like(leaf) if g is None else g for g, leaf in zip(grads, self.leaves, strict=True)]

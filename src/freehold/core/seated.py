@@ -38,9 +38,9 @@ class Seated:
                     where[key] = tensor
             return self.module(x)
         finally:
-            for name, where, key, tensor in own:
+            for name, where, key, before in own:
                 state[name] = where[key]
-                where[key] = tensor
+                where[key] = before
 
 
 def _places(module: nn.Module) -> dict[str, Places]:

@@ -106,7 +106,7 @@ def task_from(
     seated = Seated(module)
 
     def run(state: State, batch: Batch, training: bool = False, bend: Callable[[Tensor], Tensor] | None = None) -> Seen:
-        plain = dense(state) if any(type(t) is LowRank for t in state.values()) else state
+        plain = dense(state) if any(isinstance(t, LowRank) for t in state.values()) else state
         live = {k: v.clone() if k in buffers else v for k, v in plain.items()} if training and buffers else dict(plain)
         seated.mode(training)
         watch.bend, watch.features = bend, None

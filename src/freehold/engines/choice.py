@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -16,6 +17,8 @@ ExecutorName: TypeAlias = Literal["auto", "loop", "stacked", "lowrank", "vmap"]
 """How a cohort is computed: one client at a time; or many at once by a batching rule; "auto" chooses."""
 
 Kind: TypeAlias = Literal["loop"] | Executor
+
+KINDS: tuple[Kind, ...] = ("loop", "stacked", "lowrank", "vmap")
 
 CHUNKS = (4, 64)
 """Fewest and most clients that a batched program runs at once."""
@@ -91,7 +94,7 @@ def chunk_for(load: Load, *, factored: bool = False) -> int:
 
 
 def estimates(load: Load, rows: int, clients: int) -> dict[Kind, float]:
-    """Executor -> microseconds per client and step on one core, fitted to measurements (recipes in docs/explanation). `rows`:
+    """Executor -> microseconds per client and step on one core, fitted to measurements. `rows`:
     local examples that pass in a round."""
     chunk, thin = (min(clients, chunk_for(load, factored=f)) for f in (False, True))
     dense = load.flop - load.convolved
@@ -121,15 +124,13 @@ def choose(load: Load, rows: int, *, clients: int, device: str = "cpu") -> Choic
     why = f"the cost model gives it {told[best]:g} µs per client and step" + "".join(
         f", {name} {us:g}" for name, us in told.items() if name != best
     )
-    return Choice(executor=best, chunk=load.chunk(best), why=why, flop_per_step=load.flop, estimated_us=told)
+    return Choice(executor=best, chunk=load.chunk(best), why=why, flop_per_step=load.flop, estimated_us=dict(told.items()))
 
 
 def near(choice: Choice, steps: int) -> tuple[Kind, ...]:
     """The executors that are worth measuring in a run of so many client-steps; () where it is short or the estimate clear."""
     best = min(choice.estimated_us.values(), default=0.0)
-    close: list[Kind] = [
-        k for k in get_args(Literal["loop"]) + get_args(Executor) if choice.estimated_us.get(k, 1e99) < _NEAR * best
-    ]
+    close = [name for name in KINDS if choice.estimated_us.get(name, math.inf) < _NEAR * best]
     return tuple(close) if len(close) > 1 and best * steps > _LONG_S * 1e6 else ()
 
 
@@ -137,7 +138,7 @@ def measured(
     choice: Choice, load: Load, candidates: Iterable[Kind], run: Callable[[Kind, int], tuple[int, Callable[[], object]]]
 ) -> Choice:
     """Measure candidates: `run(executor, chunk)` gives (client-steps, what computes them). One that fails is out."""
-    found: dict[str, float] = {}
+    found: dict[Kind, float] = {}
     for name in candidates:
         try:
             steps, compute = run(name, load.chunk(name))
@@ -149,7 +150,7 @@ def measured(
             continue
     if not found:
         return choice
-    best: Kind = min(found, key=lambda name: found[name])  # type: ignore[assignment]
+    best = min(found, key=lambda name: found[name])
     why = f"measured: {found[best]:g} µs per client and step" + "".join(f", {n} {us:g}" for n, us in found.items() if n != best)
     return Choice(
         executor=best,
@@ -157,7 +158,7 @@ def measured(
         why=why,
         flop_per_step=load.flop,
         estimated_us=choice.estimated_us,
-        measured_us=found,
+        measured_us=dict(found.items()),
     )
 
 

@@ -42,6 +42,8 @@ class LoopEngine:
     def collect(self, round: Round, shared: Tree, cohort: Sequence[str]) -> Tally:
         """Ask the cohort."""
 
+        present = [c for c in cohort if self.feed.size(c)]
+
         def one(client: str) -> Tally:
             steps = self.feed.steps(client, round.index, self.work)
             result = self.algorithm.client_update(round, shared, self.store.read(client, shared), steps)
@@ -49,7 +51,7 @@ class LoopEngine:
             self.store.stage(client, result.personal)
             return Tally.of(result, self.weight(client))
 
-        return reduce(add, map(one, cohort))
+        return reduce(add, map(one, present))
 
     def settle(self, counted: bool) -> None:
         """Keep or drop the personal states of the round that was collected."""
@@ -71,9 +73,17 @@ class LoopEngine:
         """client -> split -> outputs of its own model [n, ...]."""
         out: dict[str, Mapping[str, Tensor]] = {}
         for client in clients:
+            if not self.feed.size(client):
+                out[client] = self.unadapted(shared, client, splits)
+                continue
             personal = self.adapted(shared, client)
             out[client] = {s: self.algorithm.outputs(shared, personal, self.feed.x[self.feed.rows[client][s]]) for s in splits}
         return out
+
+    def unadapted(self, shared: Tree, client: str, splits: Sequence[str]) -> dict[str, Tensor]:
+        """The outputs of a client that has no training data to adapt with: of the state that it has."""
+        state = self.algorithm.personalize(shared, self.store.read(client, shared))
+        return {s: self.algorithm.task.predict(state, self.feed.x[self.feed.rows[client][s]]).to("cpu") for s in splits}
 
     def evaluate(self, shared: Tree, clients: Sequence[str], split: str) -> Mapping[str, Sums]:
         """client -> sums of its own model on its own split."""

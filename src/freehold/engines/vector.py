@@ -32,7 +32,7 @@ from freehold.engines.execution import Execution
 from freehold.engines.feed import Feed, Work
 from freehold.engines.loop import ADAPTING, LoopEngine, check_finite
 from freehold.engines.padding import check_padding
-from freehold.errors import Diverged, NotBatchable, TooFewExamples
+from freehold.errors import Diverged, HiddenTensor, NotBatchable, TooFewExamples
 
 _BLOCK = 1 << 25
 """Numbers of examples that are predicted for at once."""
@@ -80,8 +80,8 @@ class VectorEngine(LoopEngine):
         self._decide(round, shared, present)
         order = sorted(present, key=lambda c: self.feed.count(c, round.index, self.work), reverse=True)
         finite: list[Tensor] = []
-        tally = reduce(add, self._parts(order, partial(self._collect, round, shared, finite)))
-        if not bool(torch.stack(finite).all()):
+        tally: Tally = reduce(add, self._parts(order, partial(self._collect, round, shared, finite)))
+        if finite and not bool(torch.stack(finite).all()):
             self._blame(round, shared, order)
         return tally
 
@@ -104,7 +104,9 @@ class VectorEngine(LoopEngine):
         self, round: Round, shared: Tree, clients: Sequence[str], steps: Steps, counts: Sequence[int]
     ) -> tuple[Tally, list[Tensor]]:
         total: dict[str, Any] = {}
-        weight, metrics, flags = 0.0, {}, []
+        metrics: dict[str, Any] = {}
+        flags: list[Tensor] = []
+        weight = 0.0
         for own, client in zip(self._own(steps, clients, counts), clients, strict=True):
             with imperative():
                 result = self.algorithm.client_update(round, shared, self.store.read(client, shared), own)
@@ -162,7 +164,7 @@ class VectorEngine(LoopEngine):
             out |= part
         for client in clients:
             if client not in out:
-                out[client] = self._predict_alone(shared, client, splits)
+                out[client] = self.unadapted(shared, client, splits)
         return {c: out[c] for c in clients}
 
     def _predict(self, shared: Tree, clients: Sequence[str], splits: Sequence[str]) -> dict[str, Mapping[str, Tensor]]:
@@ -214,7 +216,7 @@ class VectorEngine(LoopEngine):
             part = order[start : start + execution.chunk]
             try:
                 found = run(part)
-            except NotBatchable as error:
+            except (NotBatchable, HiddenTensor) as error:
                 if self.asked != "auto" or execution.executor == "loop":
                     raise
                 execution.fallbacks[f"{execution.executor} → loop: {error.message}"] = None
@@ -336,15 +338,10 @@ def _flags(tree: Tree) -> list[Tensor]:
 
 def _added(total: dict[str, Any], tree: Tree, weight: float) -> dict[str, Any]:
     """`total + weight * tree`, in place; an empty total starts one."""
+    numbers = tree_map(lambda t: t if t.is_floating_point() else t.double(), tree)
     if not total:
-        return dict(tree_map(lambda t: t * weight, tree))
-    mine, theirs = (
-        list(leaves(total)),
-        [t if t.is_floating_point() else t.double() for t in leaves(tree_map(_second, total, tree))],
-    )
-    torch._foreach_add_(mine, theirs, alpha=weight)
+        return dict(tree_map(lambda t: t * weight, numbers))
+    if mine := list(leaves(total)):
+        theirs = list(leaves(tree_map(lambda _, t: t, total, numbers)))  # in the order of the total's names
+        torch._foreach_add_(mine, theirs, alpha=weight)
     return total
-
-
-def _second(_: Tensor, t: Tensor) -> Tensor:
-    return t
