@@ -2,5 +2,6 @@
 
 from freehold.core.cohort.executing import Executor, executing
 from freehold.core.cohort.lowrank import LowRank, dense, weighted_sum
+from freehold.core.cohort.replay import Finding, explain
 
-__all__ = ["Executor", "LowRank", "dense", "executing", "weighted_sum"]
+__all__ = ["Executor", "Finding", "LowRank", "dense", "executing", "explain", "weighted_sum"]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from freehold.core.cohort.lowrank import LowRank
-from freehold.core.cohort.tape import Pair
+from freehold.core.cohort.passes import Pair
 from freehold.core.cohort.walk import Walk
 
 
@@ -32,6 +32,15 @@ class Bank:
         if not self.used:
             return y
         return torch.baddbmm(y, torch.bmm(x, self.rows[:n, : self.used].mT), self.coeff[:n, : self.used])
+
+    def back(self, g: Tensor) -> Tensor:
+        """g [n, N, out] -> [n, N, in]: the gradient of x."""
+        n = len(g)
+        x = torch.mm(g.reshape(-1, g.shape[2]), self.base[0]).view(n, g.shape[1], -1)
+        used = self.used if self.gram is None else self.rows.shape[1]
+        if not used:
+            return x
+        return torch.baddbmm(x, torch.bmm(g, self.coeff[:n, :used].mT), self.rows[:n, :used])
 
     def push(self, x: Tensor, g: Tensor, picks: Tensor | None) -> None:
         """Subtract `g.T @ x`."""

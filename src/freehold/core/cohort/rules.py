@@ -19,8 +19,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 from freehold.core.batching import is_mapped
 from freehold.core.cohort.bank import Bank, opened
 from freehold.core.cohort.lowrank import dense
-from freehold.core.cohort.replay import runner_for
-from freehold.core.cohort.tape import Grads, Pass
+from freehold.core.cohort.passes import Grads, Pass, Runner
+from freehold.core.cohort.replay import run
 from freehold.core.cohort.walk import Stride, Walk
 from freehold.core.objective import Objective, descend, gradient
 from freehold.core.steps import Batch, Steps
@@ -65,8 +65,8 @@ def _gradient(size: int, objective: Objective, state: State, batch: Batch) -> tu
     real = batch["real"]
     like = next((v for v in params.values() if v.is_floating_point()), None)
     seeds = real * (1 / real.sum(-1).clamp(min=1).to(like.dtype if like is not None else torch.float32))[:, None]
-    found = runner_for(objective, params, rest, batch).run(Pass(objective, params, rest, batch, seeds, _never))
-    grads = {k: g if (g := found.of(k)) is not None else torch.zeros_like(v) for k, v in params.items()}
+    found, _ = run(Pass(objective, params, rest, batch, seeds))
+    grads = {k: found.of(k, v) for k, v in params.items()}
     for anchor, mu in objective.pulls:
         grads |= {k: grads[k] + _wide(mu, v) * (v - anchor[k]) for k, v in params.items() if k in anchor}
     grads |= {k: grads[k] + slope for k, slope in objective.tilt.items() if k in params}
@@ -104,40 +104,48 @@ class Descent:
         self.own = {k: v if k in self.shared else _copied(v) for k, v in self.params.items()}
         self.own |= self.rest  # copied when a pass first changes them
         self.copied: set[str] = set()
-        self.picks: Tensor | None = None
+        self.runner: Runner | None = None
+        self.shapes: dict[str, torch.Size] = {}
 
     def run(self) -> State:
         """Take all steps."""
         for stride in self.walk:
-            self.picks = stride.picks
             head = {k: self.own[k][: stride.n] for k in self.params}
             rest = {k: self.own[k][: stride.n] for k in self.rest}
             objective = (
                 self.objective if stride.n == len(stride.batch["real"]) and not self.objective.held else self._cut(stride.n)
             )
-            wanted = Pass(objective, head, rest, stride.batch, stride.seeds, self._factored)
-            grads = runner_for(objective, head, rest, stride.batch).run(wanted)
+            wanted = Pass(objective, head, rest, stride.batch, stride.seeds, self.banks, stride.picks)
+            grads = self._grads(wanted)
             self._open(grads, head, stride.n)
             self._pull(head, stride)
-            self._step(grads, head)
+            self._step(grads, head, stride.picks)
             self._refresh(grads.buffers, stride)
         out: dict[str, Any] = {k: self.banks[k].result() if k in self.banks else self.own[k] for k in self.state}
         return out
+
+    def _grads(self, wanted: Pass) -> Grads:
+        shapes = {k: v.shape[1:] for k, v in wanted.batch.items()}
+        if shapes == self.shapes and self.runner is not None:
+            return self.runner.run(wanted)
+        grads, self.runner = run(wanted)
+        self.shapes = shapes
+        return grads
 
     def _cut(self, n: int) -> Objective:
         if not self.objective.held:
             return self.objective
         return replace(self.objective, held={k: v[:n] for k, v in self.objective.held.items()})
 
-    def _factored(self, name: str, x: Tensor, raw: bool) -> Tensor | None:
-        bank = self.banks.get(name)
-        return None if bank is None else bank.linear(x, self.picks)
-
     def _open(self, grads: Grads, head: dict[str, Tensor], n: int) -> None:
         """After the first step: which weights stay factored, and which are built after all."""
         for name in [k for k in self.shared if k not in self.banks]:
             mine = [p for p in grads.pairs if p.name == name]
-            bank = None if name in grads.rest else opened(self.walk, self.shared[name], mine)
+            bank = (
+                None
+                if name in grads.rest or any(p.name == name for p in grads.scattered)
+                else opened(self.walk, self.shared[name], mine)
+            )
             if bank is not None:
                 self.banks[name] = bank
                 continue
@@ -162,12 +170,14 @@ class Descent:
                 else:
                     value.sub_(slope, alpha=stride.pace)
 
-    def _step(self, grads: Grads, head: State) -> None:
+    def _step(self, grads: Grads, head: State, picks: Tensor | None) -> None:
         for pair in grads.pairs:
             if pair.name in self.banks:
-                self.banks[pair.name].push(pair.x, pair.g, self.picks)
+                self.banks[pair.name].push(pair.x, pair.g, picks)
             else:
                 head[pair.name].baddbmm_(pair.g.mT, pair.x, alpha=-1)
+        for part in grads.scattered:
+            part.add_to(head[part.name], -1)
         for name, g in grads.rest.items():
             head[name].sub_(g)
 
@@ -205,10 +215,6 @@ def _mapped(definition: Callable[..., Any], *args: Any) -> Any:
     """The definition, under vmap."""
     axes = tree_map(lambda leaf: 0 if isinstance(leaf, Tensor) else None, args)
     return vmap(definition, in_dims=axes, randomness="error")(*args)
-
-
-def _never(name: str, x: Tensor, raw: bool) -> None:
-    return None
 
 
 def _copied(t: Tensor) -> Tensor:

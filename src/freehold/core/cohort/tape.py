@@ -7,69 +7,18 @@ weight. Its gradient is never built; it is kept as the pair (input rows X, outpu
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.func import vmap
+from torch.func import grad, vmap
 from torch.overrides import TorchFunctionMode
 
 from freehold.core.batching import custom_vmap
-from freehold.core.objective import Objective
+from freehold.core.cohort.passes import Grads, Pair, Pass
 from freehold.core.steps import Batch
 from freehold.core.trees import State
-
-
-class Pair(NamedTuple):
-    """A part of a weight's gradient: `g.T @ x`, for each client."""
-
-    name: str
-    x: Tensor
-    """[C, N, in]: what the layer was given."""
-    g: Tensor
-    """[C, N, out]: the gradient of its output."""
-    raw: bool = False
-    """Whether `x` is the batch's own `x`, one row per example."""
-
-
-class Grads(NamedTuple):
-    """What a pass leaves; each tensor has a leading client axis."""
-
-    pairs: list[Pair]
-    rest: State
-    """Gradients of what is not in pairs; names without a gradient are missing."""
-    buffers: State
-    """Buffers as the pass leaves them."""
-
-    def of(self, name: str) -> Tensor | None:
-        """The gradient of one parameter, built; None: the losses don't depend on it."""
-        found = self.rest.get(name)
-        for pair in self.pairs:
-            if pair.name == name:
-                found = torch.bmm(pair.g.mT, pair.x) if found is None else torch.baddbmm(found, pair.g.mT, pair.x)
-        return found
-
-
-class Pass(NamedTuple):
-    """A pass that is asked for: who, from where, on what."""
-
-    objective: Objective
-    params: State
-    rest: State
-    """Buffers and frozen parameters."""
-    batch: Batch
-    seeds: Tensor
-    """[C, B]: what each example's loss counts with; zero where it is not real."""
-    factored: Callable[[str, Tensor, bool], Tensor | None]
-    """(weight, x [C, N, in], whether x is raw) -> its product with a weight that is not built; None: it is."""
-
-
-class Runner(Protocol):
-    """What runs a pass."""
-
-    def run(self, wanted: Pass) -> Grads:
-        """Forward and backward."""
 
 
 class Tape:
@@ -93,7 +42,27 @@ class Tape:
         found = torch.autograd.grad(total, sources, allow_unused=True) if total.requires_grad else [None] * len(sources)
         pairs = [Pair(k, x, g, raw) for (k, x, _, raw), g in zip(watch.seen, found, strict=False) if g is not None]
         rest = {k: g for k, g in zip(params, found[len(outputs) :], strict=True) if g is not None}
-        return Grads(pairs, rest, {k: v.detach() for k, v in seen.items()})
+        return Grads(pairs, [], rest, {k: v.detach() for k, v in seen.items()})
+
+
+class Plain:
+    """Runs the losses and their gradient under `vmap`, whatever is in them; gradients are built."""
+
+    def run(self, wanted: Pass) -> Grads:
+        """Forward and backward."""
+        objective = wanted.objective
+
+        def of_one(params: State, rest: State, held: State, batch: Batch, seeds: Tensor) -> tuple[State, State]:
+            def total(params: State) -> tuple[Tensor, State]:
+                losses, seen = objective.losses({**held, **rest, **params}, batch)
+                return (torch.where(batch["real"], losses, 0) * seeds).sum(), seen
+
+            slopes: tuple[State, State] = grad(total, has_aux=True)(params)
+            return slopes
+
+        mapped = vmap(of_one, randomness="error")
+        slopes, seen = mapped(wanted.params, wanted.rest, dict(objective.held), dict(wanted.batch), wanted.seeds)
+        return Grads([], [], slopes, seen)
 
 
 class _Watch(TorchFunctionMode):
@@ -116,9 +85,10 @@ class _Watch(TorchFunctionMode):
     def stacked(self, name: str, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
         """x [C, B, ..., in], w [C, out, in], b [C, out]."""
         shape, input = x.shape, self.wanted.batch["x"]
-        raw = x.data_ptr() == input.data_ptr() and x.numel() == input.numel() and x.dim() == 3
+        raw = x.dim() == 3 and x.shape[:2] == input.shape[:2] and x.data_ptr() == input.data_ptr() and x.numel() == input.numel()
         x = x.flatten(1, -2)
-        y = self.wanted.factored(name, x, raw)
+        bank = self.wanted.factored.get(name)
+        y = bank.linear(x, self.wanted.picks if raw else None) if bank is not None else None
         y = y if b is None or y is None else y + b.unsqueeze(1)
         y = linear(x, w.detach(), b) if y is None else y
         y = y if y.requires_grad else y.requires_grad_()

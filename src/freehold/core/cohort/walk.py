@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -43,15 +43,10 @@ class Walk:
         return self._read(self.steps) if self.steps is not None else self._listed()
 
     def raw_rows(self) -> Tensor | None:
-        """[C, N, in]: all rows of the clients, where they are known and each is one vector."""
-        if self.steps is None or self.steps.table["x"].dim() != 3 or not self.steps.table["x"].is_floating_point():
+        """[C, N, in]: all rows of the clients, each as one vector, where they are known and are numbers."""
+        if self.steps is None or not self.steps.table["x"].is_floating_point():
             return None
-        return take(self.steps.table["x"], self.steps.rows)
-
-    @property
-    def room(self) -> int:
-        """Rows of the largest client, where rows are known."""
-        return self.steps.rows.shape[1] if self.steps is not None else 0
+        return take(self.steps.table["x"], self.steps.rows).flatten(2)
 
     def _read(self, steps: Steps) -> Iterator[Stride]:
         clients, count, size = steps.picks.shape
@@ -118,8 +113,3 @@ def take(table: Tensor, at: Tensor) -> Tensor:
     if table.stride(0) == 0 or len(table) == 1:
         return table[0].index_select(0, at.flatten()).view(*at.shape, *table.shape[2:])
     return table[torch.arange(len(at), device=at.device)[:, None], at]
-
-
-def columns(batch: Mapping[str, Tensor]) -> tuple[tuple[str, tuple[int, ...], torch.dtype], ...]:
-    """What a plan for a batch depends on: shapes without the client axis, and dtypes."""
-    return tuple((k, tuple(v.shape[1:]), v.dtype) for k, v in sorted(batch.items()))
