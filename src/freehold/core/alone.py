@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from freehold.core.objective import Objective, descend, gradient
+from freehold.core.seated import ModuleLosses, Noisy
 from freehold.core.steps import Batch, Steps
 from freehold.core.trees import State, split
 
@@ -61,16 +62,43 @@ def _gradient(objective: Objective, state: State, batch: Batch) -> tuple[State, 
 def _descend(objective: Objective, state: State, batches: Iterable[Batch], lr: float | Tensor) -> State | None:
     if isinstance(lr, Tensor) or not _applies(objective, state, lr):
         return None
-    buffers, params = split(state, objective.buffers.__contains__)
-    walk = _Walk(objective, {k: t.detach().clone().requires_grad_() for k, t in params.items()})
+    if not isinstance(batches, (Steps, list, tuple)):
+        batches = list(batches)
+    losses = objective.losses
+    if isinstance(losses, ModuleLosses) and losses.quiet({**objective.held, **state}):
+        try:
+            return _quietly(losses, objective, state, batches, lr)
+        except Noisy:
+            pass  # it draws random numbers: by its keys, then
+    buffers, walk = _set_out(objective, state)
     for batch, count in _counted(batches):
         if not batch["live"]:
             continue
         grads, buffers = walk.gradient(buffers, batch, count)
         with torch.no_grad():
             torch._foreach_add_(walk.leaves, grads, alpha=-lr)
-    moved = {k: t.detach() for k, t in walk.params.items()}
-    return {k: moved[k] if k in moved else buffers[k] for k in state}
+    return walk.arrived(state, buffers)
+
+
+def _set_out(objective: Objective, state: State) -> tuple[State, _Walk]:
+    buffers, params = split(state, objective.buffers.__contains__)
+    return buffers, _Walk(objective, {k: t.detach().clone().requires_grad_() for k, t in params.items()})
+
+
+def _quietly(losses: ModuleLosses, objective: Objective, state: State, batches: Iterable[Batch], lr: float) -> State:
+    """`descend` by a module that needs no exchange of anything between two steps; raises Noisy."""
+    buffers, walk = _set_out(objective, state)
+    seat = {**objective.held, **{k: v.clone() for k, v in buffers.items()}, **walk.params}
+    with losses.settled(seat) as found:
+        for batch, count in _counted(batches):
+            if count is None and not batch["live"]:
+                continue
+            with torch.enable_grad():
+                each = found(batch)
+            grads = walk.gradient_of(each, batch, count)
+            with torch.no_grad():
+                torch._foreach_add_(walk.leaves, grads, alpha=-lr)
+    return walk.arrived(state, seat)
 
 
 def _counted(batches: Iterable[Batch]) -> Iterable[tuple[Batch, int | None]]:
@@ -94,16 +122,21 @@ class _Walk:
         """The gradient at the leaves, in their order, and the refreshed buffers. `count`: the real examples, where known."""
         with torch.enable_grad():
             losses, seen = self.objective.losses({**self.objective.held, **buffers, **self.params}, batch)
-        # The mean over real examples, without its own two steps of the graph.
+        return self.gradient_of(losses, batch, count), {k: seen.get(k, v).detach() for k, v in buffers.items()}
+
+    def gradient_of(self, losses: Tensor, batch: Batch, count: int | None) -> list[Tensor]:
+        """The gradient of the mean over real examples, without that mean's own steps of the graph, and of the other terms."""
         if losses.requires_grad:
             share = self._share(losses, batch["real"], count)
             grads: Sequence[Tensor | None] = torch.autograd.grad(losses, self.leaves, share, allow_unused=True)
         else:
             grads = (None,) * len(self.leaves)
         found = [torch.zeros_like(leaf) if g is None else g for g, leaf in zip(grads, self.leaves, strict=True)]
-        if self.pulls or self.tilt:
-            found = self._bent(found)
-        return found, {k: seen.get(k, v).detach() for k, v in buffers.items()}
+        return self._bent(found) if self.pulls or self.tilt else found
+
+    def arrived(self, state: State, buffers: State) -> State:
+        """The state where the walk ends, in the order of names of the one where it began."""
+        return {k: self.params[k].detach() if k in self.params else buffers[k] for k in state}
 
     def _share(self, losses: Tensor, real: Tensor, count: int | None) -> Tensor:
         """What the loss of each example counts in the mean [B]."""

@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from torch.func import functional_call
 from freehold.core.cohort.lowrank import LowRank, dense
 from freehold.core.forward import Forward
 from freehold.core.objective import Objective, Privacy
-from freehold.core.seated import Seated
+from freehold.core.seated import ModuleLosses, Seated, Watch
 from freehold.core.steps import Batch
 from freehold.core.trees import State
 from freehold.errors import TaskError
@@ -102,7 +102,7 @@ def task_from(
     inside = (*top.named_parameters(remove_duplicate=False), *top.named_buffers(remove_duplicate=False))
     of_head = {k: first[id(t)] for k, t in inside}
     criterion = _per_example(loss)
-    watch = _Watch(top)
+    watch = Watch(top)
     seated = Seated(module)
 
     def run(state: State, batch: Batch, training: bool = False, bend: Callable[[Tensor], Tensor] | None = None) -> Seen:
@@ -113,6 +113,7 @@ def task_from(
         if training:
             with Forward(batch) as forward:
                 outputs = seated(live, batch["x"])
+            watch.touched = forward.touched
             seen = {k: forward.refreshed.get(id(live[k]), live[k]) for k in buffers if k in live}
         else:
             outputs = seated(live, batch["x"])
@@ -123,10 +124,6 @@ def task_from(
                 hint="Name the layer that makes the outputs: head=….",
             )
         return Seen(outputs, watch.features, seen)
-
-    def losses(state: State, batch: Batch) -> tuple[Tensor, State]:
-        seen = run(state, batch, training=True)
-        return criterion(seen.outputs, batch["y"]), seen.buffers
 
     def top_alone(state: State, features: Tensor) -> Tensor:
         watch.bend, watch.features = None, None
@@ -145,7 +142,7 @@ def task_from(
     norms = tuple(f"{n}." for n, m in module.named_modules() if n and isinstance(m, _NORMS))
     return Task(
         init=init,
-        objective=Objective(losses=losses, buffers=buffers | _frozen(module)),
+        objective=Objective(losses=ModuleLosses(run, criterion, seated, watch), buffers=buffers | _frozen(module)),
         run=run,
         top=top_alone,
         losses=criterion,
@@ -193,21 +190,6 @@ def value_sums(outputs: Tensor, y: Tensor, *, losses: Losses) -> Sums:
         "target": truth.sum(),
         "target_squared": (truth**2).sum(),
     }
-
-
-class _Watch:
-    """Stands before the head: shows its input, and bends it if asked. (A hook would do, at many times the cost.)"""
-
-    bend: Callable[[Tensor], Tensor] | None = None
-    features: Tensor | None = None
-
-    def __init__(self, top: nn.Module) -> None:
-        self.inner = top.forward
-        object.__setattr__(top, "forward", self)
-
-    def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        self.features = x
-        return self.inner(x if self.bend is None else self.bend(x), *args, **kwargs)
 
 
 _NORMS = (

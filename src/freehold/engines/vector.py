@@ -287,7 +287,7 @@ class VectorEngine(LoopEngine):
         if self.asked != "auto":
             chosen = replace(chosen, chunk=load.chunk(self.asked), flop_per_step=load.flop)
         else:
-            chosen = choose(load, int(steps.picks.numel()), clients=len(cohort), device=self.feed.device.type)
+            chosen = choose(load, steps.picks.numel(), self.feed.size(sample), clients=len(cohort), device=self.feed.device.type)
             total = self.rounds * sum(self.feed.count(c, round.index, self.work) for c in cohort)
             if candidates := near(chosen, total):
                 chosen = measured(chosen, load, candidates, partial(self._sample, round, shared, cohort))
