@@ -81,7 +81,8 @@ class ModuleLosses:
 
     @contextmanager
     def settled(self, state: dict[str, Tensor]) -> Iterator[Callable[[Mapping[str, Tensor]], Tensor]]:
-        """The losses as a function of a batch alone, for many of them: nothing is exchanged between two. Buffers change in `state`.
+        """The losses as a function of a batch alone, for many of them: nothing is exchanged between two.
+        Buffers change in `state`.
 
         Raises Noisy at the end if random numbers were drawn after all: what was computed must not be used. The generator is then
         as it was before, and the module is quiet no more.

@@ -1,6 +1,7 @@
 """Engines run a cohort: `loop`, one client at a time; `vector`, all clients of a chunk as one batched program."""
 
 from freehold.engines.choice import Choice, ExecutorName
+from freehold.engines.device import DeviceName, device_of, moved
 from freehold.engines.execution import Execution
 from freehold.engines.feed import Feed, Work, planned_work
 from freehold.engines.guarded import guarded
@@ -12,6 +13,7 @@ from freehold.engines.vector import VectorEngine
 __all__ = [
     "METRICS",
     "Choice",
+    "DeviceName",
     "Execution",
     "ExecutorName",
     "Feed",
@@ -21,6 +23,8 @@ __all__ = [
     "Work",
     "contribution_tensors",
     "departing",
+    "device_of",
     "guarded",
+    "moved",
     "planned_work",
 ]

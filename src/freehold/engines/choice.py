@@ -114,7 +114,7 @@ def estimates(load: Load, rows: int, examples: int, clients: int) -> dict[Kind, 
     needed = [(o * i, (examples / 2 if i == load.width else rows) * (o + i)) for o, i in load.linear]
     whole = sum(size for size, _ in needed)
     if share := sum(size for size, room in needed if room < size) / max(1, whole):
-        found["lowrank"] = _CHUNK_US / thin + batched * (1 - 0.5 * share) + 3 * moved * (1 - 0.8 * share)
+        found["lowrank"] = _CHUNK_US / thin + batched * (1 - 0.5 * share * (strange == 1)) + 3 * moved * (1 - 0.8 * share)
     return found
 
 
@@ -131,11 +131,12 @@ def choose(load: Load, rows: int, examples: int, *, clients: int, device: str = 
     return Choice(executor=best, chunk=load.chunk(best), why=why, flop_per_step=load.flop, estimated_us=dict(told.items()))
 
 
-def near(choice: Choice, steps: int) -> tuple[Kind, ...]:
-    """The executors that are worth measuring in a run of so many client-steps; () where it is short or the estimate clear."""
+def near(choice: Choice, steps: int | None) -> tuple[Kind, ...]:
+    """The executors that are worth measuring in a run of so many client-steps; () where it is short or the estimate clear. None:
+    however short it is."""
     best = min(choice.estimated_us.values(), default=0.0)
     close = [name for name in KINDS if choice.estimated_us.get(name, math.inf) < _NEAR * best]
-    return tuple(close) if len(close) > 1 and best * steps > _LONG_S * 1e6 else ()
+    return tuple(close) if steps is None or (len(close) > 1 and best * steps > _LONG_S * 1e6) else ()
 
 
 def measured(

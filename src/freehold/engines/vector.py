@@ -32,7 +32,7 @@ from freehold.engines.execution import Execution
 from freehold.engines.feed import Feed, Work
 from freehold.engines.loop import ADAPTING, LoopEngine, check_finite
 from freehold.engines.padding import check_padding
-from freehold.errors import Diverged, HiddenTensor, NotBatchable, TooFewExamples
+from freehold.errors import Diverged, HiddenTensor, NotBatchable
 
 _BLOCK = 1 << 25
 """Numbers of examples that are predicted for at once."""
@@ -58,14 +58,15 @@ class VectorEngine(LoopEngine):
         chunk: int | None = None,
         rounds: int = 1,
         choice: Choice | None = None,
+        explain: bool = False,
     ) -> None:
         """As `LoopEngine`; memory grows with `chunk` times the model. `chunk`: None lets the engine choose.
 
         `rounds`: how many are to come, as far as is known: in a long run a measurement pays, where the cost model is not sure.
-        `choice`: that of a run that is continued.
+        `choice`: that of a run that is continued. `explain`: measure in any case; that alone changes no choice.
         """
         super().__init__(algorithm, feed, work, adaptation=adaptation, weighting=weighting, most_weight=most_weight)
-        self.asked, self.rounds = executor, rounds
+        self.asked, self.rounds, self.explain = executor, rounds, explain
         self.execution = Execution(choice=choice)
         self._chunk = chunk
         self._padding_checked = False
@@ -156,7 +157,7 @@ class VectorEngine(LoopEngine):
         """client -> split -> outputs of its own model [n, ...], on the CPU."""
         if not clients:
             return {}
-        self._decide(Round(0, len(clients), len(clients)), shared, self.present(clients, all_there=False))
+        self._decide(Round(0, len(clients), len(clients)), shared, [c for c in clients if self.feed.size(c)])
         with_data = [c for c in clients if self.feed.size(c)]
         order = sorted(with_data, key=lambda c: self.feed.count(c, ADAPTING, self.adaptation), reverse=True)
         out: dict[str, Mapping[str, Tensor]] = {}
@@ -260,17 +261,6 @@ class VectorEngine(LoopEngine):
     def _personal(self, clients: Sequence[str], shared: Tree) -> Tree:
         return tree_map(lambda t: t.to(self.feed.device), self.store.gather(clients, shared))
 
-    def present(self, cohort: Sequence[str], *, all_there: bool = True) -> list[str]:
-        """The clients that have training data; the others are put down as skipped. TooFewExamples if nobody has."""
-        there = [c for c in cohort if self.feed.size(c)]
-        self.execution.skipped |= dict.fromkeys(c for c in cohort if not self.feed.size(c))
-        if all_there and not there:
-            raise TooFewExamples(
-                f"None of the {len(cohort)} clients of this round has training rows.",
-                hint="Leave them out, or raise min_examples.",
-            )
-        return there
-
     def _decide(self, round: Round, shared: Tree, cohort: Sequence[str]) -> None:
         """Once: the executor and the chunk."""
         execution = self.execution
@@ -289,8 +279,10 @@ class VectorEngine(LoopEngine):
         else:
             chosen = choose(load, steps.picks.numel(), self.feed.size(sample), clients=len(cohort), device=self.feed.device.type)
             total = self.rounds * sum(self.feed.count(c, round.index, self.work) for c in cohort)
-            if candidates := near(chosen, total):
-                chosen = measured(chosen, load, candidates, partial(self._sample, round, shared, cohort))
+            deciding = near(chosen, total)
+            if candidates := deciding or (near(chosen, None) if self.explain else ()):
+                seen = measured(chosen, load, candidates, partial(self._sample, round, shared, cohort))
+                chosen = seen if deciding else replace(chosen, measured_us=seen.measured_us)
         if self._chunk is not None:
             chosen = replace(chosen, chunk=self._chunk)
         execution.choice, execution.executor, execution.chunk = chosen, chosen.executor, chosen.chunk

@@ -60,6 +60,7 @@ class Row:
     published_std: float | None = None
     seconds: float = 0.0  # wall time of all seeds
     sent_bytes: int = 0  # what one client sends in a whole run
+    execution: Mapping[str, Any] = field(default_factory=dict)  # how the first seed was computed: docs/reference/report-json.md
     reference: bool = False  # True: nothing a federation could do (all data pooled in one place); never the headline
 
 
