@@ -70,6 +70,7 @@ class VectorEngine(LoopEngine):
         self.execution = Execution(choice=choice)
         self._chunk = chunk
         self._padding_checked = False
+        self._largest = ""
         if choice is not None:
             self.execution.executor, self.execution.chunk = choice.executor, choice.chunk
 
@@ -78,6 +79,7 @@ class VectorEngine(LoopEngine):
     def collect(self, round: Round, shared: Tree, cohort: Sequence[str]) -> Tally:
         """Ask the cohort; clients without training data are left out."""
         present = self.present(cohort)
+        self._largest = max(present, key=self.feed.size)
         self._decide(round, shared, present)
         order = sorted(present, key=lambda c: self.feed.count(c, round.index, self.work), reverse=True)
         finite: list[Tensor] = []
@@ -93,7 +95,7 @@ class VectorEngine(LoopEngine):
         if self.execution.executor == "loop":
             tally, flags, computed = *self._alone(round, shared, clients, steps, counts), sum(counts)
         else:
-            self._check_padding(shared, clients[0], round)
+            self._check_padding(shared)
             tally, flags = self._together(round, shared, clients, steps)
             prefixed = self.execution.executor != "vmap"
             computed = sum(counts) if prefixed else len(counts) * max(counts)
@@ -155,10 +157,10 @@ class VectorEngine(LoopEngine):
 
     def predict(self, shared: Tree, clients: Sequence[str], splits: Sequence[str]) -> Mapping[str, Mapping[str, Tensor]]:
         """client -> split -> outputs of its own model [n, ...], on the CPU."""
-        if not clients:
-            return {}
-        self._decide(Round(0, len(clients), len(clients)), shared, [c for c in clients if self.feed.size(c)])
         with_data = [c for c in clients if self.feed.size(c)]
+        if with_data:
+            self._largest = max(with_data, key=self.feed.size)
+            self._decide(Round(0, len(clients), len(clients)), shared, with_data)
         order = sorted(with_data, key=lambda c: self.feed.count(c, ADAPTING, self.adaptation), reverse=True)
         out: dict[str, Mapping[str, Tensor]] = {}
         for part in self._parts(order, lambda part: self._predict(shared, part, splits)):
@@ -244,7 +246,7 @@ class VectorEngine(LoopEngine):
     def _batched(self, one: Callable[..., Any], *mapped: Any) -> Any:
         name: Any = self.execution.executor
         try:
-            with executing("vmap" if name == "loop" else name):
+            with nullcontext() if name in ("loop", "vmap") else executing(name):
                 return vmap(one, randomness="error")(*mapped)
         except RuntimeError as error:
             if out_of_memory(error):
@@ -300,7 +302,7 @@ class VectorEngine(LoopEngine):
             try:
                 if name == "loop":
                     return self._alone(round, shared, clients, steps, counts)
-                self._check_padding(shared, clients[0], round)
+                self._check_padding(shared)
                 return self._together(round, shared, clients, steps)
             finally:
                 self.execution.executor = before
@@ -308,7 +310,8 @@ class VectorEngine(LoopEngine):
 
         return 3 * len(clients), compute
 
-    def _check_padding(self, shared: Tree, client: str, round: Round) -> None:
+    def _check_padding(self, shared: Tree) -> None:
+        client = self._largest
         if not self._padding_checked:
             steps = self.feed.steps(client, 0, self.work)
             whole = self.feed.cohort([client], 0, self.work)
