@@ -11,7 +11,7 @@ from freehold.errors import UsageError
 
 def digest_seed(*parts: str | int) -> int:
     """A seed in [0, 2**63) that is the same in every process and on every machine."""
-    text = "|".join(f"{type(part).__name__}:{part}" for part in parts)
+    text = "|".join([f"{type(part).__name__}:{part}" for part in parts])
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
 
 

@@ -648,6 +648,12 @@ class HiddenTensor(SimulationError):
     code = 605
 
 
+class DeviceMissing(SimulationError):
+    """There is no such device to compute on."""
+
+    code = 605
+
+
 class SandboxError(FreeholdError):
     """A jail for training code that cannot be built; nothing is trained."""
 

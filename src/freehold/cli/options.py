@@ -32,6 +32,23 @@ class EngineName(StrEnum):
     loop = "loop"
 
 
+class ExecutorName(StrEnum):
+    """How the vector engine computes a chunk of clients."""
+
+    auto = "auto"
+    loop = "loop"
+    stacked = "stacked"
+    lowrank = "lowrank"
+    vmap = "vmap"
+
+
+class DeviceName(StrEnum):
+    """What computes."""
+
+    cpu = "cpu"
+    cuda = "cuda"
+
+
 @dataclass(frozen=True, kw_only=True)
 class TableOptions:
     """How a file of the user's is to be read."""
@@ -144,11 +161,19 @@ class TrainingOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """How it is computed; nothing here changes the result."""
+    """How it is computed; nothing here changes the result, but for rounding."""
 
     engine: Annotated[EngineName, typer.Option("--engine", help="All clients at once, or one by one.", rich_help_panel=RUN)] = (
         EngineName.vector
     )
+    executor: Annotated[
+        ExecutorName,
+        typer.Option("--executor", help="How the vector engine computes; auto chooses what is fastest.", rich_help_panel=RUN),
+    ] = ExecutorName.auto
+    device: Annotated[DeviceName, typer.Option("--device", help="What to compute on.", rich_help_panel=RUN)] = DeviceName.cpu
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Say which executor was chosen, and why; it is in --json.", rich_help_panel=RUN)
+    ] = False
     jobs: Annotated[
         int | None,
         typer.Option("--jobs", min=1, metavar="N", help="Processes; as many as cores if not given.", rich_help_panel=RUN),

@@ -36,7 +36,7 @@ def run(
     check_writable(results.json, results.report, also)
     with _settings(options, newcomers) as settings:
         comparison = study(settings)
-    tell(comparison, results)
+    tell(comparison, results, explain=options.explain)
 
 
 @contextmanager
@@ -49,6 +49,9 @@ def _settings(options: RunOptions, newcomers: int) -> Iterator[Settings]:
         listeners = [*_trackers(options, stack), stack.enter_context(progress())]
         yield Settings(
             engine=options.engine.value,
+            executor=options.executor.value,
+            device=options.device.value,
+            explain=options.explain,
             jobs=options.jobs or len(os.sched_getaffinity(0)),
             checkpoint=_checkpoint(options.checkpoint),
             resume=options.resume,
@@ -84,7 +87,7 @@ def _checkpoint(folder: Path | None) -> Path | None:
     raise UsageError(f"No checkpoint can be written to {folder}.", hint="Give --checkpoint a folder of yours.")
 
 
-def tell(comparison: Comparison, results: ResultOptions) -> None:
+def tell(comparison: Comparison, results: ResultOptions, *, explain: bool = False) -> None:
     """Files first, each written whole, then tables on the terminal."""
     from freehold.report import dumps
 
@@ -99,6 +102,10 @@ def tell(comparison: Comparison, results: ResultOptions) -> None:
     from freehold.cli.show import show
 
     show(comparison)
+    if explain:
+        from freehold.cli.explained import explained
+
+        explained(comparison)
     for path in (results.json, results.report):
         if path is not None:
             sys.stdout.write(f"Written: {path}\n")

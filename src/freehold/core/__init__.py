@@ -1,6 +1,7 @@
 """The vocabulary: trees, tasks, objectives, steps, rounds, tallies, and the one definition of an algorithm."""
 
 from freehold.core.algorithm import Algorithm, ClientResult, Metrics, Round, Tally, Weighting
+from freehold.core.alone import imperative
 from freehold.core.batching import custom_vmap
 from freehold.core.cohort import Executor, executing
 from freehold.core.objective import NoisedSum, Objective, Privacy, descend, descend_adam, fix, gradient, proximal, tilted
@@ -95,6 +96,7 @@ __all__ = [
     "generator",
     "gradient",
     "hits",
+    "imperative",
     "is_finite",
     "leaves",
     "mix",

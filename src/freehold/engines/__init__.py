@@ -1,5 +1,8 @@
 """Engines run a cohort: `loop`, one client at a time; `vector`, all clients of a chunk as one batched program."""
 
+from freehold.engines.choice import Choice, ExecutorName
+from freehold.engines.device import DeviceName, device_of, moved
+from freehold.engines.execution import Execution
 from freehold.engines.feed import Feed, Work, planned_work
 from freehold.engines.guarded import guarded
 from freehold.engines.loop import LoopEngine
@@ -9,6 +12,10 @@ from freehold.engines.vector import VectorEngine
 
 __all__ = [
     "METRICS",
+    "Choice",
+    "DeviceName",
+    "Execution",
+    "ExecutorName",
     "Feed",
     "LoopEngine",
     "PersonalStore",
@@ -16,6 +23,8 @@ __all__ = [
     "Work",
     "contribution_tensors",
     "departing",
+    "device_of",
     "guarded",
+    "moved",
     "planned_work",
 ]

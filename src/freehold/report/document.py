@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
@@ -120,6 +120,7 @@ class _Row(msgspec.Struct, frozen=True, kw_only=True):
     published: float | None
     published_std: float | None
     seconds: float | None
+    execution: dict[str, Any] = {}
     sent_bytes: int
     seeds: tuple[_Seed, ...]
 
@@ -133,6 +134,7 @@ class _Row(msgspec.Struct, frozen=True, kw_only=True):
             published=self.published,
             published_std=self.published_std,
             seconds=_float(self.seconds),
+            execution=self.execution,
             sent_bytes=self.sent_bytes,
             reference=self.reference,
         )
@@ -235,6 +237,7 @@ def _row(comparison: Comparison, row: Row, summary: RowSummary) -> dict[str, obj
         "published": _number(row.published),
         "published_std": _number(row.published_std),
         "seconds": _number(row.seconds),
+        "execution": dict(row.execution),
         "sent_bytes": row.sent_bytes,
         "per_client": {
             name: {

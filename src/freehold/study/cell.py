@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
 import torch
 
 from freehold.algorithms import build_algorithm
-from freehold.core import Algorithm, ClientResult, Tree, flatten, train, unflatten
+from freehold.core import Algorithm, ClientResult, Tree, flatten, train, tree_map, unflatten
 from freehold.data import Prepared
-from freehold.engines import METRICS, Feed, LoopEngine, VectorEngine, departing, guarded, planned_work
+from freehold.engines import METRICS, Choice, Feed, LoopEngine, VectorEngine, departing, device_of, guarded, moved, planned_work
 from freehold.plan import Plan, check_contribution
 from freehold.study.checkpoint import Checkpoint, Running, damaged
 from freehold.study.measure import Measured, measure
-from freehold.study.settings import EngineName, Trial
+from freehold.study.settings import Settings, Trial
 from freehold.study.source import POOLED
 from freehold.tasks import TaskDefinition, build_task
 
 POINTS = 8
 """How many times a run is measured, evenly spread over its rounds, the last one included."""
+
+CPU = torch.device("cpu")
 
 SAVE_EVERY_S = 20.0
 """Seconds between two checkpoints of a running cell."""
@@ -53,6 +55,8 @@ class CellResult(msgspec.Struct, frozen=True, kw_only=True):
     sent_bytes: int
     """What one client sends when it is asked in every round."""
     seconds: float
+    execution: dict[str, Any] = {}
+    """How it was computed, as `Execution.told` says."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,16 +81,21 @@ class _History:
     points: list[dict[str, Any]] = field(default_factory=list)
     sent_bytes: int = 0
 
+    def told(self, engine: LoopEngine) -> dict[str, Any]:
+        """All of it, and the executor and the chunk that a resumed run has to go on with."""
+        now, chosen = engine.execution, engine.execution.choice
+        choice = chosen and msgspec.to_builtins(replace(chosen, executor=now.executor, chunk=now.chunk))  # type: ignore[arg-type]
+        return {"points": self.points, "sent_bytes": self.sent_bytes, "choice": choice}
+
 
 def run_cell(
     cell: Cell,
     definition: TaskDefinition,
     prepared: Prepared,
     *,
-    engine: EngineName,
+    settings: Settings,
     newcomers: Sequence[str],
     checkpoint: Checkpoint | None,
-    resume: bool,
     stop: Callable[[], bool],
     closed: Callable[[int], None],
 ) -> CellResult:
@@ -96,29 +105,30 @@ def run_cell(
     """
     begun = time.monotonic()
     plan = cell.trial.plan
-    task = build_task(definition, prepared, plan, cell.seed)
+    device = device_of(settings.device)
+    task = moved(build_task(definition, prepared, plan, cell.seed), device)
     algorithm = guarded(build_algorithm(task, plan.algorithm, plan.contribution.dtype), plan)
-    feed = Feed(x=prepared.x, y=prepared.y, rows=prepared.rows, seed=cell.seed)
+    feed = Feed(x=prepared.x, y=prepared.y, rows=prepared.rows, seed=cell.seed).to(device)
     # Who trains alone does so whether it takes part or not.
     apart = () if algorithm.name == "local" else newcomers
     clients = [POOLED] if cell.trial.pooled else [c for c in prepared.clients if c not in apart]
-    runner = engine_of(engine, algorithm, feed, plan)
-
     history, server, start = _History(), None, 0
-    found = checkpoint.load_running(cell.label) if checkpoint and resume else None
+    found = checkpoint.load_running(cell.label) if checkpoint and settings.resume else None
+    runner = engine_of(settings, algorithm, feed, plan, choice=_choice(found))
     if found and checkpoint:
         if not _fits(found, algorithm, clients, rounds=plan.training.rounds, metric=definition.metric):
             raise damaged(checkpoint.folder / cell.label)
         shared = algorithm.broadcast(algorithm.init())
-        server, start = unflatten(found.server, algorithm.init()), found.rounds_done
-        runner.store.restore({c: unflatten(found.personal[c], algorithm.enroll(shared)) for c in found.personal})
+        server, start = _on(device, unflatten(found.server, algorithm.init())), found.rounds_done
+        enrolled = algorithm.enroll(shared)
+        runner.store.restore({c: _on(device, unflatten(found.personal[c], enrolled)) for c in found.personal})
         history = _History(points=list(found.history["points"]), sent_bytes=found.history["sent_bytes"])
 
     def save(done: int, server: Tree) -> None:
         if checkpoint:
-            states = {c: flatten(p) for c, p in runner.store.committed().items()}
-            told = {"points": history.points, "sent_bytes": history.sent_bytes}
-            checkpoint.save_running(cell.label, Running(rounds_done=done, server=flatten(server), personal=states, history=told))
+            states = {c: flatten(_on(CPU, p)) for c, p in runner.store.committed().items()}
+            kept = Running(rounds_done=done, server=flatten(_on(CPU, server)), personal=states, history=history.told(runner))
+            checkpoint.save_running(cell.label, kept)
 
     rounds = plan.training.rounds
     has_validation = any(len(rows["validation"]) for rows in prepared.rows.values())
@@ -148,6 +158,7 @@ def run_cell(
             if stop():
                 raise Interrupted(str(checkpoint.folder) if checkpoint else None)
     result = _result(history, last, has_validation=has_validation, seconds=time.monotonic() - begun)
+    result = msgspec.structs.replace(result, execution=dict(runner.execution.told()))
     if checkpoint:
         checkpoint.save_done(cell.label, msgspec.to_builtins(result))
     return result
@@ -191,12 +202,24 @@ def _result(history: _History, last: Mapping[str, Mapping[str, Measured]], *, ha
     )
 
 
-def engine_of(name: EngineName, algorithm: Algorithm, feed: Feed, plan: Plan) -> LoopEngine:
-    """The engine of that name, with the work that the plan says."""
+def engine_of(settings: Settings, algorithm: Algorithm, feed: Feed, plan: Plan, *, choice: Choice | None = None) -> LoopEngine:
+    """The engine that the settings name, with the work that the plan says; `choice`: that of a run that is continued."""
     work, adaptation = planned_work(plan)
-    kind = VectorEngine if name == "vector" else LoopEngine
     said = plan.training
-    return kind(algorithm, feed, work, adaptation=adaptation, weighting=said.weighting, most_weight=said.most_weight)
+    weights: dict[str, Any] = {"weighting": said.weighting, "most_weight": said.most_weight}
+    if settings.engine == "loop":
+        return LoopEngine(algorithm, feed, work, adaptation=adaptation, **weights)
+    how: dict[str, Any] = {"executor": settings.executor, "rounds": said.rounds, "choice": choice, "explain": settings.explain}
+    return VectorEngine(algorithm, feed, work, adaptation=adaptation, **weights, **how)
+
+
+def _choice(found: Running | None) -> Choice | None:
+    said = found.history.get("choice") if found else None
+    return None if said is None else msgspec.convert(said, Choice)
+
+
+def _on(device: torch.device, tree: Tree) -> Tree:
+    return tree_map(lambda t: t.to(device), tree)
 
 
 def _measure_all(
@@ -207,7 +230,8 @@ def _measure_all(
     if pooled:
         personal = runner.adapted(shared, POOLED)
         outputs: Mapping[str, Mapping[str, torch.Tensor]] = {
-            c: {s: algorithm.outputs(shared, personal, prepared.x[prepared.rows[c][s]]) for s in splits} for c in prepared.clients
+            c: {s: algorithm.outputs(shared, personal, runner.feed.x[prepared.rows[c][s]]).to(CPU) for s in splits}
+            for c in prepared.clients
         }
     else:
         outputs = runner.predict(shared, prepared.clients, splits)

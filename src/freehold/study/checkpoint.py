@@ -140,7 +140,11 @@ class Checkpoint:
                 rounds_done=int(about["rounds_done"]),
                 server={k.removeprefix("server/"): v for k, v in tensors.items() if k.startswith("server/")},
                 personal=personal,
-                history={"points": list(about["history"]["points"]), "sent_bytes": int(about["history"]["sent_bytes"])},
+                history={
+                    "points": list(about["history"]["points"]),
+                    "sent_bytes": int(about["history"]["sent_bytes"]),
+                    "choice": about["history"].get("choice"),
+                },
             )
         except (SafetensorError, OSError, ValueError, KeyError, TypeError, IndexError, RecursionError):
             raise damaged(path) from None

@@ -11,6 +11,7 @@ import torch
 
 from freehold.algorithms import prefer
 from freehold.data import Prepared
+from freehold.engines import device_of
 from freehold.errors import CheckpointError, Diverged, UsageError
 from freehold.events import Event
 from freehold.plan import digest
@@ -45,6 +46,7 @@ def run_comparison(
     left out with a warning that says where; it raises if it is the baseline or required, or if no other row is left. Raises
     Interrupted after Ctrl-C.
     """
+    device_of(settings.device)
     if not seeds or len(set(seeds)) < len(seeds):
         raise UsageError(f"Seeds {list(seeds)} are empty or repeat themselves.", hint="Give each seed once.")
     first = source.prepared(seeds[0])
@@ -86,8 +88,8 @@ def run_comparison(
         splits=source.splits,
         command=command,
         versions=versions(),
-        notes=(*notes, *left_out),
-        warnings=(*diverged, *first.warnings, *_skipped(first)),
+        notes=(*notes, *left_out, *_fallbacks(rows)),
+        warnings=(*diverged, *first.warnings, *_skipped(first), *_empty(rows)),
         noun=definition.noun,
     )
 
@@ -113,7 +115,7 @@ def _checkpoint(
         "plans": [digest(t.plan) for t in trials],
         "rows": [[t.name, t.pooled] for t in trials],
         "seeds": list(seeds),
-        "engine": settings.engine,
+        "engine": [settings.engine, settings.executor, settings.device],
         "data": fingerprint(first),
         "newcomers": list(newcomers),
         "versions": versions(),
@@ -159,6 +161,7 @@ def _row(trial: Trial, results: Mapping[int, CellResult], alone: Mapping[int, Ce
         published_std=trial.published_std,
         seconds=sum(r.seconds for r in results.values()),
         sent_bytes=next(iter(results.values())).sent_bytes,
+        execution=next(iter(results.values())).execution,
         reference=trial.pooled,
     )
 
@@ -230,6 +233,16 @@ def _facts(prepared: Prepared, newcomers: Sequence[str]) -> tuple[ClientFacts, .
 def _test_share(prepared: Prepared) -> float:
     sizes = {name: sum(len(prepared.rows[c][name]) for c in prepared.clients) for name in ("train", "test")}
     return sizes["test"] / max(1, sizes["train"])
+
+
+def _fallbacks(rows: Sequence[Row]) -> list[str]:
+    """What an executor could not take, said once however many rows met it."""
+    return list(dict.fromkeys(f"Executor {line}" for row in rows for line in row.execution.get("fallbacks", ())))
+
+
+def _empty(rows: Sequence[Row]) -> list[str]:
+    names = list(dict.fromkeys(name for row in rows for name in row.execution.get("skipped", ())))
+    return [f"Skipped in training, without training data: {', '.join(names)}."] if names else []
 
 
 def _skipped(prepared: Prepared) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ import torch
 
 from freehold.data import Prepared
 from freehold.errors import Diverged, SimulationError
-from freehold.events import Event
+from freehold.events import Event, silent
 from freehold.study.cell import Cell, CellResult, Interrupted, run_cell
 from freehold.study.checkpoint import Checkpoint, damaged
 from freehold.study.settings import Settings
@@ -135,7 +135,7 @@ def _in_processes(
 ) -> Iterator[tuple[Cell, CellResult | Diverged]]:
     context = multiprocessing.get_context("spawn")  # torch and polars have threads, which do not survive a fork
     halt, begun = context.Event(), context.Event()
-    quiet = replace(job, settings=Settings(engine=job.settings.engine, resume=job.settings.resume))  # a listener may not travel
+    quiet = replace(job, settings=replace(job.settings, jobs=1, listener=silent))  # a listener may not travel
     pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_start, initargs=(quiet, halt, begun))
     others = multiprocessing.active_children()
     with _without_interrupts():
@@ -232,10 +232,9 @@ class _Ready:
             cell,
             job.definition,
             self.kept[1],
-            engine=job.settings.engine,
+            settings=job.settings,
             newcomers=job.newcomers,
             checkpoint=job.checkpoint,
-            resume=job.settings.resume,
             stop=stop,
             closed=closed,
         )

@@ -1,4 +1,4 @@
-"""How a study is run: nothing in here changes its result."""
+"""How a study is run: nothing in here changes its result, but for rounding."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+from freehold.engines import DeviceName, ExecutorName
 from freehold.events import Listener, silent
 from freehold.plan import Plan
 
@@ -33,6 +34,11 @@ class Settings:
     """Where and how to compute."""
 
     engine: EngineName = "vector"
+    executor: ExecutorName = "auto"
+    """How the vector engine computes a chunk of clients; "auto" chooses by a cost model, and measures in long runs."""
+    device: DeviceName = "cpu"
+    explain: bool = False
+    """Whether executors are measured in any case, so that what was chosen can be explained."""
     jobs: int = 1
     """Processes; each runs whole cells (one row with one seed) on one thread."""
     checkpoint: Path | None = None
