@@ -75,7 +75,8 @@
     │   ├── NotBatchable      601  a module that the vector engine cannot run for many clients at once
     │   ├── Diverged          602  a loss or a contribution that is no longer finite
     │   ├── NotPrivate        603  an algorithm or a module that record-level privacy does not cover
-    │   └── TaskError         604  a module, a loss or a head that do not fit together
+    │   ├── TaskError         604  a module, a loss or a head that do not fit together
+    │   └── ArenaError        610  personal states on disk that cannot be kept or read
     └── SandboxError          650  a sandbox that cannot be built
         ├── SandboxEscaped    651  an attempt to get out of the sandbox that succeeded
         ├── SandboxMissing    652  a machine that offers no sandbox
@@ -639,6 +640,12 @@ class TaskError(SimulationError):
     """A module, a loss, a head and data that do not fit together."""
 
     code = 604
+
+
+class ArenaError(SimulationError):
+    """A simulation's personal states on disk cannot be kept or read: no room, in use, damaged, or of another shape."""
+
+    code = 610
 
 
 class SandboxError(FreeholdError):

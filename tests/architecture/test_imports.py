@@ -33,7 +33,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "models": EVERYWHERE | {"core"},
     "data": EVERYWHERE | {"core"},
     "tasks": EVERYWHERE | {"core", "data", "models"},
-    "engines": EVERYWHERE | {"core", "algorithms", "data"},
+    "engines": EVERYWHERE | {"durable", "failpoints", "core", "algorithms", "data"},
     "report": EVERYWHERE,
     "tracking": EVERYWHERE,
     "study": EVERYWHERE | {"core", "algorithms", "models", "data", "tasks", "engines", "privacy", "report", "tracking", "wire"},
