@@ -32,15 +32,12 @@ from torch import Tensor
 from freehold import durable
 from freehold.core import Tree, at, stack
 from freehold.engines.layout import Layout
+from freehold.engines.stamps import COLUMNS, SLOTS, free, latest
 from freehold.errors import ArenaError
 from freehold.failpoints import failpoint
 
 HEADER, STATES, STAMPS = "arena.json", "states", "stamps"
 VERSION = 1
-SLOTS = 3
-COLUMNS = 2 * SLOTS
-"""Of the table of stamps: a stamp for each slot, then a checksum for each."""
-
 MAPPED_BYTES = 256 << 20
 """Pages that may be mapped at a time; they are counted as this process's memory, though the kernel can take them back."""
 
@@ -145,7 +142,7 @@ class Arena:
     def gather(self, clients: Sequence[str], shared: Tree) -> Tree:
         """What `read` gives for each, as one tree with a leading client axis."""
         index = torch.tensor([self._index.get(client, -1) for client in clients], dtype=torch.int64)
-        slot, stamp = _latest(self._table[index.clamp(min=0)], self._settled)
+        slot, stamp = latest(self._table[index.clamp(min=0)], self._settled)
         known = ((stamp > 0) & (index >= 0)).nonzero().flatten()
         if len(known) == len(index):
             return self._layout.unpack(self._read(index, slot))
@@ -161,7 +158,7 @@ class Arena:
         except KeyError as unknown:
             raise ArenaError(f"The arena has no client {unknown.args[0]}.", hint="It was made for others.") from None
         rows = self._layout.pack(stacked, self._scratch(len(clients)))
-        slot = self._free(self._table[index])
+        slot = free(self._table[index], self._settled, self._kept)
         with _using(self._folder or Path("/var/tmp")):
             self._write(index, slot, rows)
         self._pending.append(index)
@@ -198,7 +195,7 @@ class Arena:
             raise ArenaError("A temporary arena has no checkpoint.", hint="Give it a folder.")
         changed = self._changed.nonzero().flatten()
         for part in changed.split(CHUNK):
-            slot, stamp = _latest(self._table[part], self._settled)
+            slot, stamp = latest(self._table[part], self._settled)
             self._table[part, SLOTS + slot] = self._checksums(part, slot, stamp)
         self._changed[changed] = False
         failpoint("study.arena.sealing")
@@ -294,15 +291,15 @@ class Arena:
         self._table[later[:, 0], later[:, 1]] = 0
         if self._digest() != to.digest:
             raise damaged(self._folder, "its stamps are not those of the checkpoint")
-        there = _latest(self._table, self._settled)[1].nonzero().flatten()
+        there = latest(self._table, self._settled)[1].nonzero().flatten()
         for part in there.split(CHUNK):
-            slot, stamp = _latest(self._table[part], self._settled)
+            slot, stamp = latest(self._table[part], self._settled)
             if not torch.equal(self._table[part, SLOTS + slot], self._checksums(part, slot, stamp)):
                 raise damaged(self._folder, "a state differs from what was written")
 
     def _digest(self) -> str:
         """Of the stamps and checksums of all committed states."""
-        slot, stamp = _latest(self._table, self._settled)
+        slot, stamp = latest(self._table, self._settled)
         sums = torch.where(stamp > 0, self._table.gather(1, SLOTS + slot.unsqueeze(1)).squeeze(1), 0)
         return hashlib.sha256(torch.stack([stamp, sums]).numpy().data).hexdigest()
 
@@ -311,16 +308,6 @@ class Arena:
         return torch.tensor(
             [zlib.crc32(row, s & 0xFFFFFFFF) for row, s in zip(rows, stamp.tolist(), strict=True)], dtype=torch.int64
         )
-
-    def _free(self, table: Tensor) -> Tensor:
-        """For each client the slot to write to [C]: neither the committed one nor the checkpoint's; a touched one if there is."""
-        stamps = table[:, :SLOTS]
-        places = torch.arange(SLOTS)
-        score = 8 * (stamps > self._settled) + 4 * (stamps > 0) - places
-        for upto in (self._settled, self._kept):
-            slot, stamp = _latest(table, upto)
-            score = torch.where((places == slot.unsqueeze(1)) & (stamp > 0).unsqueeze(1), -SLOTS, score)
-        return score.argmax(1)
 
     def _read(self, index: Tensor, slot: Tensor) -> Tensor:
         if not self._layout.row_bytes:
@@ -368,7 +355,7 @@ class _Committed(Mapping[str, Tree]):
 
     def __contains__(self, client: object) -> bool:
         index = self._arena._index.get(client, -1) if isinstance(client, str) else -1
-        return index >= 0 and bool(_latest(self._arena._table[index : index + 1], self._arena._settled)[1] > 0)
+        return index >= 0 and bool(latest(self._arena._table[index : index + 1], self._arena._settled)[1] > 0)
 
     def __iter__(self) -> Iterator[str]:
         return (self._arena._clients[i] for i in self._there().tolist())
@@ -377,14 +364,7 @@ class _Committed(Mapping[str, Tree]):
         return len(self._there())
 
     def _there(self) -> Tensor:
-        return _latest(self._arena._table, self._arena._settled)[1].nonzero().flatten()
-
-
-def _latest(table: Tensor, upto: int) -> tuple[Tensor, Tensor]:
-    """For each client the slot that was written last, up to a settled round, and its stamp; 0 where there is none."""
-    stamps = table[:, :SLOTS]
-    stamp, slot = torch.where(stamps <= upto, stamps, 0).max(1)
-    return slot, stamp
+        return latest(self._arena._table, self._arena._settled)[1].nonzero().flatten()
 
 
 def _mapped(fd: int, size: int) -> mmap.mmap:

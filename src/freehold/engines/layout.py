@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from freehold.core import Tree, flatten, unflatten
+from freehold.core import Tree, flatten, tree_map
 from freehold.errors import ArenaError
 
 ALIGNED = 16
@@ -57,15 +57,20 @@ class Layout:
         return rows
 
     def unpack(self, rows: Tensor) -> Tree:
-        """The inverse of `pack`: fresh tensors, each by itself, on the device of `like`."""
-        flat = {}
-        for name, t in flatten(self.like).items():
-            flat[name] = torch.empty(len(rows), *t.shape, dtype=t.dtype, device=t.device)
-            flat[name].view(len(rows), t.numel()).copy_(self._within(rows, name, t))
-        return unflatten(flat, self.like)
+        """The inverse of `pack`: fresh tensors, each by itself, on the device of `like` and in its order."""
+        names = iter(self.offsets)
+
+        def one(t: Tensor) -> Tensor:
+            out = torch.empty(len(rows), *t.shape, dtype=t.dtype, device=t.device)
+            out.view(len(rows), t.numel()).copy_(self._within(rows, next(names), t))
+            return out
+
+        return tree_map(one, self.like)
 
     def _within(self, rows: Tensor, name: str, t: Tensor) -> Tensor:
         start = self.offsets[name]
+        if not t.numel():
+            return rows.new_empty(len(rows), 0, dtype=t.dtype)
         return rows[:, start : start + t.numel() * t.element_size()].view(t.dtype)
 
 
