@@ -12,17 +12,14 @@ States are written by `pwrite`, not through the mapping: a full disk is then an 
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
 import json
 import mmap
 import os
 import secrets
-import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +28,7 @@ from torch import Tensor
 
 from freehold import durable
 from freehold.core import Tree, at, stack
+from freehold.engines.disk import anonymous_file, damaged, mapped, opened, using
 from freehold.engines.layout import Layout
 from freehold.engines.stamps import COLUMNS, SLOTS, free, latest
 from freehold.errors import ArenaError
@@ -83,7 +81,7 @@ class Arena:
     ) -> Arena:
         """An arena without a name, which ends with this process; `asked` as in `create`."""
         made = cls(clients, enroll, like=like, folder=None)
-        with _using(folder):
+        with using(folder):
             made._refuse_without_room(folder, asked, slots=SLOTS - 1)
             made._map(new=True, anonymous=folder)
         return made
@@ -97,7 +95,7 @@ class Arena:
         Raises ArenaError, before anything is written, where the disk has no room for these, or another process uses it.
         """
         made = cls(clients, enroll, like=like, folder=folder)
-        with _using(folder):
+        with using(folder):
             there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
             made._refuse_without_room(there, len(clients) if asked is None else asked, slots=SLOTS)
             folder.mkdir(parents=True, exist_ok=True)
@@ -112,7 +110,7 @@ class Arena:
         Raises ArenaError where it is damaged, of other clients or states, or used by another process.
         """
         made = cls(clients, enroll, like=like, folder=folder)
-        with _using(folder):
+        with using(folder):
             if not all((folder / name).is_file() for name in (HEADER, STATES, STAMPS)):
                 raise damaged(folder, "it is not all there")
             made.id = at.arena
@@ -159,7 +157,7 @@ class Arena:
             raise ArenaError(f"The arena has no client {unknown.args[0]}.", hint="It was made for others.") from None
         rows = self._layout.pack(stacked, self._scratch(len(clients)))
         slot = free(self._table[index], self._settled, self._kept)
-        with _using(self._folder or Path("/var/tmp")):
+        with using(self._folder or Path("/var/tmp")):
             self._write(index, slot, rows)
         self._pending.append(index)
         self._table[index, slot] = self._settled + 1
@@ -199,7 +197,7 @@ class Arena:
             self._table[part, SLOTS + slot] = self._checksums(part, slot, stamp)
         self._changed[changed] = False
         failpoint("study.arena.sealing")
-        with _using(self._folder):
+        with using(self._folder):
             durable.sync(self._folder / STATES)
             durable.sync(self._folder / STAMPS)
         failpoint("study.arena.sealed")
@@ -240,7 +238,7 @@ class Arena:
         sizes = (SLOTS * len(self._clients) * self._layout.row_bytes, len(self._clients) * COLUMNS * 8)
         try:
             for name in (STATES, STAMPS):
-                self._files.append(_anonymous(anonymous) if anonymous else _opened(folder / name))
+                self._files.append(anonymous_file(anonymous) if anonymous else opened(folder / name))
             self._lock()
             if new and self._folder:
                 durable.remove(folder / HEADER, point="study.arena")
@@ -254,9 +252,9 @@ class Arena:
                     raise damaged(folder, f"a file has {os.fstat(fd).st_size} bytes instead of {size}")
             if new and sizes[1]:
                 os.posix_fallocate(self._files[1], 0, sizes[1])  # written as memory, where a full disk would be a SIGBUS
-            self._mapping = _mapped(self._files[0], sizes[0])
+            self._mapping = mapped(self._files[0], sizes[0])
             self._rows = torch.frombuffer(self._mapping, dtype=torch.uint8)[: sizes[0]].view(-1, self._layout.row_bytes or 1)
-            table = _mapped(self._files[1], sizes[1])
+            table = mapped(self._files[1], sizes[1])
             self._table = torch.frombuffer(table, dtype=torch.int64)[: sizes[1] // 8].view(-1, COLUMNS)
         except BaseException:
             self.close()
@@ -365,40 +363,3 @@ class _Committed(Mapping[str, Tree]):
 
     def _there(self) -> Tensor:
         return latest(self._arena._table, self._arena._settled)[1].nonzero().flatten()
-
-
-def _mapped(fd: int, size: int) -> mmap.mmap:
-    """A shared mapping; of a whole page where the file is empty, because there are no empty mappings."""
-    return mmap.mmap(fd, size) if size else mmap.mmap(-1, mmap.PAGESIZE)
-
-
-def _opened(path: Path) -> int:
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-
-
-def _anonymous(folder: Path) -> int:
-    with tempfile.TemporaryFile(dir=folder) as file:
-        return os.dup(file.fileno())
-
-
-@contextmanager
-def _using(folder: Path) -> Iterator[None]:
-    """A full or unusable disk as an error that says so."""
-    try:
-        yield
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        raise ArenaError(
-            f"The personal states in {folder} cannot be used: {error.strerror or error}.",
-            hint="Make room, and go on with --resume; or choose another folder: --checkpoint DIR."
-            if full
-            else "Choose another folder: --checkpoint DIR.",
-        ) from None
-
-
-def damaged(folder: Path, why: str) -> ArenaError:
-    """The error for an arena that cannot be read."""
-    return ArenaError(
-        f"The personal states in {folder} are damaged, or of another study: {why}.",
-        hint="Run the command without --resume to start anew.",
-    )

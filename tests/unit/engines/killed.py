@@ -1,6 +1,7 @@
 """`python -m tests.unit.engines.killed`: for each line of JSON on standard input, a fork that works on an arena until it dies.
 
-A line says `folder`, `seed`, `failpoints` and `cpu_s`: after so much processor time it is killed wherever it is. Answers with how it ended.
+A line says `folder`, `seed`, `failpoints` and `cpu_s`: after so much processor time it is killed wherever it is. The answer is
+how it ended.
 """
 
 from __future__ import annotations
