@@ -17,7 +17,7 @@ WRITERS = {"write", "write_alike", "append", "name", "remove", "commit", "put", 
 POINT = re.compile(r"(coordinator|node|agent|guard|trainer|study)(\.[a-z_-]+)+")
 STEPS = re.compile(r"\.(writing|written|named|committing|committed|removing|removed)$")
 
-ELSEWHERE = {"durable.py", "study/checkpoint.py", "cli/output.py"}
+ELSEWHERE = {"durable.py", "study/checkpoint.py", "cli/output.py"}  # the checkpoint renames folders
 """Who may call fsync and replace files: durable, and what writes files that a user names."""
 
 NOT_KILLED = {

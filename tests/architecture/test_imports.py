@@ -36,7 +36,8 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "engines": EVERYWHERE | {"durable", "failpoints", "core", "algorithms", "data"},
     "report": EVERYWHERE,
     "tracking": EVERYWHERE,
-    "study": EVERYWHERE | {"core", "algorithms", "models", "data", "tasks", "engines", "privacy", "report", "tracking", "wire"},
+    "study": EVERYWHERE
+    | {"durable", "core", "algorithms", "models", "data", "tasks", "engines", "privacy", "report", "tracking", "wire"},
     "node": EVERYWHERE
     | {"hours", "policy", "settings", "logs", "durable", "failpoints", "sandbox", "wire"}
     | {"core", "algorithms", "data", "tasks", "engines", "privacy"},

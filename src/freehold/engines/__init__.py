@@ -3,6 +3,7 @@
 from freehold.engines.arena import Arena, Sealed
 from freehold.engines.feed import Feed, Work, planned_work
 from freehold.engines.guarded import guarded
+from freehold.engines.layout import state_bytes
 from freehold.engines.loop import LoopEngine
 from freehold.engines.spec import METRICS, contribution_tensors, departing
 from freehold.engines.store import PersonalStates, PersonalStore
@@ -22,4 +23,5 @@ __all__ = [
     "departing",
     "guarded",
     "planned_work",
+    "state_bytes",
 ]

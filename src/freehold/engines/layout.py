@@ -74,6 +74,11 @@ class Layout:
         return rows[:, start : start + t.numel() * t.element_size()].view(t.dtype)
 
 
+def state_bytes(like: Tree) -> int:
+    """What one state of this shape takes on disk."""
+    return Layout.of(like).row_bytes
+
+
 def _listed(flat: Mapping[str, Tensor]) -> str:
     parts = [f"{name} {list(t.shape)} {str(t.dtype).removeprefix('torch.')}" for name, t in flat.items()]
     return ", ".join(parts[:4]) + (f", … ({len(parts)} tensors)" if len(parts) > 4 else "") or "nothing"
