@@ -11,6 +11,7 @@ from tests.federation import test_kills, test_more_kills, test_replicas, test_sc
 from tests.unit.engines import test_arena
 from tests.unit.enrolment import test_joining
 from tests.unit.node import test_admission, test_budget, test_bundles, test_checkpoints, test_ledger, test_vault
+from tests.unit.study import test_states
 
 SOURCE = Path(__file__).parents[2] / "src" / "freehold"
 WRITERS = {"write", "write_alike", "append", "name", "remove", "commit", "put", "put_file", "_transaction", "_write", "failpoint"}
@@ -67,6 +68,7 @@ def killed() -> set[str]:
         *test_kills.GUARD_POINTS,
         *test_kills.ANSWERS,
         *test_arena.POINTS,
+        *test_states.POINTS,
     ]
     return {STEPS.sub("", point) for point in listed}
 
