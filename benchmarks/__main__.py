@@ -1,6 +1,6 @@
 """Run benchmarks, write one JSON file each to benchmarks/results, and print what they found.
 
-`python -m benchmarks [commands|federation|connections|peers|sandbox|vault|audit|ledger …]`; without a name, all eight.
+`python -m benchmarks [commands|federation|connections|peers|sandbox|vault|audit|ledger|arena …]`; without a name, all nine.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import audit, commands, connections, federation, ledger, sandbox, vault
+from benchmarks import arena, audit, commands, connections, federation, ledger, sandbox, vault
 from benchmarks.machine import facts
 from benchmarks.peers import run as peers
 from benchmarks.table import tables
 
 RESULTS = Path(__file__).with_name("results")
-ALL = ("commands", "federation", "connections", "peers", "sandbox", "vault", "audit", "ledger")
+ALL = ("commands", "federation", "connections", "peers", "sandbox", "vault", "audit", "ledger", "arena")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -45,6 +45,7 @@ def chosen(told: argparse.Namespace) -> dict[str, Callable[[], Any]]:
         "vault": vault.run,
         "audit": audit.run,
         "ledger": ledger.run,
+        "arena": arena.run,
         "peers": lambda: peers.run(sizes or ("10kb", "50mb"), told.peers.split(","), **rounds),
     }
 

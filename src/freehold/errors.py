@@ -77,6 +77,7 @@
     │   ├── NotPrivate        603  an algorithm or a module that record-level privacy does not cover
     │   ├── TaskError         604  a module, a loss or a head that do not fit together
     │   └── HiddenTensor      605  a loss that closes over the tensor of a client
+    │   └── ArenaError        610  personal states on disk that cannot be kept or read
     └── SandboxError          650  a sandbox that cannot be built
         ├── SandboxEscaped    651  an attempt to get out of the sandbox that succeeded
         ├── SandboxMissing    652  a machine that offers no sandbox
@@ -651,7 +652,13 @@ class HiddenTensor(SimulationError):
 class DeviceMissing(SimulationError):
     """There is no such device to compute on."""
 
-    code = 605
+    code = 606
+
+
+class ArenaError(SimulationError):
+    """A simulation's personal states on disk cannot be kept or read: no room, in use, damaged, or of another shape."""
+
+    code = 610
 
 
 class SandboxError(FreeholdError):

@@ -33,10 +33,11 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "models": EVERYWHERE | {"core"},
     "data": EVERYWHERE | {"core"},
     "tasks": EVERYWHERE | {"core", "data", "models"},
-    "engines": EVERYWHERE | {"core", "algorithms", "data"},
+    "engines": EVERYWHERE | {"durable", "failpoints", "core", "algorithms", "data"},
     "report": EVERYWHERE,
     "tracking": EVERYWHERE,
-    "study": EVERYWHERE | {"core", "algorithms", "models", "data", "tasks", "engines", "privacy", "report", "tracking", "wire"},
+    "study": EVERYWHERE
+    | {"durable", "core", "algorithms", "models", "data", "tasks", "engines", "privacy", "report", "tracking", "wire"},
     "node": EVERYWHERE
     | {"hours", "policy", "settings", "logs", "durable", "failpoints", "sandbox", "wire"}
     | {"core", "algorithms", "data", "tasks", "engines", "privacy"},

@@ -188,6 +188,15 @@ class RunOptions:
         ),
     ] = None
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.", rich_help_panel=RUN)] = False
+    models: Annotated[
+        Path | None,
+        typer.Option(
+            "--models",
+            metavar="FOLDER",
+            help="Write each client's own model, as safetensors, to ROW/seed-N/CLIENT.safetensors in an empty folder.",
+            rich_help_panel=RESULT,
+        ),
+    ] = None
     log: Annotated[
         list[str] | None,
         typer.Option("--log", metavar="WHERE", help="mlflow:URI or tensorboard:FOLDER; repeatable.", rich_help_panel=RUN),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from freehold.cli.options import ResultOptions, RunOptions
-from freehold.cli.output import STDOUT, check_writable, write
+from freehold.cli.output import STDOUT, check_empty, check_writable, write
 from freehold.cli.progress import progress
 from freehold.errors import UsageError
 from freehold.events import Event, Listener
@@ -34,6 +34,7 @@ def run(
     `also` is one more file that the caller will write. Destinations that cannot be written are refused before the work.
     """
     check_writable(results.json, results.report, also)
+    check_empty(options.models, started=options.resume)
     with _settings(options, newcomers) as settings:
         comparison = study(settings)
     tell(comparison, results, explain=options.explain)
@@ -56,6 +57,7 @@ def _settings(options: RunOptions, newcomers: int) -> Iterator[Settings]:
             checkpoint=_checkpoint(options.checkpoint),
             resume=options.resume,
             newcomers=newcomers,
+            models=options.models,
             listener=_all(listeners),
         )
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from freehold.core import Algorithm, ClientResult, Round, Sums, Tally, Tree, Weighting, is_finite
 from freehold.engines.execution import Execution
 from freehold.engines.feed import Feed, Work
-from freehold.engines.store import PersonalStore
+from freehold.engines.store import PersonalStates, PersonalStore
 from freehold.errors import Diverged, TooFewExamples
 
 ADAPTING = -1
@@ -38,7 +38,7 @@ class LoopEngine:
         self.algorithm, self.feed, self.work = algorithm, feed, work
         self.adaptation = adaptation or work
         self.weighting, self.most_weight = weighting or algorithm.weighting, most_weight
-        self.store = PersonalStore(algorithm.enroll)
+        self.store: PersonalStates = PersonalStore(algorithm.enroll)
         self.execution = Execution(executor="loop", chunk=1)
 
     def collect(self, round: Round, shared: Tree, cohort: Sequence[str]) -> Tally:

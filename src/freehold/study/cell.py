@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -13,12 +14,27 @@ import torch
 from freehold.algorithms import build_algorithm
 from freehold.core import Algorithm, ClientResult, Tree, flatten, train, tree_map, unflatten
 from freehold.data import Prepared
-from freehold.engines import METRICS, Choice, Feed, LoopEngine, VectorEngine, departing, device_of, guarded, moved, planned_work
+from freehold.engines import (
+    METRICS,
+    Arena,
+    Choice,
+    Feed,
+    LoopEngine,
+    PersonalStates,
+    VectorEngine,
+    departing,
+    device_of,
+    guarded,
+    moved,
+    planned_work,
+)
 from freehold.plan import Plan, check_contribution
 from freehold.study.checkpoint import Checkpoint, Running, damaged
 from freehold.study.measure import Measured, measure
+from freehold.study.models import export_models, place_of
 from freehold.study.settings import Settings, Trial
 from freehold.study.source import POOLED
+from freehold.study.states import personal_states, remembered
 from freehold.tasks import TaskDefinition, build_task
 
 POINTS = 8
@@ -98,8 +114,9 @@ def run_cell(
     checkpoint: Checkpoint | None,
     stop: Callable[[], bool],
     closed: Callable[[int], None],
+    models: Path | None = None,
 ) -> CellResult:
-    """Train and measure. `stop` is asked after each round, `closed` is told its number.
+    """Train and measure. `stop` is asked after each round, `closed` is told its number; `models` is where to export to.
 
     Raises Interrupted where `stop` says so, the state being saved; and what algorithms and engines raise.
     """
@@ -109,59 +126,75 @@ def run_cell(
     task = moved(build_task(definition, prepared, plan, cell.seed), device)
     algorithm = guarded(build_algorithm(task, plan.algorithm, plan.contribution.dtype), plan)
     feed = Feed(x=prepared.x, y=prepared.y, rows=prepared.rows, seed=cell.seed).to(device)
+    apart = set(newcomers)
+    part = [c for c in prepared.clients if c not in apart]
     # Who trains alone does so whether it takes part or not.
-    apart = () if algorithm.name == "local" else newcomers
-    clients = [POOLED] if cell.trial.pooled else [c for c in prepared.clients if c not in apart]
-    history, server, start = _History(), None, 0
+    clients = [POOLED] if cell.trial.pooled else list(prepared.clients) if algorithm.name == "local" else part
+    history, start = _History(), 0
+    server: Tree | None = None
     found = checkpoint.load_running(cell.label) if checkpoint and settings.resume else None
-    runner = engine_of(settings, algorithm, feed, plan, choice=_choice(found))
     if found and checkpoint:
         if not _fits(found, algorithm, clients, rounds=plan.training.rounds, metric=definition.metric):
             raise damaged(checkpoint.folder / cell.label)
-        shared = algorithm.broadcast(algorithm.init())
         server, start = _on(device, unflatten(found.server, algorithm.init())), found.rounds_done
-        enrolled = algorithm.enroll(shared)
-        runner.store.restore({c: _on(device, unflatten(found.personal[c], enrolled)) for c in found.personal})
         history = _History(points=list(found.history["points"]), sent_bytes=found.history["sent_bytes"])
-
-    def save(done: int, server: Tree) -> None:
-        if checkpoint:
-            states = {c: flatten(_on(CPU, p)) for c, p in runner.store.committed().items()}
-            kept = Running(rounds_done=done, server=flatten(_on(CPU, server)), personal=states, history=history.told(runner))
-            checkpoint.save_running(cell.label, kept)
 
     rounds = plan.training.rounds
     has_validation = any(len(rows["validation"]) for rows in prepared.rows.values())
     measured_at = {rounds} | ({round(rounds * i / POINTS) for i in range(1, POINTS)} if has_validation else set())
-    saved = time.monotonic()
-    last: Mapping[str, Mapping[str, Measured]] = {}
-    training = train(
-        algorithm, runner, clients, rounds=rounds, cohort=plan.round.cohort, seed=cell.seed, server=server, start=start
+    runner, asked = (
+        engine_of(settings, algorithm, feed, plan, choice=_choice(found)),
+        (plan.round.cohort or len(clients)) * rounds,
     )
-    for report in training:
-        done = report.round.index + 1
-        sent = departing(algorithm, ClientResult(report.mean, {}, report.metrics))
-        if plan.contribution.tensors:
-            check_contribution(
-                plan.contribution, {k: (tuple(t.shape), str(t.dtype).removeprefix("torch.")) for k, t in sent.items()}
-            )
-        history.sent_bytes += sum(t.numel() * t.element_size() for name, t in sent.items() if not name.startswith(METRICS))
-        if done in measured_at:
-            last = _measure_all(algorithm, runner, report.server, prepared, pooled=cell.trial.pooled)
-            history.points.append(
-                _point(done, last, definition.metric, taking_part=[c for c in prepared.clients if c not in newcomers])
-            )
-        closed(done)
-        if done < rounds and (stop() or time.monotonic() - saved > SAVE_EVERY_S):
-            save(done, report.server)
-            saved = time.monotonic()
-            if stop():
-                raise Interrupted(str(checkpoint.folder) if checkpoint else None)
+    place = checkpoint.arena(cell.label) if checkpoint else None
+    left, sealed = (found.personal, found.arena) if found else ({}, None)
+    with personal_states(algorithm, clients, asked=asked, folder=place, found=left, sealed=sealed) as states:
+        runner.store = states
+        saved = time.monotonic()
+        last: Mapping[str, Mapping[str, Measured]] = {}
+        for report in train(
+            algorithm, runner, clients, rounds=rounds, cohort=plan.round.cohort, seed=cell.seed, server=server, start=start
+        ):
+            done, server = report.round.index + 1, report.server
+            history.sent_bytes += _sent_bytes(algorithm, plan, ClientResult(report.mean, {}, report.metrics))
+            if done in measured_at:
+                last = _measure_all(algorithm, runner, server, prepared, pooled=cell.trial.pooled)
+                history.points.append(_point(done, last, definition.metric, taking_part=part))
+            closed(done)
+            if done < rounds and (stop() or time.monotonic() - saved > SAVE_EVERY_S):
+                if checkpoint:
+                    _save(checkpoint, cell, done, server, states, history.told(runner))
+                saved = time.monotonic()
+                if stop():
+                    raise Interrupted(str(checkpoint.folder) if checkpoint else None)
+        if models and server is not None:
+            about = {"algorithm": algorithm.name, "task": definition.name, "seed": str(cell.seed), "rounds": str(rounds)}
+            export_models(
+                place_of(models, cell.trial.name, cell.seed), algorithm, runner, server, about=about,
+                clients=[POOLED] if cell.trial.pooled else prepared.clients,
+            )  # fmt: skip
     result = _result(history, last, has_validation=has_validation, seconds=time.monotonic() - begun)
     result = msgspec.structs.replace(result, execution=dict(runner.execution.told()))
     if checkpoint:
         checkpoint.save_done(cell.label, msgspec.to_builtins(result))
     return result
+
+
+def _save(checkpoint: Checkpoint, cell: Cell, done: int, server: Tree, states: PersonalStates, history: dict[str, Any]) -> None:
+    personal, sealed = remembered(states)
+    server = _on(CPU, server)
+    running = Running(rounds_done=done, server=flatten(server), personal=personal, history=history, arena=sealed)
+    checkpoint.save_running(cell.label, running)
+    if sealed is not None and isinstance(states, Arena):
+        states.keep(sealed)
+
+
+def _sent_bytes(algorithm: Algorithm, plan: Plan, result: ClientResult) -> int:
+    """What one client sent in a round; it has to be what the plan says."""
+    sent = departing(algorithm, result)
+    if plan.contribution.tensors:
+        check_contribution(plan.contribution, {k: (tuple(t.shape), str(t.dtype).removeprefix("torch.")) for k, t in sent.items()})
+    return sum(t.numel() * t.element_size() for name, t in sent.items() if not name.startswith(METRICS))
 
 
 def _fits(found: Running, algorithm: Algorithm, clients: Sequence[str], *, rounds: int, metric: str) -> bool:

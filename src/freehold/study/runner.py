@@ -11,6 +11,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
@@ -18,10 +19,11 @@ import msgspec
 import torch
 
 from freehold.data import Prepared
-from freehold.errors import Diverged, SimulationError
+from freehold.errors import Diverged, SimulationError, UsageError
 from freehold.events import Event, silent
 from freehold.study.cell import Cell, CellResult, Interrupted, run_cell
 from freehold.study.checkpoint import Checkpoint, damaged
+from freehold.study.models import place_of
 from freehold.study.settings import Settings
 from freehold.study.source import Source
 from freehold.tasks import TaskDefinition
@@ -61,6 +63,7 @@ def run_cells(cells: Sequence[Cell], job: Job) -> Ran:
         for cell in cells:
             found = job.checkpoint.load_done(cell.label)
             if found is not None:
+                _refuse_without_models(cell, job.settings.models)
                 ran.results[cell.label] = _converted(found, job.checkpoint)
     left = [cell for cell in cells if cell.label not in ran.results]
     jobs = min(job.settings.jobs, len(left))
@@ -78,6 +81,15 @@ def run_cells(cells: Sequence[Cell], job: Job) -> Ran:
         except KeyboardInterrupt as asked:
             raise asked if isinstance(asked, Interrupted) else _interrupted(job) from None
     return ran
+
+
+def _refuse_without_models(cell: Cell, models: Path | None) -> None:
+    """A finished cell has no models any more: they were written when it finished, or never."""
+    if models and not place_of(models, cell.trial.name, cell.seed).is_dir():
+        raise UsageError(
+            f"{cell.trial.name} with seed {cell.seed} had finished before, without its models in {models}.",
+            hint="Give --models as in the interrupted run, or leave out --resume to start anew.",
+        )
 
 
 def _note(cell: Cell, result: CellResult | Diverged, ran: Ran, job: Job) -> None:
@@ -237,6 +249,7 @@ class _Ready:
             checkpoint=job.checkpoint,
             stop=stop,
             closed=closed,
+            models=job.settings.models,
         )
 
 

@@ -47,4 +47,6 @@ class Settings:
     """Go on from the checkpoint of the same study."""
     newcomers: int = 0
     """Clients that never take part, evaluated all the same: the last ones, in the order of the population."""
+    models: Path | None = None
+    """Folder to which each client's own model is written as safetensors; None: nowhere."""
     listener: Listener = silent
