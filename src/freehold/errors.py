@@ -75,7 +75,9 @@
     │   ├── NotBatchable      601  a module that the vector engine cannot run for many clients at once
     │   ├── Diverged          602  a loss or a contribution that is no longer finite
     │   ├── NotPrivate        603  an algorithm or a module that record-level privacy does not cover
-    │   └── TaskError         604  a module, a loss or a head that do not fit together
+    │   ├── TaskError         604  a module, a loss or a head that do not fit together
+    │   ├── WorkersLost       605  worker processes that are lost again and again
+    │   └── ClusterUnfit      606  a Ray cluster that cannot be used
     └── SandboxError          650  a sandbox that cannot be built
         ├── SandboxEscaped    651  an attempt to get out of the sandbox that succeeded
         ├── SandboxMissing    652  a machine that offers no sandbox
@@ -639,6 +641,20 @@ class TaskError(SimulationError):
     """A module, a loss, a head and data that do not fit together."""
 
     code = 604
+
+
+class WorkersLost(SimulationError):
+    """Worker processes, or workers on a Ray cluster, end again and again, so the round cannot be computed."""
+
+    code = 605
+    exit_code = 1
+
+
+class ClusterUnfit(SimulationError):
+    """A Ray cluster that cannot be reached, or has no processor free."""
+
+    code = 606
+    exit_code = 1
 
 
 class SandboxError(FreeholdError):
