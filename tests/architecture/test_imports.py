@@ -70,7 +70,7 @@ THIRD_PARTIES: dict[str, frozenset[str]] = {
     "models": frozenset({"torch"}),
     "data": frozenset({"msgspec", "numpy", "pandas", "polars", "scipy", "sklearn", "tomli_w", "torch"}),
     "tasks": frozenset({"numpy", "polars", "torch"}),
-    "engines": frozenset({"torch"}),
+    "engines": frozenset({"ray", "torch"}),  # ray in ray.py alone
     "report": frozenset({"jinja2", "matplotlib", "msgspec", "numpy", "scipy"}),
     "tracking": frozenset({"mlflow", "tensorboard"}),
     "study": frozenset({"msgspec", "numpy", "polars", "safetensors", "torch"}),

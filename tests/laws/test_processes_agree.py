@@ -1,13 +1,13 @@
-"""Law 5 again: one process or several give the same server, personal states and predictions, up to rounding."""
+"""Law 5 again: whatever the number of processes, the server, personal states and predictions are the same, up to rounding."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 
-from freehold.core import Algorithm
-from freehold.engines import Feed, LoopEngine, Processes, VectorEngine, Work
+from freehold.engines import Feed, LoopEngine, Processes, ShardedEngine, VectorEngine, Work
 from tests.laws.cases import build, over_all, task_of
 from tests.laws.test_engines_agree import Outcome, outcome
 from tests.problems import CLIENTS, distance, feed_for
@@ -15,17 +15,9 @@ from tests.problems import CLIENTS, distance, feed_for
 WORK = Work(batch_size=4, epochs=1)
 
 
-class Built:
-    """How a worker builds its engine."""
-
-    def __init__(self, name: str, engine: type[LoopEngine], single: bool = False) -> None:
-        self.name, self.engine, self.single = name, engine, single
-
-    def algorithm(self) -> Algorithm:
-        return build(self.name, task_of("mixed"))
-
-    def __call__(self, feed: Feed) -> LoopEngine:
-        return self.engine(self.algorithm(), feed, WORK)
+def built(name: str, engine: type[LoopEngine], feed: Feed) -> LoopEngine:
+    """What a worker builds."""
+    return engine(build(name, task_of("mixed")), feed, WORK)
 
 
 @pytest.fixture(scope="module")
@@ -36,14 +28,23 @@ def crews() -> Iterator[dict[int, Processes]]:
         crew.close()
 
 
+def check(name: str, crew: Processes, kind: type[LoopEngine]) -> None:
+    feed, algorithm = feed_for("mixed"), build(name, task_of("mixed"))
+
+    def found(engine: LoopEngine | ShardedEngine) -> Outcome:
+        return outcome(algorithm, engine, clients=CLIENTS[:6], rounds=2, cohort=4)
+
+    there = crew.engine(algorithm, feed, partial(built, name, kind))
+    for part, a, b in zip(Outcome._fields, found(kind(algorithm, feed, WORK)), found(there), strict=True):
+        assert distance(a, b) < 1e-9, (part, crew.places)
+
+
 @over_all
-def test_the_number_of_processes_does_not_matter(name: str, crews: dict[int, Processes]) -> None:
-    feed = feed_for("mixed")
-    here = Built(name, VectorEngine)(feed)
-    asked = {"clients": CLIENTS[:7], "rounds": 2, "cohort": 5}
-    expected = outcome(here.algorithm, here, **asked)
-    for places, crew in crews.items():
-        there = crew.engine(here.algorithm, feed, Built(name, VectorEngine))
-        found = outcome(here.algorithm, there, **asked)
-        for part, a, b in zip(Outcome._fields, expected, found, strict=True):
-            assert distance(a, b) < 1e-9, (part, places)
+def test_two_processes_give_what_one_gives(name: str, crews: dict[int, Processes]) -> None:
+    check(name, crews[2], LoopEngine)
+
+
+@pytest.mark.parametrize("places", [1, 2, 3])
+@pytest.mark.parametrize("name", ["scaffold", "ditto", "ifca", "fedproto"])
+def test_neither_the_number_of_processes_nor_their_engine_matters(name: str, places: int, crews: dict[int, Processes]) -> None:
+    check(name, crews[places], VectorEngine)

@@ -23,7 +23,7 @@ from freehold.core import Algorithm, Tree
 from freehold.engines.feed import Feed
 from freehold.engines.loop import LoopEngine
 from freehold.engines.packed import Layout, Memory, layout_of, shared_copy, write
-from freehold.engines.shards import Answer, Ask, Build, Lost, ShardedEngine, answered
+from freehold.engines.shards import MOST_LOSSES, Answer, Ask, Build, Lost, ShardedEngine, answered
 from freehold.engines.slots import SlotStates, SlotStore, slots_in, slots_layout
 from freehold.engines.table import Table, table_of
 from freehold.errors import FreeholdError, SimulationError, WorkersLost
@@ -97,13 +97,11 @@ class Processes:
         states = Memory.new(states_layout.size)
         message = _Load(pickle.dumps(build), layout, table.clients, table.splits, feed.seed, states_layout)
         self._loaded, self._shared = _Loaded(message=message, table=memory, states=states), None
-        for place in range(self.places):
-            if place not in self._workers:
-                self._start(place)
-        for place in range(self.places):
-            self._load(place)
-        for place in range(self.places):
-            self._await_ready(place)
+        try:
+            self._ready()
+        except BaseException:
+            self.abandon(range(self.places))  # nobody would read what the others say
+            raise
         costs = {c: len(feed.rows[c]["train"]) for c in table.clients}
         slots = SlotStates(slots_in(states, states_layout), table.clients, lambda c: float(1 + costs[c]), self.places)
         return ShardedEngine(algorithm, feed, self, slots)
@@ -140,10 +138,15 @@ class Processes:
 
     def renew(self, place: int) -> None:
         """Start another process in the place of a lost one."""
-        self.abandon([place])
-        self._start(place)
-        self._load(place)
-        self._await_ready(place)
+        for _ in range(MOST_LOSSES):
+            self.abandon([place])
+            self._start(place)
+            self._load(place)
+            if self._is_ready(place):
+                break
+        else:
+            self.abandon([place])
+            raise WorkersLost(f"A {self.noun} ended {MOST_LOSSES} times while it started.", hint=self.remedy)
         if self._shared is not None:
             self._tell_shared(place)
 
@@ -155,6 +158,17 @@ class Processes:
         for worker in gone:
             worker.process.join()
             worker.channel.close()
+
+    def _ready(self) -> None:
+        """All workers have their engine; they start and build side by side."""
+        for place in range(self.places):
+            if place not in self._workers:
+                self._start(place)
+        for place in range(self.places):
+            self._load(place)
+        for place in range(self.places):
+            if not self._is_ready(place):
+                self.renew(place)
 
     def _table(self, feed: Feed) -> tuple[Table, Memory, Layout]:
         """The feed's table in shared memory; the cells of a seed have one."""
@@ -190,13 +204,12 @@ class Processes:
         except OSError:
             pass  # it is gone, which shows when its answer is received
 
-    def _await_ready(self, place: int) -> None:
+    def _is_ready(self, place: int) -> bool:
+        """Whether it has its engine; False: it is gone."""
         said = self._received(self._workers[place])
         if isinstance(said, Exception):
             raise said
-        if isinstance(said, Lost):
-            self.abandon([place])
-            raise WorkersLost(f"A {self.noun} ended while it started ({said.why}).", hint=self.remedy)
+        return not isinstance(said, Lost)
 
     def _received(self, worker: _Worker) -> Answer | Lost | Exception:
         try:

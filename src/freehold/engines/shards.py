@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from operator import add
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -67,11 +67,14 @@ Build = Callable[[Feed], LoopEngine]
 class Ask:
     """A question to a worker, about some of the clients."""
 
+    about: Literal["round", "outputs", "adapted", "states"]
     clients: tuple[str, ...]
     round: Round | None = None
-    """The round to collect; None: predict."""
-    splits: tuple[str, ...] | None = None
-    """What to predict; None: adapt the one client."""
+    """The round to collect."""
+    splits: tuple[str, ...] = ()
+    """What to predict."""
+    counted: bool | None = None
+    """Whether the last round counted that this worker was asked about; None where it keeps no states of its own."""
 
 
 class Answer(NamedTuple):
@@ -84,11 +87,16 @@ class Answer(NamedTuple):
 
 def answered(engine: LoopEngine, shared: Tree, ask: Ask) -> Answer:
     """A worker's answer."""
+    if ask.counted is not None:
+        engine.settle(ask.counted)
     if ask.round is not None:
         tally = engine.collect(ask.round, shared, ask.clients)
         return Answer({"total": tally.total, "metrics": tally.metrics}, tally.weight, tally.clients)
-    if ask.splits is None:
+    if ask.about == "adapted":
         return Answer(engine.adapted(shared, ask.clients[0]))
+    if ask.about == "states":
+        committed = engine.store.committed()
+        return Answer({client: committed[client] for client in ask.clients})
     return Answer(engine.predict(shared, ask.clients, ask.splits))
 
 
@@ -155,7 +163,7 @@ class ShardedEngine:
     def collect(self, round: Round, shared: Tree, cohort: Sequence[str]) -> Tally:
         """Ask the cohort."""
         self.store.collecting(round, cohort)
-        answers = self._ask(shared, cohort, lambda part: Ask(clients=part, round=round))
+        answers = self._ask(shared, cohort, lambda part: Ask(about="round", clients=part, round=round))
         tallies = [Tally(total=a.tree["total"], weight=a.weight, clients=a.clients, metrics=a.tree["metrics"]) for a in answers]
         first = replace(tallies[0], total=_copied(tallies[0].total), metrics=_copied(tallies[0].metrics))
         return reduce(add, tallies[1:], first)
@@ -166,13 +174,13 @@ class ShardedEngine:
 
     def adapted(self, shared: Tree, client: str) -> Tree:
         """The client's personal state, adapted to predict with."""
-        (answer,) = self._ask(shared, [client], lambda part: Ask(clients=part))
+        (answer,) = self._ask(shared, [client], lambda part: Ask(about="adapted", clients=part))
         return _copied(answer.tree)
 
     def predict(self, shared: Tree, clients: Sequence[str], splits: Sequence[str]) -> Mapping[str, Mapping[str, Tensor]]:
         """client -> split -> outputs of its own model [n, ...]."""
         found: dict[str, Mapping[str, Tensor]] = {}
-        for answer in self._ask(shared, clients, lambda part: Ask(clients=part, splits=tuple(splits))):
+        for answer in self._ask(shared, clients, lambda part: Ask(about="outputs", clients=part, splits=tuple(splits))):
             found |= answer.tree
         return {client: found[client] for client in clients}
 

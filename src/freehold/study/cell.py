@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 import msgspec
 import torch
@@ -13,7 +13,7 @@ import torch
 from freehold.algorithms import build_algorithm
 from freehold.core import Algorithm, ClientResult, Tree, flatten, train, unflatten
 from freehold.data import Prepared
-from freehold.engines import METRICS, Feed, LoopEngine, VectorEngine, departing, guarded, planned_work
+from freehold.engines import METRICS, Build, Feed, LoopEngine, Runner, VectorEngine, departing, guarded, planned_work
 from freehold.plan import Plan, check_contribution
 from freehold.study.checkpoint import Checkpoint, Running, damaged
 from freehold.study.measure import Measured, measure
@@ -84,13 +84,14 @@ def run_cell(
     prepared: Prepared,
     *,
     engine: EngineName,
+    crew: Crew | None = None,
     newcomers: Sequence[str],
     checkpoint: Checkpoint | None,
     resume: bool,
     stop: Callable[[], bool],
     closed: Callable[[int], None],
 ) -> CellResult:
-    """Train and measure. `stop` is asked after each round, `closed` is told its number.
+    """Train and measure, on the workers of a crew if there is one. `stop` is asked after each round, `closed` told its number.
 
     Raises Interrupted where `stop` says so, the state being saved; and what algorithms and engines raise.
     """
@@ -102,7 +103,8 @@ def run_cell(
     # Who trains alone does so whether it takes part or not.
     apart = () if algorithm.name == "local" else newcomers
     clients = [POOLED] if cell.trial.pooled else [c for c in prepared.clients if c not in apart]
-    runner = engine_of(engine, algorithm, feed, plan)
+    build = Blueprint(definition=definition, about=_without_rows(prepared), plan=plan, seed=cell.seed, engine=engine)
+    runner = engine_of(engine, algorithm, feed, plan) if crew is None else crew.engine(algorithm, feed, build)
 
     history, server, start = _History(), None, 0
     found = checkpoint.load_running(cell.label) if checkpoint and resume else None
@@ -191,16 +193,49 @@ def _result(history: _History, last: Mapping[str, Mapping[str, Measured]], *, ha
     )
 
 
+class Crew(Protocol):
+    """Workers that share the clients of one cell after the other."""
+
+    def engine(self, algorithm: Algorithm, feed: Feed, build: Build) -> Runner:
+        """The engine of a cell; each worker has one that it builds itself."""
+
+    def close(self) -> None:
+        """End the workers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blueprint:
+    """How a worker builds the engine of a cell: functions do not travel, but what they are made from does."""
+
+    definition: TaskDefinition
+    about: Prepared
+    """Without rows: the worker has them in its feed."""
+    plan: Plan
+    seed: int
+    engine: EngineName
+
+    def __call__(self, feed: Feed) -> LoopEngine:
+        """The engine."""
+        prepared = replace(self.about, x=feed.x, y=feed.y, rows=feed.rows)
+        task = build_task(self.definition, prepared, self.plan, self.seed)
+        algorithm = guarded(build_algorithm(task, self.plan.algorithm, self.plan.contribution.dtype), self.plan)
+        return engine_of(self.engine, algorithm, feed, self.plan)
+
+
+def _without_rows(prepared: Prepared) -> Prepared:
+    return replace(prepared, x=prepared.x[:0], y=prepared.y[:0], rows={})
+
+
 def engine_of(name: EngineName, algorithm: Algorithm, feed: Feed, plan: Plan) -> LoopEngine:
     """The engine of that name, with the work that the plan says."""
     work, adaptation = planned_work(plan)
-    kind = VectorEngine if name == "vector" else LoopEngine
+    kind = LoopEngine if name == "loop" else VectorEngine  # a worker on Ray runs its part as one batched program too
     said = plan.training
     return kind(algorithm, feed, work, adaptation=adaptation, weighting=said.weighting, most_weight=said.most_weight)
 
 
 def _measure_all(
-    algorithm: Algorithm, runner: LoopEngine, server: Tree, prepared: Prepared, *, pooled: bool
+    algorithm: Algorithm, runner: Runner, server: Tree, prepared: Prepared, *, pooled: bool
 ) -> dict[str, dict[str, Measured]]:
     shared = algorithm.broadcast(server)
     splits = ("validation", "test")

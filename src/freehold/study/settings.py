@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias
 from freehold.events import Listener, silent
 from freehold.plan import Plan
 
-EngineName: TypeAlias = Literal["vector", "loop"]
+EngineName: TypeAlias = Literal["vector", "loop", "ray"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +35,11 @@ class Settings:
     engine: EngineName = "vector"
     jobs: int = 1
     """Processes; each runs whole cells (one row with one seed) on one thread."""
+    processes: int | None = None
+    """Workers among which each cell's clients are divided, the cells coming one after the other. None: this process alone, or
+    on Ray as many as the cluster has processors free."""
+    address: str | None = None
+    """Of the Ray cluster."""
     checkpoint: Path | None = None
     """Folder under which an interrupted study leaves its state; None: it leaves nothing."""
     resume: bool = False
