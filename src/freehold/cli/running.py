@@ -47,7 +47,7 @@ def _check(options: RunOptions) -> None:
     if options.engine is EngineName.ray and options.address is None:
         raise UsageError(
             "--engine ray needs a cluster, and starts none.",
-            hint="Name an existing one: --address HOST:6379, or --address auto on one of its nodes. `ray start --head` makes one.",
+            hint="Name one that is there: --address HOST:6379, or auto on one of its nodes. `ray start --head` makes one.",
         )
     if (options.jobs or 1) > 1 and (options.engine is EngineName.ray or (options.processes or 1) > 1):
         raise UsageError(

@@ -117,8 +117,8 @@ class RayCluster:
         """Connects when the first engine is asked for. `address`: as `ray.init` takes it."""
         self._address, self._wanted = address, workers
         self._workers: list[Any] = []
-        self._hosts: list[int] = []
-        """By place: which worker has it."""
+        self.hosts: list[int] = []
+        """By place: the number of the worker that has it."""
         self._loaded: _Loaded | None = None
         self._table: tuple[Feed, Any, Table] | None = None
         self._answers: dict[int, Any] = {}
@@ -139,7 +139,7 @@ class RayCluster:
         _, reference, table = self._table
         self._loaded = _Loaded(ray.put(build), reference, (table.clients, table.splits), feed.seed)
         self.places = len(self._workers)
-        self._hosts, self.verdicts, self._answers = list(range(self.places)), {}, {}
+        self.hosts, self.verdicts, self._answers = list(range(self.places)), {}, {}
         for loading in [self._load(place) for place in range(self.places)]:
             with _told():
                 ray.get(loading)
@@ -161,7 +161,7 @@ class RayCluster:
 
     def send(self, place: int, ask: Ask) -> None:
         """Ask one worker."""
-        worker = self._workers[self._hosts[place]]
+        worker = self._workers[self.hosts[place]]
         told = Ask(**{**vars(ask), "counted": self.verdicts.pop(place, None)})
         self._answers[place] = worker.answer.remote(place, told, self.shared)
 
@@ -179,14 +179,14 @@ class RayCluster:
 
     def renew(self, place: int) -> None:
         """Give a lost worker's place to the one that has fewest. Raises WorkersLost where none is left."""
-        lost = self._hosts[place]
+        lost = self.hosts[place]
         with suppress(RayError):
             ray.kill(self._workers[lost])  # cut off is not dead, and would come back with states of another round
         self.verdicts.pop(place, None)
-        left = {host: self._hosts.count(host) for host in range(len(self._workers)) if host != lost}
+        left = {host: self.hosts.count(host) for host in range(len(self._workers)) if host != lost}
         while left:
             host = min(left, key=lambda h: left[h])
-            self._hosts[place] = host
+            self.hosts[place] = host
             try:
                 ray.get(self._load(place))
                 return
@@ -203,15 +203,19 @@ class RayCluster:
 
     def bring_back(self, place: int, states: Mapping[str, Tree], rounds: Sequence[tuple[Round, tuple[str, ...], Any]]) -> None:
         """Restore a place and repeat rounds there. A worker that is lost over it shows when it is asked next."""
-        worker = self._workers[self._hosts[place]]
+        worker = self._workers[self.hosts[place]]
         doing = [worker.restore.remote(place, ray.put(_packed(states)))]
         doing += [worker.repeat.remote(place, round, clients, shared) for round, clients, shared in rounds]
-        with suppress(RayError):
+        try:
             ray.get(doing)
+        except RayTaskError as error:
+            raise _cause(error) from None
+        except RayError:
+            return
 
     def _load(self, place: int) -> Any:
         assert self._loaded is not None
-        return self._workers[self._hosts[place]].load.remote(place, *self._loaded)
+        return self._workers[self.hosts[place]].load.remote(place, *self._loaded)
 
     def _connect(self) -> None:
         if not ray.is_initialized():
