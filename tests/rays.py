@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import select
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from types import TracebackType
 
 from tests.architecture.imports import ROOT
@@ -53,9 +55,13 @@ class Cluster:
         """`kill -9` of all that belongs to a node."""
         for process in _session(self.nodes[place].pid):
             try:
-                os.kill(process, signal.SIGKILL)
+                held = os.pidfd_open(process)
             except ProcessLookupError:
                 continue
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(held, signal.SIGKILL)
+            assert select.select([held], [], [], 60)[0]
+            os.close(held)
         node = self.nodes[place]
         node.wait()
         if node.stdout is not None:
