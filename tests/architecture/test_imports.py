@@ -104,6 +104,11 @@ def test_each_third_party_module_is_imported_only_where_the_table_allows() -> No
     assert not wrong, "\n".join(wrong)
 
 
+def test_ray_is_imported_in_one_place_only() -> None:
+    places = {item.place.partition(":")[0] for item in imports() if item.third_party == "ray"}
+    assert places == {"src/freehold/engines/ray.py"}
+
+
 def test_the_table_has_every_package_and_no_cycle() -> None:
     assert {package_of(path) for path in modules()} <= MAY_IMPORT.keys() == THIRD_PARTIES.keys()
     order = list(MAY_IMPORT)

@@ -95,7 +95,7 @@ class Processes:
         personal = algorithm.enroll(algorithm.broadcast(algorithm.init()))
         states_layout = slots_layout(personal, len(table.clients))
         states = Memory.new(states_layout.size)
-        message = _Load(pickle.dumps(build), layout, table.clients, table.splits, feed.seed, states_layout)
+        message = _Load(_dumped(build), layout, table.clients, table.splits, feed.seed, states_layout)
         self._loaded, self._shared = _Loaded(message=message, table=memory, states=states), None
         try:
             self._ready()
@@ -278,7 +278,7 @@ class _Desk:
         table, states = (Memory(d, at.size) for d, at in zip(descriptors, (message.table, message.states), strict=True))
         self._engine = self._tally = None
         found = Table(table.tree(message.table), message.clients, message.splits)
-        engine: LoopEngine = pickle.loads(message.build)(found.feed(message.seed))
+        engine = _loaded(message.build)(found.feed(message.seed))
         engine.store = SlotStore(engine.algorithm.enroll, slots_in(states, message.states), message.clients)
         self._engine = engine
         return Answer({})
@@ -308,6 +308,28 @@ def _serve(channel: Connection) -> None:
 
     threading.Thread(target=end_with_the_parent, daemon=True).start()
     _Desk(channel).serve()
+
+
+def _dumped(build: Build) -> bytes:
+    try:
+        return pickle.dumps(build)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise _no_traveler(error) from error
+
+
+def _loaded(build: bytes) -> Build:
+    """From the parent, and nobody else."""
+    try:
+        found: Build = pickle.loads(build)
+    except (ImportError, AttributeError) as error:
+        raise _no_traveler(error) from error
+    return found
+
+
+def _no_traveler(error: Exception) -> SimulationError:
+    return SimulationError(
+        f"The task's code cannot be had in another process ({error}).", hint="Install it as a package, or run with --processes 1."
+    )
 
 
 def _sendable(error: Exception) -> Exception:

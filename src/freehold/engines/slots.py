@@ -109,9 +109,12 @@ class SlotStates:
 
     def committed(self) -> Mapping[str, Tree]:
         """client -> its committed state, as a copy."""
-        there = [(c, torch.tensor([i])) for c, i in self._at.items() if self._slots.counts[i]]
-        places = {c: int(self._slots.committed(at)) for c, at in there}
-        return {c: tree_map(lambda t, place=place: t[place].clone(), self._slots.states) for c, place in places.items()}
+        there = self._slots.counts.nonzero().flatten()
+        places, clients = self._slots.committed(there).tolist(), list(self._at)
+        return {
+            clients[i]: tree_map(lambda t, place=place: t[place].clone(), self._slots.states)
+            for i, place in zip(there.tolist(), places, strict=True)
+        }
 
     def restore(self, states: Mapping[str, Tree]) -> None:
         """Start from these."""
