@@ -348,5 +348,6 @@ def _own_signals() -> Iterator[None]:
     try:
         yield
     finally:
-        with suppress(ValueError):  # not in the main thread, where Ray takes nothing over
-            signal.signal(signal.SIGTERM, before)
+        if before is not None:
+            with suppress(ValueError):  # not in the main thread, where Ray takes nothing over
+                signal.signal(signal.SIGTERM, before)

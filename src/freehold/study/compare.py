@@ -113,7 +113,7 @@ def _checkpoint(
         "plans": [digest(t.plan) for t in trials],
         "rows": [[t.name, t.pooled] for t in trials],
         "seeds": list(seeds),
-        "engine": settings.engine,
+        "engine": "vector" if settings.engine == "ray" else settings.engine,  # so that a study goes on without the cluster
         "data": fingerprint(first),
         "newcomers": list(newcomers),
         "versions": versions(),

@@ -116,11 +116,10 @@ def test_the_clients_of_a_lost_node_are_done_again_elsewhere(crew: RayCluster, c
         again.close()
 
 
-def test_a_study_on_what_is_left_of_the_cluster_is_interrupted_and_resumed(cluster: Cluster, tmp_path: Path) -> None:
-    on_ray = Settings(engine="ray", address=cluster.address, checkpoint=tmp_path)
+def test_a_study_on_what_is_left_of_the_cluster_is_interrupted_and_goes_on_without_it(cluster: Cluster, tmp_path: Path) -> None:
     with pytest.raises(Interrupted):
-        compared(settings=Settings(**{**vars(on_ray), "listener": _StopAfter(6)}))
-    found, expected = compared(settings=Settings(**{**vars(on_ray), "resume": True})), compared()
+        compared(settings=Settings(engine="ray", address=cluster.address, checkpoint=tmp_path, listener=_StopAfter(6)))
+    found, expected = compared(settings=Settings(checkpoint=tmp_path, resume=True)), compared()
     for row, other in zip(found.rows, expected.rows, strict=True):
         for a, b in zip(row.results, other.results, strict=True):
             assert a.figures.keys() == b.figures.keys()
