@@ -9,6 +9,7 @@ import select
 import signal
 import subprocess
 import sys
+import types
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
@@ -20,7 +21,7 @@ import torch
 from freehold.core import ClientResult, Round, Steps, Tree, train, tree_map
 from freehold.engines import Feed, LoopEngine, Processes, Work
 from freehold.engines.shards import balanced
-from freehold.errors import Diverged, WorkersLost
+from freehold.errors import Diverged, SimulationError, WorkersLost
 from tests.laws.cases import build, task_of
 from tests.problems import CLIENTS, distance, feed_for
 
@@ -128,6 +129,19 @@ def test_what_a_client_raises_is_raised_here_and_the_crew_goes_on(
         run(of(crew, failing="file"))
     with pytest.raises(Diverged, match="Round 0, client c"):
         run(of(crew, failing="wild"))
+    assert close(run(of(crew)), expected)
+
+
+def test_code_that_another_process_cannot_have_is_refused_with_a_remedy(
+    crew: Processes, monkeypatch: pytest.MonkeyPatch, expected: tuple[Tree, Mapping[str, Tree]]
+) -> None:
+    here_only = types.ModuleType("nowhere_else")
+    exec("def build(feed): return feed", here_only.__dict__)
+    monkeypatch.setitem(sys.modules, "nowhere_else", here_only)
+    for build_ in (here_only.build, lambda feed: built(feed)):
+        with pytest.raises(SimulationError, match="another process") as told:
+            crew.engine(build("ditto", task_of("plain")), feed_for("plain"), build_)
+        assert "--processes 1" in told.value.hint
     assert close(run(of(crew)), expected)
 
 
