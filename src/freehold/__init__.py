@@ -11,7 +11,7 @@ from __future__ import annotations
 import typing as _typing
 
 if _typing.TYPE_CHECKING:
-    from freehold.study import compare, simulate
+    from freehold.study.api import compare, simulate
 
 __all__ = ["compare", "simulate"]
 

@@ -76,7 +76,10 @@
     │   ├── Diverged          602  a loss or a contribution that is no longer finite
     │   ├── NotPrivate        603  an algorithm or a module that record-level privacy does not cover
     │   ├── TaskError         604  a module, a loss or a head that do not fit together
-    │   └── HiddenTensor      605  a loss that closes over the tensor of a client
+    │   ├── HiddenTensor      605  a loss that closes over the tensor of a client
+    │   ├── DeviceMissing     606  a device to compute on that is not there
+    │   ├── WorkersLost       607  worker processes that are lost again and again
+    │   ├── ClusterUnfit      608  a Ray cluster that cannot be used
     │   └── ArenaError        610  personal states on disk that cannot be kept or read
     └── SandboxError          650  a sandbox that cannot be built
         ├── SandboxEscaped    651  an attempt to get out of the sandbox that succeeded
@@ -653,6 +656,20 @@ class DeviceMissing(SimulationError):
     """There is no such device to compute on."""
 
     code = 606
+
+
+class WorkersLost(SimulationError):
+    """Worker processes, or workers on a Ray cluster, end again and again, so the round cannot be computed."""
+
+    code = 607
+    exit_code = 1
+
+
+class ClusterUnfit(SimulationError):
+    """A Ray cluster that cannot be reached, or has no processor free."""
+
+    code = 608
+    exit_code = 1
 
 
 class ArenaError(SimulationError):

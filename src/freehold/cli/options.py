@@ -30,6 +30,7 @@ class EngineName(StrEnum):
 
     vector = "vector"
     loop = "loop"
+    ray = "ray"
 
 
 class ExecutorName(StrEnum):
@@ -163,9 +164,9 @@ class TrainingOptions:
 class RunOptions:
     """How it is computed; nothing here changes the result, but for rounding."""
 
-    engine: Annotated[EngineName, typer.Option("--engine", help="All clients at once, or one by one.", rich_help_panel=RUN)] = (
-        EngineName.vector
-    )
+    engine: Annotated[
+        EngineName, typer.Option("--engine", help="All clients at once, one by one, or on Ray.", rich_help_panel=RUN)
+    ] = EngineName.vector
     executor: Annotated[
         ExecutorName,
         typer.Option("--executor", help="How the vector engine computes; auto chooses what is fastest.", rich_help_panel=RUN),
@@ -176,7 +177,27 @@ class RunOptions:
     ] = False
     jobs: Annotated[
         int | None,
-        typer.Option("--jobs", min=1, metavar="N", help="Processes; as many as cores if not given.", rich_help_panel=RUN),
+        typer.Option(
+            "--jobs",
+            min=1,
+            metavar="N",
+            help="Processes, each for whole rows and seeds; as many as cores if not given.",
+            rich_help_panel=RUN,
+        ),
+    ] = None
+    processes: Annotated[
+        int | None,
+        typer.Option(
+            "--processes",
+            min=1,
+            metavar="N",
+            help="Processes (on Ray: workers) that divide the clients of one row and seed after the other.",
+            rich_help_panel=RUN,
+        ),
+    ] = None
+    address: Annotated[
+        str | None,
+        typer.Option("--address", metavar="HOST:PORT", help="The Ray cluster; auto finds one here.", rich_help_panel=RUN),
     ] = None
     checkpoint: Annotated[
         Path | None,

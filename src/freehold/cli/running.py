@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from freehold.cli.options import ResultOptions, RunOptions
+from freehold.cli.options import EngineName, ResultOptions, RunOptions
 from freehold.cli.output import STDOUT, check_empty, check_writable, write
 from freehold.cli.progress import progress
 from freehold.errors import UsageError
@@ -33,11 +33,28 @@ def run(
 
     `also` is one more file that the caller will write. Destinations that cannot be written are refused before the work.
     """
+    _check(options)
     check_writable(results.json, results.report, also)
     check_empty(options.models, started=options.resume)
     with _settings(options, newcomers) as settings:
         comparison = study(settings)
     tell(comparison, results, explain=options.explain)
+
+
+def _check(options: RunOptions) -> None:
+    """Raise UsageError for options that contradict each other."""
+    if options.address is not None and options.engine is not EngineName.ray:
+        raise UsageError("--address is that of a Ray cluster.", hint="Add --engine ray, or leave it out.")
+    if options.engine is EngineName.ray and options.address is None:
+        raise UsageError(
+            "--engine ray needs a cluster, and starts none.",
+            hint="Name one that is there: --address HOST:6379, or auto on one of its nodes. `ray start --head` makes one.",
+        )
+    if (options.jobs or 1) > 1 and (options.engine is EngineName.ray or (options.processes or 1) > 1):
+        raise UsageError(
+            "--jobs runs whole rows side by side, --processes and Ray divide one row's clients; not both at once.",
+            hint="With many rows and seeds take --jobs, with few large ones --processes.",
+        )
 
 
 @contextmanager
@@ -54,6 +71,8 @@ def _settings(options: RunOptions, newcomers: int) -> Iterator[Settings]:
             device=options.device.value,
             explain=options.explain,
             jobs=options.jobs or len(os.sched_getaffinity(0)),
+            processes=options.processes,
+            address=options.address,
             checkpoint=_checkpoint(options.checkpoint),
             resume=options.resume,
             newcomers=newcomers,

@@ -8,6 +8,8 @@ from freehold.engines.feed import Feed, Work, planned_work
 from freehold.engines.guarded import guarded
 from freehold.engines.layout import state_bytes
 from freehold.engines.loop import LoopEngine
+from freehold.engines.processes import Processes
+from freehold.engines.shards import Build, Runner, ShardedEngine, Store
 from freehold.engines.spec import METRICS, contribution_tensors, departing
 from freehold.engines.store import PersonalStates, PersonalStore
 from freehold.engines.vector import VectorEngine
@@ -15,6 +17,7 @@ from freehold.engines.vector import VectorEngine
 __all__ = [
     "METRICS",
     "Arena",
+    "Build",
     "Choice",
     "DeviceName",
     "Execution",
@@ -23,7 +26,11 @@ __all__ = [
     "LoopEngine",
     "PersonalStates",
     "PersonalStore",
+    "Processes",
+    "Runner",
     "Sealed",
+    "ShardedEngine",
+    "Store",
     "VectorEngine",
     "Work",
     "contribution_tensors",

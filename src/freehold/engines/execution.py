@@ -20,6 +20,8 @@ class Execution:
     """What was chosen at first; None until there was a round."""
     executor: str = ""
     """What runs now: it changes when something falls back."""
+    why: str = "no round was run"
+    """Instead of a choice's own reason."""
     chunk: int = 0
     fallbacks: dict[str, None] = field(default_factory=dict)
     """What was given up, one line each, in order."""
@@ -49,7 +51,7 @@ class Execution:
         return {
             "executor": self.executor,
             "chunk": self.chunk,
-            "why": choice.why if choice else "no round was run",
+            "why": choice.why if choice else self.why,
             "flop_per_step": choice.flop_per_step if choice else 0.0,
             "estimated_us": dict(choice.estimated_us) if choice else {},
             "measured_us": dict(choice.measured_us) if choice else {},

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 import torch
@@ -17,10 +18,12 @@ from freehold.data import Prepared
 from freehold.engines import (
     METRICS,
     Arena,
+    Build,
     Choice,
     Feed,
     LoopEngine,
-    PersonalStates,
+    Runner,
+    Store,
     VectorEngine,
     departing,
     device_of,
@@ -28,6 +31,7 @@ from freehold.engines import (
     moved,
     planned_work,
 )
+from freehold.events import silent
 from freehold.plan import Plan, check_contribution
 from freehold.study.checkpoint import Checkpoint, Running, damaged
 from freehold.study.measure import Measured, measure
@@ -97,7 +101,7 @@ class _History:
     points: list[dict[str, Any]] = field(default_factory=list)
     sent_bytes: int = 0
 
-    def told(self, engine: LoopEngine) -> dict[str, Any]:
+    def told(self, engine: Runner) -> dict[str, Any]:
         """All of it, and the executor and the chunk that a resumed run has to go on with."""
         now, chosen = engine.execution, engine.execution.choice
         choice = chosen and msgspec.to_builtins(replace(chosen, executor=now.executor, chunk=now.chunk))  # type: ignore[arg-type]
@@ -110,13 +114,15 @@ def run_cell(
     prepared: Prepared,
     *,
     settings: Settings,
+    crew: Crew | None = None,
     newcomers: Sequence[str],
     checkpoint: Checkpoint | None,
     stop: Callable[[], bool],
     closed: Callable[[int], None],
     models: Path | None = None,
 ) -> CellResult:
-    """Train and measure. `stop` is asked after each round, `closed` is told its number; `models` is where to export to.
+    """Train and measure, on the workers of a crew if there is one. `stop` is asked after each round, `closed` is told its
+    number; `models` is where to export to.
 
     Raises Interrupted where `stop` says so, the state being saved; and what algorithms and engines raise.
     """
@@ -142,14 +148,17 @@ def run_cell(
     rounds = plan.training.rounds
     has_validation = any(len(rows["validation"]) for rows in prepared.rows.values())
     measured_at = {rounds} | ({round(rounds * i / POINTS) for i in range(1, POINTS)} if has_validation else set())
-    runner, asked = (
-        engine_of(settings, algorithm, feed, plan, choice=_choice(found)),
-        (plan.round.cohort or len(clients)) * rounds,
+    asked = (plan.round.cohort or len(clients)) * rounds
+    build = Blueprint(
+        definition=definition,
+        about=_without_rows(prepared),
+        plan=plan,
+        seed=cell.seed,
+        settings=replace(settings, listener=silent),
+        choice=_choice(found),
     )
     place = checkpoint.arena(cell.label) if checkpoint else None
-    left, sealed = (found.personal, found.arena) if found else ({}, None)
-    with personal_states(algorithm, clients, asked=asked, folder=place, found=left, sealed=sealed) as states:
-        runner.store = states
+    with _engine(build, algorithm, feed, clients, crew=crew, asked=asked, folder=place, found=found) as runner:
         saved = time.monotonic()
         last: Mapping[str, Mapping[str, Measured]] = {}
         for report in train(
@@ -163,7 +172,7 @@ def run_cell(
             closed(done)
             if done < rounds and (stop() or time.monotonic() - saved > SAVE_EVERY_S):
                 if checkpoint:
-                    _save(checkpoint, cell, done, server, states, history.told(runner))
+                    _save(checkpoint, cell, done, server, runner.store, history.told(runner))
                 saved = time.monotonic()
                 if stop():
                     raise Interrupted(str(checkpoint.folder) if checkpoint else None)
@@ -180,7 +189,35 @@ def run_cell(
     return result
 
 
-def _save(checkpoint: Checkpoint, cell: Cell, done: int, server: Tree, states: PersonalStates, history: dict[str, Any]) -> None:
+@contextmanager
+def _engine(
+    build: Blueprint,
+    algorithm: Algorithm,
+    feed: Feed,
+    clients: Sequence[str],
+    *,
+    crew: Crew | None,
+    asked: int,
+    folder: Path | None,
+    found: Running | None,
+) -> Iterator[Runner]:
+    """The engine of a cell, with the personal states of the run that is continued. A crew keeps its own."""
+    left, sealed = (found.personal, found.arena) if found else ({}, None)
+    with ExitStack() as stack:
+        asked = asked if crew is None else 0
+        states = stack.enter_context(personal_states(algorithm, clients, asked=asked, folder=folder, found=left, sealed=sealed))
+        if crew is None:
+            engine = engine_of(build.settings, algorithm, feed, build.plan, choice=build.choice)
+            engine.store = states
+            yield engine
+            return
+        shared = crew.engine(algorithm, feed, build)
+        shared.store.restore(states.committed())
+        stack.close()
+        yield shared
+
+
+def _save(checkpoint: Checkpoint, cell: Cell, done: int, server: Tree, states: Store, history: dict[str, Any]) -> None:
     personal, sealed = remembered(states)
     server = _on(CPU, server)
     running = Running(rounds_done=done, server=flatten(server), personal=personal, history=history, arena=sealed)
@@ -235,14 +272,60 @@ def _result(history: _History, last: Mapping[str, Mapping[str, Measured]], *, ha
     )
 
 
-def engine_of(settings: Settings, algorithm: Algorithm, feed: Feed, plan: Plan, *, choice: Choice | None = None) -> LoopEngine:
-    """The engine that the settings name, with the work that the plan says; `choice`: that of a run that is continued."""
+class Crew(Protocol):
+    """Workers that share the clients of one cell after the other."""
+
+    def engine(self, algorithm: Algorithm, feed: Feed, build: Build) -> Runner:
+        """The engine of a cell; each worker has one that it builds itself."""
+
+    def close(self) -> None:
+        """End the workers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blueprint:
+    """How a worker builds the engine of a cell: functions do not travel, but what they are made from does."""
+
+    definition: TaskDefinition
+    about: Prepared
+    """Without rows: the worker has them in its feed."""
+    plan: Plan
+    seed: int
+    settings: Settings
+    choice: Choice | None
+
+    def __call__(self, feed: Feed) -> LoopEngine:
+        """The engine."""
+        prepared = replace(self.about, x=feed.x, y=feed.y, rows=feed.rows)
+        task = build_task(self.definition, prepared, self.plan, self.seed)
+        algorithm = guarded(build_algorithm(task, self.plan.algorithm, self.plan.contribution.dtype), self.plan)
+        # Each would measure something else, and only rounding may depend on the number of workers.
+        return engine_of(self.settings, algorithm, feed, self.plan, choice=self.choice, rounds=0)
+
+
+def _without_rows(prepared: Prepared) -> Prepared:
+    return replace(prepared, x=prepared.x[:0], y=prepared.y[:0], rows={})
+
+
+def engine_of(
+    settings: Settings, algorithm: Algorithm, feed: Feed, plan: Plan, *, choice: Choice | None = None, rounds: int | None = None
+) -> LoopEngine:
+    """The engine that the settings name, with the work that the plan says; `choice`: that of a run that is continued.
+
+    `rounds` that are to come, if not those of the plan; with 0 nothing is measured before executors are chosen.
+    """
     work, adaptation = planned_work(plan)
     said = plan.training
     weights: dict[str, Any] = {"weighting": said.weighting, "most_weight": said.most_weight}
     if settings.engine == "loop":
         return LoopEngine(algorithm, feed, work, adaptation=adaptation, **weights)
-    how: dict[str, Any] = {"executor": settings.executor, "rounds": said.rounds, "choice": choice, "explain": settings.explain}
+    to_come = said.rounds if rounds is None else rounds
+    how: dict[str, Any] = {"executor": settings.executor, "rounds": to_come, "choice": choice, "explain": settings.explain}
+        "executor": settings.executor,
+        "rounds": said.rounds if rounds is None else rounds,
+        "choice": choice,
+        "explain": settings.explain,
+    }
     return VectorEngine(algorithm, feed, work, adaptation=adaptation, **weights, **how)
 
 
@@ -256,7 +339,7 @@ def _on(device: torch.device, tree: Tree) -> Tree:
 
 
 def _measure_all(
-    algorithm: Algorithm, runner: LoopEngine, server: Tree, prepared: Prepared, *, pooled: bool
+    algorithm: Algorithm, runner: Runner, server: Tree, prepared: Prepared, *, pooled: bool
 ) -> dict[str, dict[str, Measured]]:
     shared = algorithm.broadcast(server)
     splits = ("validation", "test")

@@ -115,7 +115,8 @@ def _checkpoint(
         "plans": [digest(t.plan) for t in trials],
         "rows": [[t.name, t.pooled] for t in trials],
         "seeds": list(seeds),
-        "engine": [settings.engine, settings.executor, settings.device],
+        # On Ray it is the vector engine too, so that a study goes on without the cluster.
+        "engine": ["vector" if settings.engine == "ray" else settings.engine, settings.executor, settings.device],
         "data": fingerprint(first),
         "newcomers": list(newcomers),
         "versions": versions(),

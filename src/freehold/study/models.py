@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from freehold import durable
 from freehold.core import Algorithm, Tree, flatten
-from freehold.engines import LoopEngine
+from freehold.engines import Runner
 from freehold.errors import UsageError
 
 LONGEST = 200
@@ -30,7 +30,7 @@ def place_of(folder: Path, row: str, seed: int) -> Path:
 def export_models(
     place: Path,
     algorithm: Algorithm,
-    runner: LoopEngine,
+    runner: Runner,
     server: Tree,
     *,
     clients: Sequence[str],

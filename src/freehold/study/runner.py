@@ -19,9 +19,10 @@ import msgspec
 import torch
 
 from freehold.data import Prepared
+from freehold.engines import Processes
 from freehold.errors import Diverged, SimulationError, UsageError
 from freehold.events import Event, silent
-from freehold.study.cell import Cell, CellResult, Interrupted, run_cell
+from freehold.study.cell import Cell, CellResult, Crew, Interrupted, run_cell
 from freehold.study.checkpoint import Checkpoint, damaged
 from freehold.study.models import place_of
 from freehold.study.settings import Settings
@@ -67,10 +68,10 @@ def run_cells(cells: Sequence[Cell], job: Job) -> Ran:
                 ran.results[cell.label] = _converted(found, job.checkpoint)
     left = [cell for cell in cells if cell.label not in ran.results]
     jobs = min(job.settings.jobs, len(left))
-    with _stoppable() as stop:
+    with _crew(job.settings) as crew, _stoppable() as stop:
         tell(Event("study.planned", {"cells": len(cells), "done": len(ran.results)}))
         try:
-            for cell, result in _here(left, job, stop) if jobs <= 1 else _in_processes(left, job, jobs, stop):
+            for cell, result in _here(left, job, stop, crew) if crew or jobs <= 1 else _in_processes(left, job, jobs, stop):
                 _note(cell, result, ran, job)
                 done = {"done": len(ran.results) + len(ran.diverged), "cells": len(cells)}
                 told: dict[str, str | int | float] = {"row": cell.trial.name, "seed": cell.seed, **done}
@@ -113,8 +114,10 @@ def _converted(found: dict[str, Any], checkpoint: Checkpoint) -> CellResult:
         raise damaged(checkpoint.folder) from None
 
 
-def _here(cells: Sequence[Cell], job: Job, stop: threading.Event) -> Iterator[tuple[Cell, CellResult | Diverged]]:
-    ready = _Ready(job)
+def _here(
+    cells: Sequence[Cell], job: Job, stop: threading.Event, crew: Crew | None
+) -> Iterator[tuple[Cell, CellResult | Diverged]]:
+    ready = _Ready(job, crew)
     lost: dict[int, Diverged] = {}
     for cell in cells:
         if cell.index in lost:  # the row is lost already
@@ -198,6 +201,23 @@ def _in_processes(
 
 
 @contextmanager
+def _crew(settings: Settings) -> Iterator[Crew | None]:
+    """The workers that share each cell's clients, where they are asked for; they start with the first cell."""
+    crew: Crew | None = None
+    if settings.engine == "ray":
+        from freehold.engines.ray import RayCluster
+
+        crew = RayCluster(settings.address, settings.processes)
+    elif (settings.processes or 1) > 1:
+        crew = Processes(settings.processes or 1)
+    try:
+        yield crew
+    finally:
+        if crew is not None:
+            crew.close()
+
+
+@contextmanager
 def _without_interrupts() -> Iterator[None]:
     """Processes that are started in here never see a Ctrl-C, not even while they import: the parent alone decides, and says
     so by an event. One that comes meanwhile is delivered afterwards."""
@@ -232,8 +252,8 @@ def _stoppable() -> Iterator[threading.Event]:
 class _Ready:
     """Runs cells, and keeps the tensors of the last seed: the cells of a seed come one after the other."""
 
-    def __init__(self, job: Job) -> None:
-        self.job = job
+    def __init__(self, job: Job, crew: Crew | None = None) -> None:
+        self.job, self.crew = job, crew
         self.kept: tuple[tuple[int, bool], Prepared] | None = None
 
     def run(self, cell: Cell, stop: Callable[[], bool], closed: Callable[[int], None]) -> CellResult:
@@ -245,6 +265,7 @@ class _Ready:
             job.definition,
             self.kept[1],
             settings=job.settings,
+            crew=self.crew,
             newcomers=job.newcomers,
             checkpoint=job.checkpoint,
             stop=stop,

@@ -10,7 +10,7 @@ from freehold.engines import DeviceName, ExecutorName
 from freehold.events import Listener, silent
 from freehold.plan import Plan
 
-EngineName: TypeAlias = Literal["vector", "loop"]
+EngineName: TypeAlias = Literal["vector", "loop", "ray"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +41,11 @@ class Settings:
     """Whether executors are measured in any case, so that what was chosen can be explained."""
     jobs: int = 1
     """Processes; each runs whole cells (one row with one seed) on one thread."""
+    processes: int | None = None
+    """Workers among which each cell's clients are divided, the cells coming one after the other. None: this process alone, or
+    on Ray as many as the cluster has processors free."""
+    address: str | None = None
+    """Of the Ray cluster."""
     checkpoint: Path | None = None
     """Folder under which an interrupted study leaves its state; None: it leaves nothing."""
     resume: bool = False

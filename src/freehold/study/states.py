@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from freehold.core import Algorithm, flatten, leaves, tree_map, unflatten
-from freehold.engines import Arena, PersonalStates, PersonalStore, Sealed, state_bytes
+from freehold.engines import Arena, PersonalStates, PersonalStore, Sealed, Store, state_bytes
 
 IN_MEMORY_BYTES = 64 << 20
 """Personal states that may become larger than this lie in an arena, so that memory and checkpoints do not grow with them."""
@@ -52,7 +52,7 @@ def personal_states(
         yield arena
 
 
-def remembered(states: PersonalStates) -> tuple[dict[str, dict[str, Tensor]], Sealed | None]:
+def remembered(states: Store) -> tuple[dict[str, dict[str, Tensor]], Sealed | None]:
     """What a checkpoint keeps of states: all of them, flattened; or what an arena has, once all of it is on the disk."""
     if isinstance(states, Arena):
         return {}, states.seal()
