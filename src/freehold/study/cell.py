@@ -321,11 +321,6 @@ def engine_of(
         return LoopEngine(algorithm, feed, work, adaptation=adaptation, **weights)
     to_come = said.rounds if rounds is None else rounds
     how: dict[str, Any] = {"executor": settings.executor, "rounds": to_come, "choice": choice, "explain": settings.explain}
-        "executor": settings.executor,
-        "rounds": said.rounds if rounds is None else rounds,
-        "choice": choice,
-        "explain": settings.explain,
-    }
     return VectorEngine(algorithm, feed, work, adaptation=adaptation, **weights, **how)
 
 
