@@ -311,6 +311,7 @@ class Studies:
         if run.round != message.round or not run.awaits(node):
             return
         if isinstance(message, Declined):
+            run.declined[node] = message.code
             self._tell(Event("work.declined", {"run": run.id, "round": run.round, "node": node, "code": message.code}))
             if run.state == "training":
                 await self._rounds.withdraw(run, node)
