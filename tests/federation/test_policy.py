@@ -144,6 +144,10 @@ def test_an_edited_policy_holds_from_the_next_round_on_and_a_broken_one_does_not
     assert hungary.wait_for("plan.denied", plan=digest(strict))["rules"] == "smallest_cohort"
     hungary.wait_for("work.refused", code=PolicyRefused.code)
     assert federation.heard(strict) == dict.fromkeys(range(ROUNDS), OTHERS)
+    [ruled] = [each for each in federation.owner("pending", "--all") if each["name"] == "strict"]
+    assert (ruled["state"], ruled["by"]) == ("denied", "rules")
+    decided = federation.owner("show", "strict")["decided"]
+    assert [each["rule"] for each in decided["rules"] if not each["passed"]] == ["smallest_cohort"]
     told = federation.measured(strict)["hungary"]
     assert told["message"] == "A rule of the owner's policy says no."
 

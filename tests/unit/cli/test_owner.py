@@ -9,9 +9,14 @@ import pytest
 from typer.testing import CliRunner
 
 from freehold.cli.node import node
-from freehold.plan import dumps
+from freehold.errors import PolicyRefused
+from freehold.node.admission import Admission
+from freehold.node.errands import TrainErrand
+from freehold.plan import digest, dumps, runs_of
+from freehold.policy import sample_policy
 from freehold.report.cost import rounded_up
 from tests.unit.node.guarding import ROUNDS, cost, opened, piece, plan
+from tests.unit.policy.plans import heart
 
 RULES = '[data.heart]\nrelease = "noised"\ntasks = ["heart"]\n'
 
@@ -50,3 +55,29 @@ def test_what_other_studies_have_cost_counts_as_the_budget_counts_it(state: Path
     code, rules = rules_of(state, f"epsilon_total = {(own + both) / 2}\n")
     assert code == 1 and rules["epsilon_total"] == (False, f"{both - own:.4g} spent + {own:.4g}")
     assert rules_of(state, f"epsilon_total = {both + 1e-3}\n")[0] == 0
+
+
+def test_what_a_rule_decided_can_be_seen_and_overruled_afterwards(state: Path) -> None:
+    (state / "policy.toml").write_text(sample_policy("heart") + "smallest_cohort = 9\n")
+    admission, asked = Admission(state), heart()
+    run = runs_of(asked)[0]
+    errand = TrainErrand(run=run.id, round=0, cohort=4, population=4, left_s=1.0)
+    with pytest.raises(PolicyRefused):
+        admission.ask(asked, run, errand, refused=lambda: None, renewed=lambda: None)
+    (state / "policy.toml").write_text(sample_policy("heart"))
+
+    def run_node(*words: str) -> str:
+        done = CliRunner().invoke(node, [*words, "--state", str(state)], catch_exceptions=False)
+        return done.stdout
+
+    assert run_node("pending", "--json").strip() == "[]"
+    [told] = json.loads(run_node("pending", "--all", "--json"))
+    assert (told["name"], told["state"], told["by"]) == (asked.name, "denied", "rules")
+    shown = run_node("show", asked.name)
+    assert "denied by the rules since" in shown
+    assert "smallest_cohort: found 4 nodes, wanted 9 or more" in shown, "as it was then"
+    assert "allowed, by the rules of heart" in shown, "as it would be now"
+    run_node("deny", digest(asked)[7:20], "--reason", "no more")
+    assert "denied by you since" in run_node("show", asked.name)
+    [told] = json.loads(run_node("pending", "--all", "--json"))
+    assert (told["state"], told["by"]) == ("denied", "owner")
