@@ -94,7 +94,7 @@ def show(digest: Wanted, name: NodeName = None, state: NodeState = None, as_json
     foreign = is_foreign(plan, facts.installed)
     words = summary(plan, columns=facts.columns, installed=not foreign, rules=_rules_of(rules, plan), files=_files(folder, plan))
     if facts.epsilon is not None:
-        words.append(("ε", f"at most {facts.epsilon:.3g} for a run to the end, companions and repeats included"))
+        words.append(("ε", _promised(facts.epsilon, facts.records)))
     before = approvals.last_approved(plan.name, but=identity)
     changed = difference(before, plan) if before is not None else None
     code = code_changed(approvals, folder, plan, but=identity)
@@ -184,6 +184,15 @@ def check(
     file: Annotated[
         Path | None, typer.Option("--policy", metavar="FILE", help="Another policy than the node's own.", exists=False)
     ] = None,
+    records: Annotated[
+        int | None,
+        typer.Option(
+            "--records",
+            min=1,
+            metavar="N",
+            help="Training records, on which ε per record rests; else the node's own are counted.",
+        ),
+    ] = None,
     name: NodeName = None,
     state: NodeState = None,
     as_json: AsJson = False,
@@ -196,9 +205,11 @@ def check(
     signed = plan.with_name(plan.name + ".sig")
     signature = signed.read_text(encoding="utf-8").strip() if signed.exists() else None
     rules = _policy(folder, file)
-    verdict = _decided(rules, loaded, _facts(folder, loaded, signature, rules))
+    facts = _facts(folder, loaded, signature, rules, records)
+    verdict = _decided(rules, loaded, facts)
     if as_json:
-        sys.stdout.write(json.dumps({"name": loaded.name, **_as_dict(verdict)}, indent=1, ensure_ascii=False) + "\n")
+        told = {"name": loaded.name, "epsilon": facts.epsilon, "spent": facts.spent, "records": facts.records}
+        sys.stdout.write(json.dumps({**told, **_as_dict(verdict)}, indent=1, ensure_ascii=False) + "\n")
     else:
         _explain(verdict)
     if verdict.says != "allowed":
@@ -250,14 +261,15 @@ def _policy(folder: Path | None, file: Path | None) -> Policy:
     return load_policy(rules_file(folder))
 
 
-def _facts(folder: Path | None, plan: Plan, signature: str | None, rules: Policy) -> Facts:
+def _facts(folder: Path | None, plan: Plan, signature: str | None, rules: Policy, records: int | None = None) -> Facts:
+    from freehold.cli.cost import cost_of
     from freehold.node.approvals import Approvals
     from freehold.plan import digest
     from freehold.policy import Facts
     from freehold.sandbox.probe import probe
 
     identity = digest(plan)
-    epsilon, spent = _cost(folder, plan, rules)
+    cost = cost_of(folder, plan, _rules_of(rules, plan), records)
     return Facts(
         installed=frozenset(point.name for point in entry_points(group="freehold.tasks")),
         now=time.time(),
@@ -265,31 +277,13 @@ def _facts(folder: Path | None, plan: Plan, signature: str | None, rules: Policy
         digest=identity,
         columns=_columns(plan),
         approval="" if folder is None else Approvals(folder).state_of(identity),
-        epsilon=epsilon,
-        spent=spent,
+        epsilon=cost.epsilon,
+        spent=cost.spent,
+        records=cost.records,
         counted=True,
         sandbox=(level := probe(None).level),
         bounded="" if level == "none" else "processes",  # a control group is the running node's alone
     )
-
-
-def _cost(folder: Path | None, plan: Plan, rules: Policy) -> tuple[float | None, float]:
-    """(ε of the plan to its end, ε that other plans add to it). None: it rests on how many records a node has."""
-    if plan.privacy.unit != "client":
-        return None, 0.0
-    from freehold.node.budget import Entry, Limits, composed, read
-    from freehold.node.lines import public_key
-    from freehold.plan import digest, runs_of
-    from freehold.privacy import mechanism_of
-
-    found = _rules_of(rules, plan)
-    delta = min(plan.privacy.delta, (found.delta if found else None) or Limits().delta)
-    kept = None if folder is None else read(folder / "budget", public_key(folder / "ledger") or "")
-    others = [each for each in (kept.sets.get(plan.task.name, []) if kept else []) if each.plan != digest(plan)]
-    rounds = plan.training.rounds * len(runs_of(plan))
-    mine = Entry(plan=digest(plan), unit="client", mechanism=mechanism_of(plan, 1), spent=rounds)
-    epsilon = composed([mine], delta)
-    return epsilon, composed([*others, mine], delta) - epsilon if others else 0.0
 
 
 def _columns(plan: Plan) -> tuple[str, ...] | None:
@@ -360,6 +354,11 @@ def _explain(verdict: Verdict) -> None:
 def _as_dict(verdict: Verdict) -> dict[str, Any]:
     rules = [{"rule": e.rule, "passed": e.passed, "found": e.found, "wanted": e.wanted, "line": e.line} for e in verdict.findings]
     return {"verdict": verdict.says, "data": verdict.data, "rules": rules}
+
+
+def _promised(epsilon: float, records: int | None) -> str:
+    rests = "" if records is None else f", with {records} training records here"
+    return f"at most {epsilon:.3g} for a run to the end, companions and repeats included{rests}"
 
 
 def _ruled(entry: Decided) -> list[str]:
