@@ -26,7 +26,7 @@ class Cost:
 
 
 def cost_of(folder: Path | None, plan: Plan, rules: DataRules | None, records: int | None = None) -> Cost:
-    """What the node in this folder would be charged, or one without a past. `records`: counted in the node's data if not given."""
+    """What the node in this folder would be charged; None: one without a past. `records`: counted in its data if not given."""
     if plan.privacy.unit == "none":
         return Cost(epsilon=None)
     if plan.privacy.unit == "record":

@@ -190,7 +190,7 @@ def check(
             "--records",
             min=1,
             metavar="N",
-            help="Training records, on which ε per record rests; else the node's own are counted.",
+            help="Training records, on which ε per record rests; counted if not given.",
         ),
     ] = None,
     name: NodeName = None,

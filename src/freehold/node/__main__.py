@@ -269,6 +269,7 @@ def facts(options: Options, service: Service) -> dict[str, Any]:
         "sandbox": "" if agent is None else agent.status.sandbox,
         "escapes_held": 0 if agent is None else agent.status.held,
         "last_error": "" if agent is None else agent.status.last_error,
+        "last_choice": "" if agent is None else agent.status.last_choice,
         "datasets": {name: str(path) for name, path in service.settings.datasets.items()},
         "certificate": None,
     }

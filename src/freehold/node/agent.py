@@ -19,6 +19,7 @@ import msgspec
 from freehold.errors import FreeholdError, NodeError, PeerGone, StoreError, Unreachable, by_code
 from freehold.events import Event, Listener, silent
 from freehold.node.errands import (
+    OWNERS_WORD,
     Busy,
     FromGuard,
     Hello,
@@ -76,6 +77,8 @@ class Status:
     sent_bytes: int = 0
     received_bytes: int = 0
     last_error: str = ""
+    last_choice: str = ""
+    """What was refused last because the node's owner has said so, by policy, approval or denial: that is no error."""
     rest: Rest | None = None
     """Why it rests; None while it works."""
     sandbox: str = ""
@@ -265,7 +268,11 @@ class Agent:
 
     def _answer(self, work: Work, found: Any, out: list[int]) -> WorkReply | None:
         if isinstance(found, Refused):
-            self.status.last_error = f"{found.message} {found.hint}"
+            said = f"{found.message} {found.hint}"
+            if found.code in OWNERS_WORD:
+                self.status.last_choice = said
+            else:
+                self.status.last_error = said
             self._tell(Event("work.refused", {"run": work.run, "round": work.round, "code": found.code}))
             return self._decline(work, found)
         if isinstance(found, OutgoingMessage | Outgoing):

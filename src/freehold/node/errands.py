@@ -135,6 +135,9 @@ class Erased(Errand, frozen=True, kw_only=True, tag="erased"):
 BY_TRAINING: Final = frozenset({114, 306, 336, 505, 507})
 """Numbers of errors that training code can bring about as it likes, one or another, with words of its own in them."""
 
+OWNERS_WORD: Final = frozenset({331, 332, 333, 334})
+"""Numbers of errors that say what the node's owner has decided, or has not decided yet."""
+
 ToGuard = Hello | Settle | TrainErrand | MeasureErrand | Quit | Forget
 FromGuard = PendingRounds | Outgoing | OutgoingMessage | Busy | Refused | Erased
 

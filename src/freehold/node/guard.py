@@ -214,7 +214,7 @@ class Guard:
         """Write down what this node refuses."""
         if isinstance(errand, TrainErrand | MeasureErrand):
             with contextlib.suppress(FreeholdError):
-                self._door.refuse(error, run=errand.run, round=errand.round)
+                self._door.refuse(error, run=errand.run, round=errand.round, measures=isinstance(errand, MeasureErrand))
 
     def _known(self, run_id: str, plan_fd: int) -> tuple[WarmStudy, Run]:
         """The study and the run; the plan's own digest says which run this is, whatever the coordinator calls it."""
