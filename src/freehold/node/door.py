@@ -21,7 +21,7 @@ from freehold.privacy.accounting import mechanism_of
 from freehold.wire.messages import Countersigned, LedgerHead
 
 CHECKPOINT_LINES = 100
-"""After so many lines, at the guard's start, and after measures, or their refusal, the coordinator is shown where the ledger stands."""
+"""After so many lines, at the guard's start, and when a run has ended, the coordinator is shown where the ledger stands."""
 
 CONTROL_S, CONTROL_MESSAGES = 3600.0, 1000
 """A line of control messages is written after so long or so many, at the guard's first work, and after measures."""

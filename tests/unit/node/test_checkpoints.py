@@ -83,22 +83,6 @@ def good(tmp_path_factory: pytest.TempPathFactory, court: Coordinator) -> tuple[
     return state / "ledger", (state / "ledger" / FILE).read_bytes()
 
 
-def test_a_run_whose_measures_stay_ends_with_a_checkpoint_all_the_same(tmp_path: Path, anew: Coordinator) -> None:
-    """Under noise measures always stay, so the end of such a study would be witnessed by chance only."""
-    witnessed(tmp_path, anew)
-    door = opened(tmp_path)
-    door.note("approval", "one more")
-    assert door.witnessed(anew.shown("alice", due(door)), anew.roots) == []
-    door.refuse(OwnerDenied("no"), run="r-0", round=3)
-    assert door.head() is None, "a refusal to train is no end"
-    door.refuse(BenefitKept("kept"), run="r-0", round=4, measures=True)
-    head = due(door)
-    assert door.witnessed(anew.shown("alice", head), anew.roots) == [] and door.head() is None
-    kept = checkpoints.load(tmp_path / "ledger")
-    assert kept is not None and kept.head is not None and kept.head.n == head.n
-    door.close()
-
-
 @settings(max_examples=200, deadline=None)
 @given(data=st.data())
 def test_a_byte_changed_or_lines_dropped_at_the_end_are_found(
@@ -319,3 +303,19 @@ def test_on_a_full_disk_the_old_checkpoint_stays(tmp_path: Path, anew: Coordinat
     assert checkpoints.load(tmp_path / "ledger") == before
     door.note("approval", "it goes on")
     assert [each.text for each in entries(tmp_path / "ledger")][-1] == "it goes on"
+
+
+def test_a_run_whose_measures_stay_ends_with_a_checkpoint_all_the_same(tmp_path: Path, anew: Coordinator) -> None:
+    """Under noise measures always stay, so the end of such a study would be witnessed by chance only."""
+    witnessed(tmp_path, anew)
+    door = opened(tmp_path)
+    door.note("approval", "one more")
+    assert door.witnessed(anew.shown("alice", due(door)), anew.roots) == []
+    door.refuse(OwnerDenied("no"), run="r-0", round=3)
+    assert door.head() is None, "a refusal to train is no end"
+    door.refuse(BenefitKept("kept"), run="r-0", round=4, measures=True)
+    head = due(door)
+    assert door.witnessed(anew.shown("alice", head), anew.roots) == [] and door.head() is None
+    kept = checkpoints.load(tmp_path / "ledger")
+    assert kept is not None and kept.head is not None and kept.head.n == head.n
+    door.close()
