@@ -33,7 +33,7 @@ UNEXPECTED = 411
 
 LEAST_MOCK_ROWS = 64
 MOST_MOCK_CELLS = 10_000_000
-"""Of made-up data, rows times columns: about 80 MB. It gives shapes only, and a plan must not take the machine's memory with it."""
+"""Of made-up data, rows times columns: about 80 MB. It gives shapes only, and must not take the machine's memory."""
 
 
 _bundled: dict[str, TaskDefinition] = {}
@@ -73,7 +73,7 @@ def _built(text: bytes, number: int) -> Built:
 
 
 def mock_rows(plan: Plan, *, columns: int) -> int:
-    """Rows of made-up data that such a plan needs; raises StudyRefused where they would be too many. `columns`: with the target."""
+    """Rows of made-up data that such a plan needs; raises StudyRefused for too many. `columns`: with the target."""
     rows = max(LEAST_MOCK_ROWS, 4 * plan.min_examples)
     if rows * columns > MOST_MOCK_CELLS:
         most = MOST_MOCK_CELLS // columns // 4
