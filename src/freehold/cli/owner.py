@@ -202,8 +202,7 @@ def check(
 
     loaded = load_plan(plan)
     folder = None if name is None and state is None and file is not None else _node(name, state)
-    signed = plan.with_name(plan.name + ".sig")
-    signature = signed.read_text(encoding="utf-8").strip() if signed.exists() else None
+    signature = _signature(plan.with_name(plan.name + ".sig"))
     rules = _policy(folder, file)
     facts = _facts(folder, loaded, signature, rules, records)
     verdict = _decided(rules, loaded, facts)
@@ -238,6 +237,17 @@ def new(
     except OSError as error:
         raise UsageError(f"{output} cannot be written: {error.strerror}.", hint="Give another file; none is replaced.") from None
     _say(f"{output}: read it, and change what should be otherwise.")
+
+
+def _signature(path: Path) -> str | None:
+    """What is in the file beside a plan; None where there is none."""
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or type(error).__name__
+        raise UsageError(f"{path} cannot be read: {why}.", hint="`freehold study sign` writes it; or move it away.") from None
 
 
 def _node(name: str | None, state: Path | None) -> Path:
