@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tests.federation import test_kills, test_more_kills, test_replicas, test_schedules
 from tests.unit.enrolment import test_joining
-from tests.unit.node import test_admission, test_budget, test_bundles, test_checkpoints, test_ledger, test_vault
+from tests.unit.node import test_admission, test_budget, test_bundles, test_checkpoints, test_ledger, test_tpm, test_vault
 
 SOURCE = Path(__file__).parents[2] / "src" / "freehold"
 WRITERS = {"write", "write_alike", "append", "name", "remove", "commit", "put", "put_file", "_transaction", "_write", "failpoint"}
@@ -54,6 +54,8 @@ def killed() -> set[str]:
         *test_kills.COORDINATOR_POINTS,
         *test_kills.FILE_POINTS,
         *test_vault.POINTS,
+        *test_tpm.POINTS,
+        *test_tpm.ERASED,
         *test_admission.POINTS,
         *test_bundles.POINTS,
         *test_ledger.POINTS,

@@ -105,11 +105,14 @@ class Agent:
         rules: Rules | None = None,
         clock: Callable[[], float] = time.time,
         sandbox: Literal["required", "off"] = "required",
+        tpm: str = "",
     ) -> None:
-        """`clock` is the Unix time by which `rules` have the node work or rest."""
+        """`clock` is the Unix time by which `rules` have the node work or rest. `tpm`: which seals the vault's key."""
         self._upstream, self._tell = upstream, tell
         paths, rules_file = {k: str(v) for k, v in datasets.items()}, str(policy or "")
-        self._hello = Hello(node=node, state=str(state), datasets=paths, policy=rules_file, sandbox=sandbox, coordinator=url)
+        self._hello = Hello(
+            node=node, state=str(state), datasets=paths, policy=rules_file, sandbox=sandbox, coordinator=url, tpm=tpm
+        )
         self._guard = Child(GUARD, FromGuard, spawn=spawn, opening=self._greet)
         self._plans: dict[str, bytes] = {}
         self._pending: list[Pending] = []

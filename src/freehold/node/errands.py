@@ -34,6 +34,8 @@ class Hello(Errand, frozen=True, kw_only=True, tag="hello"):
     """Its URL, for the ledger."""
     policy: str = ""
     """The owner's policy; "" is policy.toml in the state folder."""
+    tpm: str = ""
+    """TCTI of the TPM that seals the vault's key; "" where none does."""
 
 
 class Settle(Errand, frozen=True, kw_only=True, tag="settle"):

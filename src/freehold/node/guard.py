@@ -53,6 +53,7 @@ from freehold.node.notes import note
 from freehold.node.release import released
 from freehold.node.retention import erase, expire
 from freehold.node.sandboxed import Trainers, trainers_of, unjailed
+from freehold.node.tpm import Tpm
 from freehold.node.vault import Vault
 from freehold.node.warm import MOST_WORDS, TRAINING_LIMIT_S, WarmStudy
 from freehold.plan import Plan, Run, digest, parse
@@ -78,7 +79,8 @@ class Guard:
         self._bundles = Bundles(Path(hello.state))
         rules = Path(hello.policy) if hello.policy else None
         self._door = Door(Path(hello.state), node=hello.node, peer=hello.coordinator, vault=lambda: self._vault.name())
-        self._vault = Vault(Path(hello.state), self._door.anchor, credentials=vaultkey.credentials())
+        tpm = Tpm(hello.tpm) if hello.tpm else None
+        self._vault = Vault(Path(hello.state), self._door.anchor, credentials=vaultkey.credentials(), tpm=tpm)
         self._admission = Admission(
             Path(hello.state),
             rules,

@@ -259,7 +259,7 @@ class Privacy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 MOST_RECORD_NOISE: Final = 2.0**20
-"""Noise that is wider needs a grid of fewer than 2^20 steps in `max_norm`, and rounding to it would move gradients of many numbers
+"""Noise that is wider needs a grid of fewer than 2^20 steps in `max_norm`: rounding to it would move gradients of many numbers
 beyond what they are clipped to."""
 
 _USED = {
