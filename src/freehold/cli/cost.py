@@ -55,12 +55,11 @@ def _records(folder: Path | None, plan: Plan) -> int | None:
     """
     if folder is None or plan.task.bundle is not None:
         return None
-    from freehold.node.__main__ import options_of
+    from freehold.node.admission import tables
     from freehold.node.program import Program, load
 
+    path = tables(folder).get(plan.task.name)
     try:
-        options = options_of(["--state", str(folder)], {})
-        path = options.data.get(plan.task.name)
-        return None if path is None else Program(plan, options.name, load(plan, options.name, path)).training()
+        return None if path is None else Program(plan, "here", load(plan, "here", path)).training()
     except FreeholdError:
         return None

@@ -55,12 +55,22 @@ def rules_file(state: Path) -> Path:
 
     A node may have been started with --policy, which nothing else remembers.
     """
-    try:
-        said = tomllib.loads((state / "node.toml").read_text(encoding="utf-8")).get("policy")
-    except (OSError, ValueError):
-        said = None
+    said = _settings(state).get("policy")
     found = state / str(said) if said else state / FILE
     return found if found.exists() else state / "approvals" / IN_FORCE
+
+
+def tables(state: Path) -> dict[str, Path]:
+    """Data set -> file of its table, as node.toml in this folder says; {} where it says nothing."""
+    said = _settings(state).get("data")
+    return {str(name): state / str(path) for name, path in said.items()} if isinstance(said, dict) else {}
+
+
+def _settings(state: Path) -> Mapping[str, object]:
+    try:
+        return tomllib.loads((state / "node.toml").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
 
 
 def _given(rules: DataRules | None) -> tuple[object, ...]:
