@@ -9,7 +9,16 @@ from pathlib import Path
 
 from tests.federation import test_kills, test_more_kills, test_replicas, test_schedules
 from tests.unit.enrolment import test_joining
-from tests.unit.node import test_admission, test_budget, test_bundles, test_checkpoints, test_ledger, test_tpm, test_vault
+from tests.unit.node import (
+    test_admission,
+    test_budget,
+    test_bundles,
+    test_checkpoints,
+    test_claims,
+    test_ledger,
+    test_tpm,
+    test_vault,
+)
 
 SOURCE = Path(__file__).parents[2] / "src" / "freehold"
 WRITERS = {"write", "write_alike", "append", "name", "remove", "commit", "put", "put_file", "_transaction", "_write", "failpoint"}
@@ -60,6 +69,7 @@ def killed() -> set[str]:
         *test_bundles.POINTS,
         *test_ledger.POINTS,
         *test_checkpoints.POINTS,
+        *test_claims.POINTS,
         *test_ledger.KEY_POINTS,
         *test_budget.POINTS,
         *test_replicas.POINTS,

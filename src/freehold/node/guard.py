@@ -272,7 +272,8 @@ class Guard:
                 self._training[digest(plan)] = checked_records(reply.training, Path(path)) if reply.training else 0
                 note(Path(self._hello.state), plan, "data", {"examples": reply.examples, "findings": reply.findings})
 
-        claims = Claims(self._hello.datasets.get(plan.task.name, ""))
+        kept = Path(self._hello.state) / "claims" / f"{digest(plan).removeprefix('sha256:')}.json"
+        claims = Claims(self._hello.datasets.get(plan.task.name, ""), kept)
         return WarmStudy(plan, text, Child(TRAINER, FromTrainer, spawn=start, opening=opening), claims)
 
     def events(self) -> list[Event]:
