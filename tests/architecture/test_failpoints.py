@@ -12,6 +12,16 @@ from tests.unit.engines import test_arena
 from tests.unit.enrolment import test_joining
 from tests.unit.node import test_admission, test_budget, test_bundles, test_checkpoints, test_ledger, test_vault
 from tests.unit.study import test_states
+from tests.unit.node import (
+    test_admission,
+    test_budget,
+    test_bundles,
+    test_checkpoints,
+    test_claims,
+    test_ledger,
+    test_tpm,
+    test_vault,
+)
 
 SOURCE = Path(__file__).parents[2] / "src" / "freehold"
 WRITERS = {"write", "write_alike", "append", "name", "remove", "commit", "put", "put_file", "_transaction", "_write", "failpoint"}
@@ -56,10 +66,13 @@ def killed() -> set[str]:
         *test_kills.COORDINATOR_POINTS,
         *test_kills.FILE_POINTS,
         *test_vault.POINTS,
+        *test_tpm.POINTS,
+        *test_tpm.ERASED,
         *test_admission.POINTS,
         *test_bundles.POINTS,
         *test_ledger.POINTS,
         *test_checkpoints.POINTS,
+        *test_claims.POINTS,
         *test_ledger.KEY_POINTS,
         *test_budget.POINTS,
         *test_replicas.POINTS,

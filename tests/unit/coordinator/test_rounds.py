@@ -23,7 +23,7 @@ from freehold.coordinator.specification import specified
 from freehold.coordinator.store import Alike, Store, connect
 from freehold.coordinator.studies import Studies
 from freehold.coordinator.study_tables import contributions, measures, rounds, runs, studies
-from freehold.errors import StoreError, WeightRefused
+from freehold.errors import StoreError, StudyRefused, WeightRefused
 from freehold.events import Event
 from freehold.plan import Plan, dumps, runs_of
 from freehold.study.federated import federated_plan
@@ -431,5 +431,16 @@ def test_a_request_that_is_cut_while_it_is_added_to_the_sum_leaves_the_sum_whole
         await p.contribute("b", 0)
         await p.until(lambda: run.round == 1)
         assert p.row(rounds.c.heard, rounds.c.round == 0) == [2]
+
+    party(test)
+
+
+@pytest.mark.parametrize("examples", [200_000, 10**15])
+def test_a_plan_that_needs_huge_mock_data_is_refused_with_a_number(party: Callable[[Any], None], examples: int) -> None:
+    async def test(p: Party) -> None:
+        with pytest.raises(StudyRefused, match="made-up data") as caught:
+            await p.studies.start(dumps(msgspec.structs.replace(p.plan, name="huge", min_examples=examples)))
+        assert "Lower min_examples to 178571" in caught.value.hint
+        await p.start()
 
     party(test)
