@@ -18,7 +18,7 @@ TABLE = ("Pooled", "Local", "FedAvg", "FedProx", "SCAFFOLD", "FedAdam", "FedYogi
 
 
 def test_one_published_seed_gives_what_is_published_for_five() -> None:
-    """Every row but those that see no rounds (Pooled, Local), which take most of the time; a seed alone is as near as the mean."""
+    """Every row but Pooled and Local, which take most of the time; a seed alone is as near as the mean."""
     definition = task_definition("heart-flamby")
     trials = [trial for trial in flamby_trials(definition) if not trial.pooled and trial.name != "Local"]
     found = run_comparison(
