@@ -30,7 +30,7 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def world() -> Iterator[World]:
+def world(fork: Path) -> Iterator[World]:
     """A coordinator that takes signed studies only, two nodes, and a finished study."""
     with short_folder() as home, ExitStack() as running:
         for arguments in (

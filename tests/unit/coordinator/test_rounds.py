@@ -19,7 +19,6 @@ import sqlalchemy as sa
 from freehold.coordinator import intake as intake_module
 from freehold.coordinator.blobs import Folder
 from freehold.coordinator.child import ServerCode, ServerStates
-from freehold.coordinator.specification import specified
 from freehold.coordinator.store import Alike, Store, connect
 from freehold.coordinator.studies import Studies
 from freehold.coordinator.study_tables import contributions, measures, rounds, runs, studies
@@ -29,6 +28,7 @@ from freehold.plan import Plan, dumps, runs_of
 from freehold.study.federated import federated_plan
 from freehold.wire import codec
 from freehold.wire.messages import Blob, Measure, Measures, Pending, Train, Work
+from tests.warm import spawn, specified
 
 T = TypeVar("T")
 
@@ -63,7 +63,7 @@ class Gated(ServerCode):
     """Closes a round only when it is let."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(spawn=spawn)
         self.asked: asyncio.Event = asyncio.Event()
         self.let: asyncio.Event = asyncio.Event()
         self.let.set()

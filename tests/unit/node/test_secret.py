@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
-from freehold.coordinator.specification import specified
 from freehold.core import Round, Tree, flatten
 from freehold.data.heart import heart_records
 from freehold.errors import DataUnfit, PlanError
@@ -25,6 +24,7 @@ from freehold.plan import Plan, Privacy
 from freehold.plan.tables import MOST_RECORD_NOISE
 from freehold.privacy.accounting import MOST_STEPS, steps_of_norm
 from freehold.study.federated import federated_plan
+from tests.warm import specified
 
 RECORD = Privacy(unit="record", max_norm=1.0, noise_multiplier=1.0, expected_batch=16.0)
 
