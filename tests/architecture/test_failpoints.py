@@ -10,7 +10,7 @@ from pathlib import Path
 from tests.federation import test_kills, test_more_kills, test_replicas, test_schedules
 from tests.unit.engines import test_arena
 from tests.unit.enrolment import test_joining
-from tests.unit.node import test_admission, test_budget, test_bundles, test_checkpoints, test_ledger, test_vault
+
 from tests.unit.study import test_states
 from tests.unit.node import (
     test_admission,

@@ -84,6 +84,12 @@ def _conv() -> nn.Module:
     return nn.Sequential(nn.Unflatten(1, (1, 4, 5)), *convs, nn.Flatten(), nn.Linear(24, CLASSES))
 
 
+def _thick() -> nn.Module:
+    convs = (nn.Conv2d(1, 16, 3, padding=1), nn.GroupNorm(4, 16), nn.ReLU(), nn.Conv2d(16, 4, 2, stride=2), nn.AvgPool2d(2))
+    line = (nn.Flatten(2), nn.Conv1d(4, 16, 1, bias=False), nn.Tanh(), nn.Conv1d(16, 2, 1), nn.Flatten())
+    return nn.Sequential(nn.Unflatten(1, (1, 4, 5)), *convs, *line, nn.Linear(2, CLASSES))
+
+
 NETWORKS: Mapping[str, Callable[[], nn.Module]] = {
     "logistic": lambda: nn.Linear(WIDTH, CLASSES),
     "mlp": lambda: nn.Sequential(nn.Linear(WIDTH, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, HIDDEN), nn.Tanh(), nn.Linear(HIDDEN, 3)),
@@ -93,6 +99,7 @@ NETWORKS: Mapping[str, Callable[[], nn.Module]] = {
         nn.Linear(WIDTH, HIDDEN), nn.LayerNorm(HIDDEN), nn.Sigmoid(), nn.Linear(HIDDEN, HIDDEN), nn.ELU(), nn.Linear(HIDDEN, 3)
     ),
     "conv": _conv,
+    "thick": _thick,
     "sequence": lambda: nn.Sequential(
         nn.Unflatten(1, (5, 4)), nn.Linear(4, HIDDEN), nn.Tanh(), nn.Linear(HIDDEN, 8), nn.Flatten(), nn.Linear(40, CLASSES)
     ),

@@ -23,7 +23,7 @@ from freehold.study import cell as cells
 from freehold.study import plan_for, states
 from freehold.study.cell import Cell, CellResult, run_cell
 from freehold.study.checkpoint import Checkpoint
-from freehold.study.settings import Trial
+from freehold.study.settings import Settings, Trial
 from freehold.tasks import task_definition
 
 CLIENTS = 6
@@ -51,8 +51,8 @@ def ran(folder: Path | None, *, algorithm: str = "ditto", resume: bool = False, 
 
     return run_cell(
         Cell(index=0, trial=Trial(name=algorithm, title=algorithm, plan=plan), seed=0),
-        definition, data(), engine="vector", newcomers=("c 5/",),
-        checkpoint=Checkpoint(folder=folder / "kept") if folder else None, resume=resume,
+        definition, data(), settings=Settings(resume=resume), newcomers=("c 5/",),
+        checkpoint=Checkpoint(folder=folder / "kept") if folder else None,
         stop=lambda: done[0] >= stop_after, closed=closed, models=folder / "models" if folder else None,
     )  # fmt: skip
 

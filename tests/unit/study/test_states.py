@@ -39,7 +39,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def figures(found: CellResult) -> object:
-    return msgspec.to_builtins(msgspec.structs.replace(found, seconds=0.0))
+    return msgspec.to_builtins(msgspec.structs.replace(found, seconds=0.0, execution={}))
 
 
 @pytest.fixture(scope="module")

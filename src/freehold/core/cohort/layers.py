@@ -113,50 +113,6 @@ def embedding(make: Maker, call: Call) -> Operation:
     return make.op(call, forward, backward, saves=(at,))
 
 
-def convolution(axes: int) -> Callable[[Maker, Call], Operation]:
-    """`conv1d`, `conv2d`: all clients in one grouped convolution; autograd for this operation alone."""
-
-    def make_it(make: Maker, call: Call) -> Operation:
-        given = bound(call, "input weight bias stride padding dilation groups")
-        x, w, b = given["input"], given["weight"], given["bias"]
-        if isinstance(given["padding"], str) or len(make.shape(x)) != axes + 2:
-            raise CannotReplay(f"{call.func.__name__} with padding by name, or without a batch")
-        groups = given.pop("groups") or 1
-        options = {k: given[k] for k in ("stride", "padding", "dilation") if given[k] is not None}
-        x_too, w_too = (r.slot in make.needs for r in (x, w))
-        func = call.func
-
-        def wide(t: Tensor) -> Tensor:
-            """[n, B, C, ...] -> [B, n C, ...]."""
-            return t.transpose(0, 1).flatten(1, 2)
-
-        def forward(values: Values) -> Tensor:
-            n = values.n
-            inside = wide(values[x.slot]).detach().requires_grad_(x_too)
-            weight = values[w.slot].flatten(0, 1).detach().requires_grad_(w_too)
-            with torch.enable_grad():
-                y: Tensor = func(inside, weight, None, groups=n * groups, **options)
-            values.kept[call.out] = (inside, weight, y)
-            y = y.detach().unflatten(1, (n, -1)).transpose(0, 1)
-            return y if b is None else y + values[b.slot].view(n, 1, -1, *[1] * axes)
-
-        def backward(values: Values, g: Tensor) -> Gradients:
-            n = values.n
-            inside, weight, y = values.kept.pop(call.out)
-            wanted = [t for t, too in ((inside, x_too), (weight, w_too)) if too]
-            found = list(torch.autograd.grad(y, wanted, wide(g)))
-            if x_too:
-                yield x.slot, found.pop(0).unflatten(1, (n, -1)).transpose(0, 1)
-            if w_too:
-                yield w.slot, found.pop(0).unflatten(0, (n, -1))
-            if b is not None and b.slot in make.needs:
-                yield b.slot, g.sum((1, *range(3, g.dim())))
-
-        return make.op(call, forward, backward, saves=(call.out,))
-
-    return make_it
-
-
 def of_examples(make: Maker, call: Call) -> Operation:
     """A function that treats the examples of a batch apart and has no weights: autograd for this operation alone."""
     x, *rest = call.args

@@ -12,6 +12,7 @@ from torch.func import vmap
 from torch.utils._pytree import tree_map
 
 from freehold.core.cohort import layers, operations
+from freehold.core.cohort.convolutions import convolution
 from freehold.core.cohort.operations import POINTWISE, RESHAPES, UNARY, Maker, Operation, Values
 from freehold.core.cohort.passes import Grads, Pass
 from freehold.core.cohort.recording import Call, CannotReplay, Recording, Ref
@@ -150,8 +151,8 @@ _OPERATIONS: dict[Callable[..., Any], Make] = {
     **dict.fromkeys((torch.mean, Tensor.mean), operations.reduced(mean=True)),
     F.linear: layers.linear,
     F.embedding: layers.embedding,
-    F.conv1d: layers.convolution(1),
-    F.conv2d: layers.convolution(2),
+    F.conv1d: convolution(1),
+    F.conv2d: convolution(2),
     **dict.fromkeys((F.layer_norm, F.group_norm), layers.normalized),
     **dict.fromkeys((F.max_pool1d, F.max_pool2d, F.avg_pool1d, F.avg_pool2d), layers.of_examples),
     **dict.fromkeys((F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.hardtanh, F.relu6, F.mish, F.hardswish), layers.of_examples),
