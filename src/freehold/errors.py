@@ -651,7 +651,7 @@ class HiddenTensor(SimulationError):
 class DeviceMissing(SimulationError):
     """There is no such device to compute on."""
 
-    code = 605
+    code = 607
 
 
 class SandboxError(FreeholdError):
