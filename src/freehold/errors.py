@@ -76,7 +76,8 @@
     │   ├── Diverged          602  a loss or a contribution that is no longer finite
     │   ├── NotPrivate        603  an algorithm or a module that record-level privacy does not cover
     │   ├── TaskError         604  a module, a loss or a head that do not fit together
-    │   └── HiddenTensor      605  a loss that closes over the tensor of a client
+    │   ├── HiddenTensor      605  a loss that closes over the tensor of a client
+    │   └── DeviceMissing     607  a device to compute on that is not there
     └── SandboxError          650  a sandbox that cannot be built
         ├── SandboxEscaped    651  an attempt to get out of the sandbox that succeeded
         ├── SandboxMissing    652  a machine that offers no sandbox
