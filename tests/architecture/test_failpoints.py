@@ -10,8 +10,6 @@ from pathlib import Path
 from tests.federation import test_kills, test_more_kills, test_replicas, test_schedules
 from tests.unit.engines import test_arena
 from tests.unit.enrolment import test_joining
-
-from tests.unit.study import test_states
 from tests.unit.node import (
     test_admission,
     test_budget,
@@ -22,6 +20,7 @@ from tests.unit.node import (
     test_tpm,
     test_vault,
 )
+from tests.unit.study import test_states
 
 SOURCE = Path(__file__).parents[2] / "src" / "freehold"
 WRITERS = {"write", "write_alike", "append", "name", "remove", "commit", "put", "put_file", "_transaction", "_write", "failpoint"}

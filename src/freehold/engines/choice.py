@@ -133,10 +133,12 @@ def choose(load: Load, rows: int, examples: int, *, clients: int, device: str = 
 
 def near(choice: Choice, steps: int | None) -> tuple[Kind, ...]:
     """The executors that are worth measuring in a run of so many client-steps; () where it is short or the estimate clear. None:
-    however short it is."""
+    all of them."""
+    if steps is None:
+        return tuple(name for name in KINDS if name in choice.estimated_us)
     best = min(choice.estimated_us.values(), default=0.0)
     close = [name for name in KINDS if choice.estimated_us.get(name, math.inf) < _NEAR * best]
-    return tuple(close) if steps is None or (len(close) > 1 and best * steps > _LONG_S * 1e6) else ()
+    return tuple(close) if len(close) > 1 and best * steps > _LONG_S * 1e6 else ()
 
 
 def measured(

@@ -97,8 +97,7 @@ class VectorEngine(LoopEngine):
         else:
             self._check_padding(shared)
             tally, flags = self._together(round, shared, clients, steps)
-            prefixed = self.execution.executor != "vmap"
-            computed = sum(counts) if prefixed else len(counts) * max(counts)
+            computed = len(counts) * max(counts) if self.execution.executor == "vmap" else _reached(counts)
         self.execution.count(steps.real, sum(counts), computed)
         finite.extend(flags)
         return tally
@@ -325,6 +324,15 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and any(words in said for words in ("can't allocate memory", "out of memory"))
     )
+
+
+def _reached(counts: Sequence[int]) -> int:
+    """Steps that are computed where each runs on the clients up to the last one that has it: all useful if these are sorted."""
+    found = most = 0
+    for count in reversed(counts):
+        most = max(most, count)
+        found += most
+    return found
 
 
 def _flags(tree: Tree) -> list[Tensor]:

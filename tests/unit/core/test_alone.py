@@ -90,10 +90,11 @@ class Fickle(nn.Module):
 
 
 def test_a_module_that_draws_after_all_gets_its_numbers_from_the_keys() -> None:
-    task = task_from(Fickle().double(), F.cross_entropy, classes=CLASSES)
+    module = Fickle().double()
+    task, other = (task_from(module, F.cross_entropy, classes=CLASSES) for _ in range(2))
     calm, moved = task.init, {k: t + 10 for k, t in task.init.items()}
     mine = steps("c6")
-    defined = descend(task.objective, moved, mine, 0.05)
+    defined = descend(other.objective, moved, mine, 0.05)
     with imperative():
         for _ in range(2):
             descend(task.objective, calm, mine, 0.05)

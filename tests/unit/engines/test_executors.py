@@ -257,7 +257,7 @@ def test_a_device_that_is_not_there_is_an_error_with_the_remedy(monkeypatch: pyt
     assert device_of("cpu").type == "cpu"
     with pytest.raises(DeviceMissing) as refusal:
         device_of("cuda")
-    assert "--device cpu" in refusal.value.hint and refusal.value.code == 605
+    assert "--device cpu" in refusal.value.hint and refusal.value.code == 606
 
 
 @pytest.mark.gpu
