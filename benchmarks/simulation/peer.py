@@ -119,8 +119,9 @@ class Worker:
             "RAY_USAGE_STATS_ENABLED": "0",
             "FREEHOLD_BENCH_WORK": str(folder),
         }
-        module = f"benchmarks.simulation.workers.{peer.worker}"
-        command = [str(interpreter), "-m", module, str(folder), str(theirs_in), str(theirs_out), *peer.arguments]
+        # Imported, not run: what Flower sends to its actors must not be of `__main__`.
+        entry = f"from benchmarks.simulation.workers.{peer.worker} import main; main()"
+        command = [str(interpreter), "-c", entry, str(folder), str(theirs_in), str(theirs_out), *peer.arguments]
         self.log = folder / f"{peer.environment}.log"
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(

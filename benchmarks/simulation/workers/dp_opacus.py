@@ -58,7 +58,3 @@ def main() -> None:
     pipes = Pipes()
     opacus = Opacus(Given(pipes.folder), sys.argv[4] == "ghost")
     serve(opacus.round, lambda: opacus.mean, pipes)
-
-
-if __name__ == "__main__":
-    main()

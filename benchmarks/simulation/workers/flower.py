@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 from functools import lru_cache
 from pathlib import Path
 
@@ -104,7 +103,3 @@ def main() -> None:
             "init_args": {"num_cpus": 1, "include_dashboard": False},
         },
     )
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -71,7 +71,3 @@ def main() -> None:
         return {k: p.detach() - given.init[k] for k, p in module.named_parameters()}
 
     serve(run, outcome, pipes)
-
-
-if __name__ == "__main__":
-    main()
