@@ -1,6 +1,6 @@
 """Run benchmarks, write one JSON file each to benchmarks/results, and print what they found.
 
-`python -m benchmarks [commands|federation|connections|peers|sandbox|vault|audit|ledger|arena …]`; without a name, all nine.
+`python -m benchmarks [NAME …]`; without a name, all.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ from typing import Any
 from benchmarks import arena, audit, commands, connections, federation, ledger, sandbox, vault
 from benchmarks.machine import facts
 from benchmarks.peers import run as peers
+from benchmarks.simulation import run as simulation
+from benchmarks.simulation.plot import plot as plot_simulation
 from benchmarks.table import tables
 
 RESULTS = Path(__file__).with_name("results")
-ALL = ("commands", "federation", "connections", "peers", "sandbox", "vault", "audit", "ledger", "arena")
+ALL = ("commands", "federation", "connections", "peers", "sandbox", "vault", "audit", "ledger", "arena", "simulation")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -25,16 +27,21 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     made.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(ALL)}; all without a name")
     made.add_argument("--size", help="of the model in federation and peers: 10kb, 1mb, 50mb or 1gb, between commas")
-    made.add_argument("--rounds", type=int, help="in federation, connections and peers")
+    made.add_argument("--rounds", type=int, help="in federation, connections, peers and simulation")
     made.add_argument("--nodes", default="10,100,1000,10000", help="in connections, between commas")
     made.add_argument("--poll", type=float, default=25.0, help="seconds that an answer may be held back in connections")
-    made.add_argument("--peers", default="flower,nvflare", help="in peers, between commas")
+    made.add_argument("--peers", help="in peers and simulation, between commas; - for none")
+    made.add_argument("--work", help="in simulation, between commas")
+    made.add_argument("--executors", default="", help="in simulation: besides what the engine chooses, these, between commas")
+    made.add_argument("--device", default="cpu", help="in simulation: cpu or cuda")
+    made.add_argument("--only-works", action="store_true", help="in simulation: without start, memory and growth")
     return made
 
 
 def chosen(told: argparse.Namespace) -> dict[str, Callable[[], Any]]:
     """Name -> what runs it."""
     sizes = told.size.split(",") if told.size else None
+    asked = None if told.peers is None else [name for name in told.peers.split(",") if name != "-"]
     rounds = {"rounds": told.rounds} if told.rounds else {}
     plan = {size: (1 if size == "1gb" else 4, told.rounds or {"10kb": 60, "1mb": 20}.get(size, 4)) for size in sizes or ()}
     return {
@@ -46,7 +53,15 @@ def chosen(told: argparse.Namespace) -> dict[str, Callable[[], Any]]:
         "audit": audit.run,
         "ledger": ledger.run,
         "arena": arena.run,
-        "peers": lambda: peers.run(sizes or ("10kb", "50mb"), told.peers.split(","), **rounds),
+        "peers": lambda: peers.run(sizes or ("10kb", "50mb"), ("flower", "nvflare") if asked is None else asked, **rounds),
+        "simulation": lambda: simulation.run(
+            told.work.split(",") if told.work else tuple(simulation.WORKLOADS),
+            tuple(simulation.PEERS) if asked is None else asked,
+            told.rounds,
+            told.device,
+            [name for name in told.executors.split(",") if name],
+            not told.only_works,
+        ),
     }
 
 
@@ -65,6 +80,8 @@ def main(arguments: list[str] | None = None, results: Path = RESULTS) -> None:
         (results / f"{name}.json").write_text(text, encoding="utf-8")
         if name == "connections":
             connections.plot(found["points"], results / "connections.png")
+        if name == "simulation":
+            plot_simulation(found, results / "simulation.png")
         print(f"\n{name}: {results / name}.json\n{tables(name, found)}", flush=True)
 
 

@@ -25,6 +25,8 @@ def tables(name: str, found: Mapping[str, Any]) -> str:
         return "\n".join(f"{size}, four clients\n{_peers(rows)}" for size, rows in found.items())
     if name == "audit":
         return "\n\n".join(_named(rows) for rows in found.values())
+    if name == "simulation":
+        return _simulation(found)
     if name in ("sandbox", "ledger"):
         return table(list(found), [list(found.values())])
     return _named(found)
@@ -53,3 +55,28 @@ def _peers(rows: Mapping[str, Mapping[str, Any]]) -> str:
         figures = [value for key in keys for value in (row[key], row["to_ours"][key])]
         lines.append([name, *figures, row["transport"], row["durable"]])
     return "\n".join([table(header, lines), *missing])
+
+
+def _simulation(found: Mapping[str, Any]) -> str:
+    parts = []
+    for work, one in found["works"].items():
+        header = ["", "s a round", "quartile", "quartile", "x ours", "low", "high", "% of GEMM", "peak MB"]
+        lines = []
+        for who, row in one["contenders"].items():
+            times = row.get("times_ours", {})
+            figures = [times.get(key) for key in ("ratio", "low", "high")]
+            lines.append([who, row["median_s"], *row["quartiles_s"], *figures, 100 * row["share_of_gemm"], one["peak_mb"].get(who)])
+        missing = [f"  {who} is not timed: {why}" for who, why in one["missing"].items()]
+        parts.append("\n".join([f"{work}: {one['title']}, {one['clients']} clients", table(header, lines), *missing]))
+    if "start" in found:
+        parts.append("first round of W1b\n" + _named(found["start"]))
+        growth = found["growth"]
+        rows = [[p["clients"], p["cpu_s"], p["cpu_ms_each"]] for p in growth["asked"]]
+        parts.append(f"all asked; slope {growth['slope']:.3g}\n" + table(["clients", "CPU s a round", "ms each"], rows))
+        rows = [[p["population"], p["cohort"], p["cpu_s"]] for p in growth["population"]]
+        parts.append(table(["population", "asked", "CPU s a round"], rows))
+        over = growth["processes"]
+        parts.append(f"two processes: {over.get('missing') or format(over['speedup'], '.3g') + ' times one'}")
+    header = ["work", "against", "x ours", "low", "high", "floor", "goal", ""]
+    parts.append(table(header, [list(line.values()) for line in found["goals"]]))
+    return "\n\n".join(parts)
