@@ -5,6 +5,7 @@ from freehold.engines.guarded import guarded
 from freehold.engines.loop import LoopEngine
 from freehold.engines.spec import METRICS, contribution_tensors, departing
 from freehold.engines.store import PersonalStore
+from freehold.engines.sweep import SweepEngine, lost_of, riding
 from freehold.engines.vector import VectorEngine
 
 __all__ = [
@@ -12,10 +13,13 @@ __all__ = [
     "Feed",
     "LoopEngine",
     "PersonalStore",
+    "SweepEngine",
     "VectorEngine",
     "Work",
     "contribution_tensors",
     "departing",
     "guarded",
+    "lost_of",
     "planned_work",
+    "riding",
 ]
