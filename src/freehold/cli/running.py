@@ -34,13 +34,13 @@ def run(
     `also` is one more file that the caller will write. Destinations that cannot be written are refused before the work.
     """
     check_writable(results.json, results.report, also)
-    with _settings(options, newcomers) as settings:
+    with settings_of(options, newcomers) as settings:
         comparison = study(settings)
     tell(comparison, results)
 
 
 @contextmanager
-def _settings(options: RunOptions, newcomers: int) -> Iterator[Settings]:
+def settings_of(options: RunOptions, newcomers: int) -> Iterator[Settings]:
     """The settings, with everybody who listens; trackers are closed at the end."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is loaded: many small models, one per process
     from freehold.study import Settings

@@ -5,7 +5,7 @@ from freehold.engines.guarded import guarded
 from freehold.engines.loop import LoopEngine
 from freehold.engines.spec import METRICS, contribution_tensors, departing
 from freehold.engines.store import PersonalStore
-from freehold.engines.sweep import SweepEngine, lost_of, riding
+from freehold.engines.sweep import SweepEngine, lost_of, pays, riding
 from freehold.engines.vector import VectorEngine
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "departing",
     "guarded",
     "lost_of",
+    "pays",
     "planned_work",
     "riding",
 ]

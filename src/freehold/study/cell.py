@@ -36,6 +36,16 @@ class Interrupted(KeyboardInterrupt):
         self.checkpoint = checkpoint
 
 
+class Validated(msgspec.Struct, frozen=True, kw_only=True):
+    """What validation says of one trial of a search, after its last round; means over the clients that took part."""
+
+    metric: float | None = None
+    """None: the trial is lost."""
+    loss: float | None = None
+    lost: str = ""
+    """Why, if it is: it diverged."""
+
+
 class CellResult(msgspec.Struct, frozen=True, kw_only=True):
     """What a cell measured; JSON keeps it to the bit."""
 
@@ -53,6 +63,8 @@ class CellResult(msgspec.Struct, frozen=True, kw_only=True):
     sent_bytes: int
     """What one client sends when it is asked in every round."""
     seconds: float
+    validated: list[Validated] = []
+    """Of a search: each of the cell's trials; nothing else is known of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +75,9 @@ class Cell:
     """Of the row."""
     trial: Trial
     seed: int
+    searched: tuple[Trial, ...] = ()
+    """Not empty: trials of a search, which run side by side and of which nothing but validation is looked at; `trial` names
+    them all."""
 
     @property
     def label(self) -> str:
@@ -107,7 +122,7 @@ def run_cell(
     history, server, start = _History(), None, 0
     found = checkpoint.load_running(cell.label) if checkpoint and resume else None
     if found and checkpoint:
-        if not _fits(found, algorithm, clients, rounds=plan.training.rounds, metric=definition.metric):
+        if not fits(found, algorithm, clients, rounds=plan.training.rounds, metric=definition.metric):
             raise damaged(checkpoint.folder / cell.label)
         shared = algorithm.broadcast(algorithm.init())
         server, start = unflatten(found.server, algorithm.init()), found.rounds_done
@@ -153,7 +168,7 @@ def run_cell(
     return result
 
 
-def _fits(found: Running, algorithm: Algorithm, clients: Sequence[str], *, rounds: int, metric: str) -> bool:
+def fits(found: Running, algorithm: Algorithm, clients: Sequence[str], *, rounds: int, metric: str) -> bool:
     """Whether a state is one between two rounds of this very run."""
 
     def alike(flat: Mapping[str, torch.Tensor], tree: Tree) -> bool:

@@ -22,6 +22,7 @@ from freehold.errors import Diverged, SimulationError
 from freehold.events import Event
 from freehold.study.cell import Cell, CellResult, Interrupted, run_cell
 from freehold.study.checkpoint import Checkpoint, damaged
+from freehold.study.search import search_cell
 from freehold.study.settings import Settings
 from freehold.study.source import Source
 from freehold.tasks import TaskDefinition
@@ -228,7 +229,7 @@ class _Ready:
         job, key = self.job, (cell.seed, cell.trial.pooled)
         if self.kept is None or self.kept[0] != key:
             self.kept = key, job.source.prepared(*key)
-        return run_cell(
+        return (search_cell if cell.searched else run_cell)(
             cell,
             job.definition,
             self.kept[1],
