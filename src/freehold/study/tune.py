@@ -188,8 +188,11 @@ def _searched(row: Trial, asked: Asked, trials: int, search_seed: int, prepared:
     given = checked(reference.name, known, reference.hyperparameters)
     space = space_of(algorithm_entry(reference.name), given, asked.held.get(row.name, ()))
     defaults = {one.name: value for one in space if (value := known[one.name].default) is not None}  # said, so that all say it
-    each = tried(row.title, space, {**defaults, **given}, trials=trials, seed=search_seed)
-    plans = [with_settings(row.plan, settings) for settings in each]
+    if not space and row.name == BASELINE and len(asked.rows) > 1:
+        trials_of_it = ({**given},)  # training alone is there for the others' sake
+    else:
+        trials_of_it = tried(row.title, space, {**defaults, **given}, trials=trials, seed=search_seed)
+    plans = [with_settings(row.plan, settings) for settings in trials_of_it]
     named = tuple(Trial(name=f"{row.name}#{k}", title=f"{row.title}, trial {k + 1}", plan=plan) for k, plan in enumerate(plans))
     groups, why = _grouped(named, asked, prepared, settings)
     return Search(row=row, space=space, trials=named, groups=groups, alone=why)
