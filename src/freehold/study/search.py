@@ -87,7 +87,7 @@ def search_cell(
                     raise Interrupted(str(checkpoint.folder) if checkpoint else None)
         validated = _validated(ready, last, prepared, taking_part, definition.metric)
     except Diverged as error:  # of a trial by itself; side by side they are lost one by one
-        validated = [Validated(lost=error.message)]
+        validated = [Validated(lost=error.message)] * ready.trials
     result = CellResult(
         figures={},
         best_figures={},
@@ -136,17 +136,21 @@ def _ready(task: Task, feed: Feed, trials: Sequence[Trial], engine: EngineName) 
     algorithms = [_algorithm(task, trial.plan) for trial in trials]
     if len(trials) == 1:
         return _Ready(algorithms[0], engine_of(engine, algorithms[0], feed, plan), 1)
-    dtype = next(iter(task.parameters.values())).dtype
-    scalars = {
-        name: torch.tensor([trial.plan.algorithm.hyperparameters[name] for trial in trials], dtype=dtype)
-        for name in scalars_of(trials)
-    }
+    settings = [trial.plan.algorithm.hyperparameters for trial in trials]
+    scalars = {name: _fitted(task, [float(each[name]) for each in settings]) for name in scalars_of(trials)}
     family, said = _family(task, plan), plan.training
     work, adaptation = planned_work(plan)
     sweep = SweepEngine(
         family, algorithms, feed, work, adaptation=adaptation, weighting=said.weighting, most_weight=said.most_weight
     )
     return _Ready(riding(family, algorithms, scalars), sweep, len(trials))
+
+
+def _fitted(task: Task, values: Sequence[float]) -> Tensor:
+    """[K] in the dtype of the parameters; what is too large for it is the largest, and diverges all the same."""
+    dtype = next(iter(task.parameters.values())).dtype
+    most = torch.finfo(dtype).max
+    return torch.tensor(values, dtype=torch.float64).clamp(-most, most).to(dtype)
 
 
 def _algorithm(task: Task, plan: Plan) -> Algorithm:

@@ -14,7 +14,7 @@ from typing import Unpack
 from freehold.core import algorithm_entry, algorithm_names, checked
 from freehold.data import Prepared
 from freehold.errors import Diverged, NoValidation, UsageError
-from freehold.plan import Plan, load_plan
+from freehold.plan import Plan, Scalar, load_plan
 from freehold.report import Tuning
 from freehold.report.tuning import DEFAULTS
 from freehold.study.api import (
@@ -189,10 +189,10 @@ def _searched(row: Trial, asked: Asked, trials: int, search_seed: int, prepared:
     space = space_of(algorithm_entry(reference.name), given, asked.held.get(row.name, ()))
     defaults = {one.name: value for one in space if (value := known[one.name].default) is not None}  # said, so that all say it
     if not space and row.name == BASELINE and len(asked.rows) > 1:
-        trials_of_it = ({**given},)  # training alone is there for the others' sake
+        each: tuple[dict[str, Scalar], ...] = (given,)  # training alone is there for the others' sake
     else:
-        trials_of_it = tried(row.title, space, {**defaults, **given}, trials=trials, seed=search_seed)
-    plans = [with_settings(row.plan, settings) for settings in trials_of_it]
+        each = tried(row.title, space, {**defaults, **given}, trials=trials, seed=search_seed)
+    plans = [with_settings(row.plan, hyperparameters) for hyperparameters in each]
     named = tuple(Trial(name=f"{row.name}#{k}", title=f"{row.title}, trial {k + 1}", plan=plan) for k, plan in enumerate(plans))
     groups, why = _grouped(named, asked, prepared, settings)
     return Search(row=row, space=space, trials=named, groups=groups, alone=why)
