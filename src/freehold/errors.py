@@ -20,7 +20,8 @@
     │   ├── TooFewExamples    205  a client below `min_examples`
     │   ├── NotEnoughMemory   206  a table that does not fit
     │   ├── Unreadable        207  a file that is missing or malformed
-    │   └── SchemaError       208  a schema that contradicts itself
+    │   ├── SchemaError       208  a schema that contradicts itself
+    │   └── NoValidation      209  nothing to choose by
     ├── NodeError             300  a node that cannot go on
     │   ├── NotJoined         301  a node without an identity in this federation
     │   ├── PinMismatch       302  a coordinator that is not the one the join token names
@@ -264,6 +265,12 @@ class SchemaError(DataError):
     """A schema contradicts itself."""
 
     code = 208
+
+
+class NoValidation(DataError):
+    """No client has validation examples, so there is nothing to choose by."""
+
+    code = 209
 
 
 class NodeError(FreeholdError):

@@ -74,7 +74,7 @@ THIRD_PARTIES: dict[str, frozenset[str]] = {
     "engines": frozenset({"ray", "torch"}),  # ray in ray.py alone
     "report": frozenset({"jinja2", "matplotlib", "msgspec", "numpy", "scipy"}),
     "tracking": frozenset({"mlflow", "tensorboard"}),
-    "study": frozenset({"msgspec", "numpy", "polars", "safetensors", "torch"}),
+    "study": frozenset({"msgspec", "numpy", "polars", "safetensors", "scipy", "torch"}),
     "node": frozenset({"cryptography", "msgspec", "numpy", "torch"}),  # the agent: msgspec alone, see tests/unit/enrolment
     "coordinator": frozenset(
         {"aiohttp", "alembic", "cryptography", "msgspec", "obstore", "prometheus_client", "sqlalchemy", "torch"}

@@ -36,7 +36,7 @@ def run(
     _check(options)
     check_writable(results.json, results.report, also)
     check_empty(options.models, started=options.resume)
-    with _settings(options, newcomers) as settings:
+    with settings_of(options, newcomers) as settings:
         comparison = study(settings)
     tell(comparison, results, explain=options.explain)
 
@@ -58,7 +58,7 @@ def _check(options: RunOptions) -> None:
 
 
 @contextmanager
-def _settings(options: RunOptions, newcomers: int) -> Iterator[Settings]:
+def settings_of(options: RunOptions, newcomers: int) -> Iterator[Settings]:
     """The settings, with everybody who listens; trackers are closed at the end."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is loaded: many small models, one per process
     from freehold.study import Settings

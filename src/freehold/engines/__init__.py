@@ -12,6 +12,7 @@ from freehold.engines.processes import Processes
 from freehold.engines.shards import Build, Runner, ShardedEngine, Store
 from freehold.engines.spec import METRICS, contribution_tensors, departing
 from freehold.engines.store import PersonalStates, PersonalStore
+from freehold.engines.sweep import SweepEngine, lost_of, pays, riding
 from freehold.engines.vector import VectorEngine
 
 __all__ = [
@@ -31,13 +32,17 @@ __all__ = [
     "Sealed",
     "ShardedEngine",
     "Store",
+    "SweepEngine",
     "VectorEngine",
     "Work",
     "contribution_tensors",
     "departing",
     "device_of",
     "guarded",
+    "lost_of",
     "moved",
+    "pays",
     "planned_work",
+    "riding",
     "state_bytes",
 ]

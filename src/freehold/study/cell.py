@@ -58,6 +58,16 @@ class Interrupted(KeyboardInterrupt):
         self.checkpoint = checkpoint
 
 
+class Validated(msgspec.Struct, frozen=True, kw_only=True):
+    """What validation says of one trial of a search, after its last round; means over the clients that took part."""
+
+    metric: float | None = None
+    """None: the trial is lost."""
+    loss: float | None = None
+    lost: str = ""
+    """Why, if it is: it diverged."""
+
+
 class CellResult(msgspec.Struct, frozen=True, kw_only=True):
     """What a cell measured; JSON keeps it to the bit."""
 
@@ -77,6 +87,8 @@ class CellResult(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
     execution: dict[str, Any] = {}
     """How it was computed, as `Execution.told` says."""
+    validated: list[Validated] = []
+    """Of a search: each of the cell's trials; nothing else is known of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +99,9 @@ class Cell:
     """Of the row."""
     trial: Trial
     seed: int
+    searched: tuple[Trial, ...] = ()
+    """Not empty: trials of a search, which run side by side and of which nothing but validation is looked at; `trial` names
+    them all."""
 
     @property
     def label(self) -> str:
@@ -140,7 +155,7 @@ def run_cell(
     server: Tree | None = None
     found = checkpoint.load_running(cell.label) if checkpoint and settings.resume else None
     if found and checkpoint:
-        if not _fits(found, algorithm, clients, rounds=plan.training.rounds, metric=definition.metric):
+        if not fits(found, algorithm, clients, rounds=plan.training.rounds, metric=definition.metric):
             raise damaged(checkpoint.folder / cell.label)
         server, start = _on(device, unflatten(found.server, algorithm.init())), found.rounds_done
         history = _History(points=list(found.history["points"]), sent_bytes=found.history["sent_bytes"])
@@ -234,7 +249,7 @@ def _sent_bytes(algorithm: Algorithm, plan: Plan, result: ClientResult) -> int:
     return sum(t.numel() * t.element_size() for name, t in sent.items() if not name.startswith(METRICS))
 
 
-def _fits(found: Running, algorithm: Algorithm, clients: Sequence[str], *, rounds: int, metric: str) -> bool:
+def fits(found: Running, algorithm: Algorithm, clients: Sequence[str], *, rounds: int, metric: str) -> bool:
     """Whether a state is one between two rounds of this very run."""
 
     def alike(flat: Mapping[str, torch.Tensor], tree: Tree) -> bool:

@@ -25,6 +25,7 @@ from freehold.events import Event, silent
 from freehold.study.cell import Cell, CellResult, Crew, Interrupted, run_cell
 from freehold.study.checkpoint import Checkpoint, damaged
 from freehold.study.models import place_of
+from freehold.study.search import search_cell
 from freehold.study.settings import Settings
 from freehold.study.source import Source
 from freehold.tasks import TaskDefinition
@@ -260,17 +261,16 @@ class _Ready:
         job, key = self.job, (cell.seed, cell.trial.pooled)
         if self.kept is None or self.kept[0] != key:
             self.kept = key, job.source.prepared(*key)
-        return run_cell(
+        run = search_cell if cell.searched else partial(run_cell, crew=self.crew, models=job.settings.models)
+        return run(
             cell,
             job.definition,
             self.kept[1],
             settings=job.settings,
-            crew=self.crew,
             newcomers=job.newcomers,
             checkpoint=job.checkpoint,
             stop=stop,
             closed=closed,
-            models=job.settings.models,
         )
 
 
