@@ -21,7 +21,7 @@ from freehold.engines.feed import Feed, Work
 from freehold.engines.loop import ADAPTING
 from freehold.engines.store import PersonalStore
 from freehold.engines.vector import VectorEngine
-from freehold.errors import NotBatchable
+from freehold.errors import HiddenTensor, NotBatchable
 
 PAYS_BYTES = 128 * 2**10
 """Models up to this size are faster side by side: a step of theirs is mostly overhead. Larger ones fill the caches one by one;
@@ -192,6 +192,13 @@ class SweepEngine(VectorEngine):
                 hint="Run them one by one.",
             ) from error
         return tuple(_unflattened(part, count, trials) for part in found)
+
+    def _batched(self, one: Callable[..., Any], *mapped: Any) -> Any:
+        try:
+            return super()._batched(one, *mapped)
+        except HiddenTensor:  # a loss is made with a trial's own scalar, which only the definition can see
+            self.execution.executor = "vmap"
+            return super()._batched(one, *mapped)
 
 
 def _size(task: Task) -> int:

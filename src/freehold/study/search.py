@@ -108,7 +108,10 @@ def together(
 ) -> tuple[bool, str]:
     """Whether these trials can and should ride along with one another, and if not, why; found by one update of one client."""
     if settings.engine != "vector" or settings.executor == "loop":
-        return False, "they are asked for one client at a time"
+        return (
+            False,
+            "the loop runs one client at a time" if settings.engine != "ray" else "on Ray each worker has its own clients",
+        )
     task = build_task(definition, prepared, trials[0].plan, seed)
     if not pays(task):
         return False, "of a model of this size, trials are no faster side by side"
