@@ -51,6 +51,8 @@ class Load:
     """Numbers of an example."""
     linear: tuple[tuple[int, int], ...]
     """(out, in) of each trained matrix."""
+    private: bool = False
+    """Whether gradients of single examples are clipped."""
 
     def chunk(self, name: Kind) -> int:
         """How many clients at once."""
@@ -85,6 +87,7 @@ def load_of(task: Task, batch: Batch) -> Load:
         itemsize=max((t.element_size() for t in trained.values()), default=4),
         width=batch["x"][:1].numel(),
         linear=tuple((t.shape[0], t.shape[1]) for t in trained.values() if t.dim() == 2),
+        private=task.objective.private is not None,
     )
 
 
@@ -122,6 +125,9 @@ def choose(load: Load, rows: int, examples: int, *, clients: int, device: str = 
     """The choice of the cost model alone: the same on every machine."""
     found = estimates(load, rows, examples, clients)
     told = {name: round(us, 1) for name, us in found.items()}
+    if load.private:
+        why = "gradients of single examples are clipped by ghost norms there, and are never built"
+        return Choice(executor="stacked", chunk=load.chunk("stacked"), why=why, flop_per_step=load.flop)
     if device != "cpu":
         return Choice(executor="vmap", chunk=CHUNKS[1], why="a GPU wants many clients at once", flop_per_step=load.flop)
     best = min(found, key=lambda name: found[name])

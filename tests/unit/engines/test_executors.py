@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,11 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from freehold.core import Algorithm, Round, algorithm_entry, task_from, train
+from freehold.core import Algorithm, Privacy, Round, algorithm_entry, task_from, train
 from freehold.engines import DeviceName, ExecutorName, Feed, LoopEngine, VectorEngine, Work, device_of, vector
 from freehold.engines.choice import CHUNKS, Choice, Load, choose, near
 from freehold.errors import DeviceMissing, NotBatchable, TooFewExamples
-from tests.laws.cases import build, task_of
+from tests.laws.cases import build, build_private, task_of
 from tests.problems import CLASSES, CLIENTS, distance, feed_for
 
 WORK = Work(batch_size=4, epochs=1)
@@ -104,6 +105,15 @@ def test_a_chunk_lies_within_bounds_and_shrinks_as_the_model_grows() -> None:
 def test_a_short_run_is_never_measured_so_that_it_repeats_bit_for_bit() -> None:
     chosen = choose(load(3e5), 50, 50, clients=100)
     assert near(chosen, 1000) == () and len(near(chosen, None)) >= 1
+
+
+def test_noise_per_record_is_stacked_and_gives_what_the_loop_gives() -> None:
+    algorithm = build_private("ditto", Privacy(max_norm=0.5, noise_multiplier=0.7, expected_batch=4))
+    assert algorithm is not None
+    engine = VectorEngine(algorithm, feed_for(), replace(WORK, poisson=True))
+    found = asked(engine)
+    assert engine.execution.executor == "stacked" and "ghost" in engine.execution.told()["why"]
+    assert distance(found, asked(LoopEngine(algorithm, feed_for(), replace(WORK, poisson=True)))) < 1e-9
 
 
 def test_what_was_chosen_is_told_and_a_continued_run_keeps_it() -> None:
