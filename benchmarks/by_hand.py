@@ -66,7 +66,8 @@ class ByHand(ABC):
         return self.mean
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Free what was drawn."""
+        self.mean = {}
 
     @torch.no_grad()
     def _round(self, index: int) -> None:
@@ -193,9 +194,7 @@ class Items(ByHand):
         add_moved(total, cohort, {"user.weight": user, "user.bias": bias}, self.init)
 
 
-def add_moved(
-    total: Mapping[str, Tensor], cohort: Cohort, stacked: Mapping[str, Tensor], init: Mapping[str, Tensor]
-) -> None:
+def add_moved(total: Mapping[str, Tensor], cohort: Cohort, stacked: Mapping[str, Tensor], init: Mapping[str, Tensor]) -> None:
     """Add what stacked parameters [C, ...] moved, weighted by sizes."""
     weights = cohort.sizes.to(torch.float32)
     for name, tensor in stacked.items():

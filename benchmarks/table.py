@@ -65,7 +65,9 @@ def _simulation(found: Mapping[str, Any]) -> str:
         for who, row in one["contenders"].items():
             times = row.get("times_ours", {})
             figures = [times.get(key) for key in ("ratio", "low", "high")]
-            lines.append([who, row["median_s"], *row["quartiles_s"], *figures, 100 * row["share_of_gemm"], one["peak_mb"].get(who)])
+            lines.append(
+                [who, row["median_s"], *row["quartiles_s"], *figures, 100 * row["share_of_gemm"], one["peak_mb"].get(who)]
+            )
         missing = [f"  {who} is not timed: {why}" for who, why in one["missing"].items()]
         parts.append("\n".join([f"{work}: {one['title']}, {one['clients']} clients", table(header, lines), *missing]))
     if "start" in found:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -51,10 +52,17 @@ def timed(device: torch.device, work: Callable[[], None]) -> float:
     return time.perf_counter() - wall
 
 
-def apart(ours: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> float:
+def apart(theirs: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> float:
     """The distance of two outcomes, relative to the reference; raises Disagrees where they have other names or shapes."""
-    if {k: v.shape for k, v in ours.items()} != {k: v.shape for k, v in reference.items()}:
-        raise Disagrees(f"it gives {sorted(ours)}, and the plain loop {sorted(reference)}")
-    off = sum(float((ours[k].cpu().double() - v.cpu().double()).square().sum()) for k, v in reference.items())
-    size = sum(float(v.cpu().double().square().sum()) for v in reference.values())
-    return float((off / size) ** 0.5) if size else float("inf")
+    if {k: v.shape for k, v in theirs.items()} != {k: v.shape for k, v in reference.items()}:
+        raise Disagrees(f"it gives {sorted(theirs)}, and the plain loop {sorted(reference)}")
+    return _norm({k: theirs[k].cpu().double() - v.cpu().double() for k, v in reference.items()}) / _norm(reference)
+
+
+def allowed(reference: Mapping[str, Tensor], init: Mapping[str, Tensor]) -> float:
+    """How far apart outcomes may be: TOLERANCE, and what float32 rounds off whole models that are subtracted."""
+    return TOLERANCE + 4 * torch.finfo(torch.float32).eps * _norm(init) / _norm(reference)
+
+
+def _norm(tree: Mapping[str, Tensor]) -> float:
+    return math.sqrt(sum(float(v.cpu().double().square().sum()) for v in tree.values()))

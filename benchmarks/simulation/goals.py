@@ -67,7 +67,7 @@ def verdicts(works: Mapping[str, Mapping[str, Any]]) -> Iterator[Verdict]:
 
 
 def judged(low: float | None, floor: float | None, goal: float | None) -> str:
-    """"reached" is the floor; "goal" the goal too."""
+    """ "reached" is the floor; "goal" the goal too."""
     if low is None:
         return "not timed"
     if goal is not None and low >= goal:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from benchmarks.by_hand import by_hand
 from benchmarks.peers.environment import Missing
 from benchmarks.simulation import goals, scale, start
-from benchmarks.simulation.contender import TOLERANCE, Contender, Disagrees, apart
-from benchmarks.simulation.ours import EXECUTORS, Ours, takes
+from benchmarks.simulation.contender import Contender, Disagrees, allowed, apart
+from benchmarks.simulation.ours import Ours, takes
 from benchmarks.simulation.peer import PEERS, Worker, working
 from benchmarks.simulation.plain import Plain
 from benchmarks.simulation.timing import Gemm, race, summary
@@ -66,9 +65,7 @@ def check(device: str) -> None:
         raise SystemExit("This version's vector engine runs on the processor only; leave out --device cuda.")
 
 
-def compare(
-    made: Ready, peers: Sequence[str] = (), rounds: int | None = None, executors: Sequence[str] = ()
-) -> dict[str, Any]:
+def compare(made: Ready, peers: Sequence[str] = (), rounds: int | None = None, executors: Sequence[str] = ()) -> dict[str, Any]:
     """One workload: who agrees takes part; what each takes; why somebody is missing."""
     missing: dict[str, str] = {}
     agreement: dict[str, float] = {}
@@ -81,7 +78,7 @@ def compare(
                 contender = make()
                 for index in range(CHECKED):
                     contender.round(index)
-                agreement[name] = agreed(contender, plain)
+                agreement[name] = agreed(contender, plain, made.task.init)
             except (Missing, Disagrees, FreeholdError, ValueError) as why:
                 missing[name] = str(why)
                 continue
@@ -118,18 +115,10 @@ def entrants(made: Ready, peers: Sequence[str], executors: Sequence[str], stack:
     return found
 
 
-def agreed(contender: Contender, plain: Contender) -> float:
+def agreed(contender: Contender, plain: Contender, init: Mapping[str, Tensor]) -> float:
     """How far apart the last round's updates are; raises Disagrees where that is too far."""
-    off = apart(contender.outcome(), plain.outcome())
-    if not off <= TOLERANCE:
-        raise Disagrees(f"its update is {off:.1e} of the plain loop's away from it, and {TOLERANCE:.0e} is allowed")
+    reference = plain.outcome()
+    off, most = apart(contender.outcome(), reference), allowed(reference, init)
+    if not off <= most:
+        raise Disagrees(f"its update is {off:.1e} of the plain loop's away from it, and {most:.1e} is allowed")
     return off
-
-
-def load(path: Path) -> Mapping[str, Any]:
-    """The results of a run, from its file."""
-    found: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))["results"]
-    return found
-
-
-__all__ = ["EXECUTORS", "agreed", "check", "compare", "entrants", "load", "run"]

@@ -77,14 +77,15 @@ def population(counts: Sequence[int] = POPULATIONS, cohort: int = COHORT) -> lis
         made = populated(count)
         rounds = train(made.algorithm, VectorEngine(made.algorithm, made.feed, made.work), made.clients, rounds=10, cohort=cohort)
         next(rounds)
-        seconds = statistics.median(timed(made.device, lambda rounds=rounds: next(rounds)) for _ in range(5))  # type: ignore[misc]
+        seconds = statistics.median(timed(made.device, lambda rounds=rounds: next(rounds)) for _ in range(5))
         points.append({"population": count, "cohort": cohort, "cpu_s": seconds})
     return points
 
 
 def slope(points: Sequence[Mapping[str, float]]) -> float:
     """Of the logarithm of cost over that of clients: 1 is linear."""
-    return float(statistics.linear_regression(*zip(*((math.log(p["clients"]), math.log(p["cpu_s"])) for p in points))).slope)
+    logs = [[math.log(p[key]) for p in points] for key in ("clients", "cpu_s")]
+    return float(statistics.linear_regression(*logs).slope)
 
 
 def processes(rounds: int = 5) -> dict[str, Any]:
@@ -98,9 +99,7 @@ def processes(rounds: int = 5) -> dict[str, Any]:
     found: dict[int, list[float]] = {1: [], 2: []}
     engines = {count: engine(made.algorithm, made.feed, made.work, processes=count) for count in found}
     try:
-        runs = {
-            count: train(made.algorithm, each, made.clients, rounds=rounds + 1) for count, each in engines.items()
-        }
+        runs = {count: train(made.algorithm, each, made.clients, rounds=rounds + 1) for count, each in engines.items()}
         for turn in range(rounds + 1):
             for count, running in runs.items():
                 began = time.perf_counter()

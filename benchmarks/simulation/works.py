@@ -1,4 +1,4 @@
-"""The work: seven models of three kinds of data, as synthetic clients of unequal size, each a Freehold task, feed and algorithm."""
+"""The work: seven models on synthetic clients of unequal size, each a Freehold task, feed and algorithm."""
 
 from __future__ import annotations
 
@@ -51,7 +51,9 @@ _LOGISTIC = Workload(
 )
 _MLP = replace(_LOGISTIC, name="W1b", title="MLP, 1 epoch", network="mlp")
 _CNN = Workload(name="W2a", title="CNN", network="cnn", target="labels", clients=32, samples=100, batch=20, lr=0.01)
-_TEXT = Workload(name="W3a", title="transformer", network="transformer", target="letters", clients=32, samples=30, batch=8, lr=0.1)
+_TEXT = Workload(
+    name="W3a", title="transformer", network="transformer", target="letters", clients=32, samples=30, batch=8, lr=0.1
+)
 
 WORKLOADS: Mapping[str, Workload] = {
     each.name: each
@@ -65,9 +67,7 @@ WORKLOADS: Mapping[str, Workload] = {
         replace(_CNN, name="W2b", title="LEAF CNN", network="leaf"),
         _TEXT,
         replace(_TEXT, name="W3b", title="GRU", network="gru"),
-        Workload(
-            name="W4", title="matrix factorization", network="ratings", target="ratings", clients=200, samples=60, batch=20
-        ),
+        Workload(name="W4", title="matrix factorization", network="ratings", target="ratings", clients=200, samples=60, batch=20),
         replace(_MLP, name="DP", title="DP-SGD, MLP, no noise", clients=32, noise=0.0),
     )
 }
@@ -105,7 +105,7 @@ def sizes(clients: int, mean: int, seed: int = SEED, least: int = 2) -> list[int
     """Log-normal numbers of examples."""
     draws = torch.Generator().manual_seed(seed)
     logs = SPREAD * torch.randn(clients, generator=draws) + math.log(mean) - SPREAD**2 / 2
-    return logs.exp().round().clamp(least, 4 * mean).int().tolist()  # type: ignore[no-any-return]
+    return logs.exp().round().clamp(least, 4 * mean).int().tolist()
 
 
 def ready(workload: Workload, device: str = "cpu") -> Ready:

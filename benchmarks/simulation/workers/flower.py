@@ -62,7 +62,7 @@ class Asked(FedAvg):
         self.running = False
         self.latest: ArrayRecord | None = None
 
-    def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid):  # type: ignore[no-untyped-def]
+    def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid):
         """Say that the round before is over, and begin the one that is asked for."""
         self.latest = arrays
         if self.running:

@@ -41,8 +41,8 @@ def main() -> None:
     pipes = Pipes()
     given = Given(pipes.folder)
     module, clients = given.module(), len(given.sizes)
-    module.loss = lambda x, y: given.loss(module.train()(x), y)  # type: ignore[assignment]
-    module.metrics = lambda x, y: {}  # type: ignore[assignment]
+    module.loss = lambda x, y: given.loss(module.train()(x), y)
+    module.metrics = lambda x, y: {}
     model = PyTorchModel(module, torch.optim.SGD, torch.optim.SGD(module.parameters(), lr=1.0))
     now, turn = [0], itertools.cycle(range(clients))
     data = FederatedDataset(lambda client: Dealt(given, now[0], client), lambda: next(turn))
