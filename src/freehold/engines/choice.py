@@ -6,9 +6,13 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from freehold.core import Batch, Executor, Task
@@ -22,6 +26,9 @@ KINDS: tuple[Kind, ...] = ("loop", "stacked", "lowrank", "vmap")
 
 CHUNKS = (4, 64)
 """Fewest and most clients that a batched program runs at once."""
+
+MOST_LIGHT = 256
+"""Most of them where a model is a table of which each touches a few rows."""
 
 FED = 64
 """Clients that the loop is fed at once."""
@@ -51,6 +58,8 @@ class Load:
     """Numbers of an example."""
     linear: tuple[tuple[int, int], ...]
     """(out, in) of each trained matrix."""
+    tables: tuple[tuple[int, int, int], ...] = ()
+    """(rows, width, rows that an example reads) of each trained matrix that is only looked up in."""
     private: bool = False
     """Whether gradients of single examples are clipped."""
 
@@ -73,28 +82,52 @@ class Choice:
     """Executor -> what was measured; empty where the estimate decided."""
 
 
+class _Lookups(TorchFunctionMode):
+    """Which tensors are looked up in, how many rows are read of each, and which are used otherwise too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: dict[int, int] = {}
+        self.otherwise: set[int] = set()
+
+    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is F.embedding:
+            given = dict(zip(("input", "weight"), args, strict=False)) | kwargs
+            table = id(given["weight"])
+            self.rows[table] = self.rows.get(table, 0) + given["input"].numel()
+        elif not str(getattr(func, "__name__", "")).startswith("__get"):  # asking for a shape is no use
+            self.otherwise |= {id(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        return func(*args, **kwargs)
+
+
 def load_of(task: Task, batch: Batch) -> Load:
     """Count one pass over a batch; the backward pass costs twice as much."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    lookups = _Lookups()
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), lookups:
         task.objective.losses({**task.init}, batch)
     total = counter.get_flop_counts().get("Global", {})
     convolved = sum(count for op, count in total.items() if "conv" in str(op))
     trained = task.parameters
+    read = {k: lookups.rows[id(t)] for k, t in trained.items() if id(t) in lookups.rows and id(t) not in lookups.otherwise}
+    examples = len(batch["real"])
     return Load(
         flop=3.0 * sum(total.values()),
         convolved=3.0 * convolved,
         parameters=sum(t.numel() for t in trained.values()),
         itemsize=max((t.element_size() for t in trained.values()), default=4),
         width=batch["x"][:1].numel(),
-        linear=tuple((t.shape[0], t.shape[1]) for t in trained.values() if t.dim() == 2),
+        linear=tuple((t.shape[0], t.shape[1]) for k, t in trained.items() if t.dim() == 2 and k not in read),
+        tables=tuple((trained[k].shape[0], trained[k].shape[1], -(-rows // examples)) for k, rows in read.items()),
         private=task.objective.private is not None,
     )
 
 
 def chunk_for(load: Load, *, factored: bool = False) -> int:
     """Clients whose weights stay in the caches together; of factored weights there is one for all."""
-    own = 2 * load.itemsize * load.parameters // (2 if factored else 1)
-    fewest, most = CHUNKS
+    built = load.parameters - (sum(rows * width for rows, width, _ in load.tables) if factored else 0)
+    own = 2 * load.itemsize * built // (2 if factored else 1)
+    fewest, most = CHUNKS[0], MOST_LIGHT if factored and load.tables else CHUNKS[1]
     fits = max(1, _CACHE_BYTES // max(1, own))
     return max(fewest, min(most, 1 << (fits.bit_length() - 1)))
 
@@ -115,6 +148,7 @@ def estimates(load: Load, rows: int, examples: int, clients: int) -> dict[Kind, 
     }
     # The first layer reads the client's own rows, so more passes add none; where it is small, a matrix is never built.
     needed = [(o * i, (examples / 2 if i == load.width else rows) * (o + i)) for o, i in load.linear]
+    needed += [(count * width, min(count, rows * read) * width) for count, width, read in load.tables]
     whole = sum(size for size, _ in needed)
     if share := sum(size for size, room in needed if room < size) / max(1, whole):
         found["lowrank"] = _CHUNK_US / thin + batched * (1 - 0.5 * share * (strange == 1)) + 3 * moved * (1 - 0.8 * share)

@@ -1,4 +1,4 @@
-"""The benchmark of the simulator at sizes that say nothing: that all do the same work, and that its figures are what they claim."""
+"""The benchmark of the simulator at sizes that say nothing: all do the same work, and its figures are what they claim."""
 
 from __future__ import annotations
 

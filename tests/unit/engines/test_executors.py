@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from freehold.core import Algorithm, Privacy, Round, algorithm_entry, task_from, train
 from freehold.engines import DeviceName, ExecutorName, Feed, LoopEngine, VectorEngine, Work, device_of, vector
-from freehold.engines.choice import CHUNKS, Choice, Load, choose, near
+from freehold.engines.choice import CHUNKS, Choice, Load, choose, load_of, near
 from freehold.errors import DeviceMissing, NotBatchable, TooFewExamples
 from tests.laws.cases import build, build_private, task_of
 from tests.problems import CLASSES, CLIENTS, distance, feed_for
@@ -95,6 +95,22 @@ def test_a_large_matrix_and_few_rows_are_factored() -> None:
     mlp = Load(flop=7.6e6, convolved=0.0, parameters=159_010, itemsize=4, width=784, linear=((200, 784), (10, 200)))
     assert choose(mlp, 50, 50, clients=100).executor == "lowrank"
     assert choose(mlp, 5000, 5000, clients=100).executor != "lowrank"
+
+
+def test_a_table_of_which_few_rows_are_read_is_factored_in_large_chunks() -> None:
+    class Taste(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.items, self.user = nn.Embedding(2000, 32), nn.Parameter(torch.zeros(32))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.items(x) @ self.user
+
+    batch = {"x": torch.arange(20), "y": torch.zeros(20), "real": torch.ones(20, dtype=torch.bool), "key": torch.tensor(0)}
+    found = load_of(task_from(Taste(), F.mse_loss, head=""), {**batch, "live": torch.tensor(True)})
+    assert found.tables == ((2000, 32, 1),) and found.linear == ()
+    chosen = choose(found, 60, 60, clients=200)
+    assert chosen.executor == "lowrank" and chosen.chunk > CHUNKS[1]
 
 
 def test_a_chunk_lies_within_bounds_and_shrinks_as_the_model_grows() -> None:
