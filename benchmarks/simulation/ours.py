@@ -36,6 +36,7 @@ class Ours:
             raise ValueError(f"this version's engine has no executor {executor}")
         if kind is VectorEngine and takes("device"):
             told["device"] = made.device
+        self.executor = executor
         self.made, self.engine = made, kind(made.algorithm, made.feed, made.work, **told)
         self.server = made.algorithm.init()
         self.mean: Tree = {}
