@@ -4,10 +4,11 @@ SHELL := /bin/bash
 
 VENV := .venv
 BIN  := $(VENV)/bin
-JOBS ?= auto
+JOBS ?= $(shell echo $$(($$(nproc) + 1)))
 ARGS ?=
 
-# One thread per test process: several small models at once, on few cores. Work is stolen, since a few tests take minutes.
+# One thread per test process: several small models at once, on few cores. One more process than cores, since tests of federations
+# wait a fifth of their time. Work is stolen, since a few tests take a minute.
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal --durations=15
 
 .PHONY: help setup setup-system demo test test-all lint types bench docs format regold

@@ -1,6 +1,6 @@
 """Run benchmarks, write one JSON file each to benchmarks/results, and print what they found.
 
-`python -m benchmarks [commands|federation|connections|peers|sandbox|vault|audit|ledger|simulation …]`; without a name, all.
+`python -m benchmarks [NAME …]`; without a name, all.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import audit, commands, connections, federation, ledger, sandbox, vault
+from benchmarks import arena, audit, commands, connections, federation, ledger, sandbox, vault
 from benchmarks.machine import facts
 from benchmarks.peers import run as peers
 from benchmarks.simulation import run as simulation
@@ -19,7 +19,7 @@ from benchmarks.simulation.plot import plot as plot_simulation
 from benchmarks.table import tables
 
 RESULTS = Path(__file__).with_name("results")
-ALL = ("commands", "federation", "connections", "peers", "sandbox", "vault", "audit", "ledger", "simulation")
+ALL = ("commands", "federation", "connections", "peers", "sandbox", "vault", "audit", "ledger", "arena", "simulation")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -52,6 +52,7 @@ def chosen(told: argparse.Namespace) -> dict[str, Callable[[], Any]]:
         "vault": vault.run,
         "audit": audit.run,
         "ledger": ledger.run,
+        "arena": arena.run,
         "peers": lambda: peers.run(sizes or ("10kb", "50mb"), ("flower", "nvflare") if asked is None else asked, **rounds),
         "simulation": lambda: simulation.run(
             told.work.split(",") if told.work else tuple(simulation.WORKLOADS),

@@ -3,7 +3,7 @@
     import freehold
     freehold.compare(frame, client="hospital", target="ill")
 
-`compare` and `simulate` are loaded when they are first used, so that importing the package costs nothing.
+`compare`, `simulate` and `tune` are loaded when they are first used, so that importing the package costs nothing.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from __future__ import annotations
 import typing as _typing
 
 if _typing.TYPE_CHECKING:
-    from freehold.study import compare, simulate
+    from freehold.study.api import compare, simulate
+    from freehold.study.tune import tune
 
-__all__ = ["compare", "simulate"]
+__all__ = ["compare", "simulate", "tune"]
 
 
 def __getattr__(name: str) -> object:

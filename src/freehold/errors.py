@@ -20,7 +20,8 @@
     │   ├── TooFewExamples    205  a client below `min_examples`
     │   ├── NotEnoughMemory   206  a table that does not fit
     │   ├── Unreadable        207  a file that is missing or malformed
-    │   └── SchemaError       208  a schema that contradicts itself
+    │   ├── SchemaError       208  a schema that contradicts itself
+    │   └── NoValidation      209  nothing to choose by
     ├── NodeError             300  a node that cannot go on
     │   ├── NotJoined         301  a node without an identity in this federation
     │   ├── PinMismatch       302  a coordinator that is not the one the join token names
@@ -75,7 +76,12 @@
     │   ├── NotBatchable      601  a module that the vector engine cannot run for many clients at once
     │   ├── Diverged          602  a loss or a contribution that is no longer finite
     │   ├── NotPrivate        603  an algorithm or a module that record-level privacy does not cover
-    │   └── TaskError         604  a module, a loss or a head that do not fit together
+    │   ├── TaskError         604  a module, a loss or a head that do not fit together
+    │   ├── HiddenTensor      605  a loss that closes over the tensor of a client
+    │   ├── DeviceMissing     606  a device to compute on that is not there
+    │   ├── WorkersLost       607  worker processes that are lost again and again
+    │   ├── ClusterUnfit      608  a Ray cluster that cannot be used
+    │   └── ArenaError        610  personal states on disk that cannot be kept or read
     └── SandboxError          650  a sandbox that cannot be built
         ├── SandboxEscaped    651  an attempt to get out of the sandbox that succeeded
         ├── SandboxMissing    652  a machine that offers no sandbox
@@ -259,6 +265,12 @@ class SchemaError(DataError):
     """A schema contradicts itself."""
 
     code = 208
+
+
+class NoValidation(DataError):
+    """No client has validation examples, so there is nothing to choose by."""
+
+    code = 209
 
 
 class NodeError(FreeholdError):
@@ -639,6 +651,38 @@ class TaskError(SimulationError):
     """A module, a loss, a head and data that do not fit together."""
 
     code = 604
+
+
+class HiddenTensor(SimulationError):
+    """A loss closes over a client's tensor, where a rule for the whole cohort cannot see it; it belongs into `Objective.held`."""
+
+    code = 605
+
+
+class DeviceMissing(SimulationError):
+    """There is no such device to compute on."""
+
+    code = 606
+
+
+class WorkersLost(SimulationError):
+    """Worker processes, or workers on a Ray cluster, end again and again, so the round cannot be computed."""
+
+    code = 607
+    exit_code = 1
+
+
+class ClusterUnfit(SimulationError):
+    """A Ray cluster that cannot be reached, or has no processor free."""
+
+    code = 608
+    exit_code = 1
+
+
+class ArenaError(SimulationError):
+    """A simulation's personal states on disk cannot be kept or read: no room, in use, damaged, or of another shape."""
+
+    code = 610
 
 
 class SandboxError(FreeholdError):

@@ -8,15 +8,26 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.federation import test_kills, test_more_kills, test_replicas, test_schedules
+from tests.unit.engines import test_arena
 from tests.unit.enrolment import test_joining
-from tests.unit.node import test_admission, test_budget, test_bundles, test_checkpoints, test_ledger, test_vault
+from tests.unit.node import (
+    test_admission,
+    test_budget,
+    test_bundles,
+    test_checkpoints,
+    test_claims,
+    test_ledger,
+    test_tpm,
+    test_vault,
+)
+from tests.unit.study import test_states
 
 SOURCE = Path(__file__).parents[2] / "src" / "freehold"
 WRITERS = {"write", "write_alike", "append", "name", "remove", "commit", "put", "put_file", "_transaction", "_write", "failpoint"}
-POINT = re.compile(r"(coordinator|node|agent|guard|trainer)(\.[a-z_-]+)+")
+POINT = re.compile(r"(coordinator|node|agent|guard|trainer|study)(\.[a-z_-]+)+")
 STEPS = re.compile(r"\.(writing|written|named|committing|committed|removing|removed)$")
 
-ELSEWHERE = {"durable.py", "study/checkpoint.py", "cli/output.py"}
+ELSEWHERE = {"durable.py", "study/checkpoint.py", "cli/output.py"}  # the checkpoint renames folders
 """Who may call fsync and replace files: durable, and what writes files that a user names."""
 
 NOT_KILLED = {
@@ -54,10 +65,13 @@ def killed() -> set[str]:
         *test_kills.COORDINATOR_POINTS,
         *test_kills.FILE_POINTS,
         *test_vault.POINTS,
+        *test_tpm.POINTS,
+        *test_tpm.ERASED,
         *test_admission.POINTS,
         *test_bundles.POINTS,
         *test_ledger.POINTS,
         *test_checkpoints.POINTS,
+        *test_claims.POINTS,
         *test_ledger.KEY_POINTS,
         *test_budget.POINTS,
         *test_replicas.POINTS,
@@ -65,6 +79,8 @@ def killed() -> set[str]:
         *test_kills.AGENT_POINTS,
         *test_kills.GUARD_POINTS,
         *test_kills.ANSWERS,
+        *test_arena.POINTS,
+        *test_states.POINTS,
     ]
     return {STEPS.sub("", point) for point in listed}
 

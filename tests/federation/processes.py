@@ -81,6 +81,7 @@ def node(name: str, state: str, url: str, token: str, data: str, dataset: str, s
             token=known,
             datasets={dataset: Path(data)},
             rules=rules_of(given.get("hours", ""), given.get("metered", "always")),
+            tpm=given.get("tpm", ""),
             sandbox=given.get("sandbox", "off"),  # the fork server's trainers are in none
         ),
         listener=tell,

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests import warm
+
 PATIENCE_S = 120.0
 
 
@@ -39,10 +41,7 @@ def environment(home: Path) -> dict[str, str]:
 
 def freehold(home: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """Run a command to its end."""
-    command = [sys.executable, "-m", "freehold.cli", *map(str, arguments)]
-    return subprocess.run(
-        command, capture_output=True, text=True, env=environment(home), timeout=PATIENCE_S, stdin=subprocess.DEVNULL, check=False
-    )
+    return warm.run([str(argument) for argument in arguments], environment(home), timeout_s=PATIENCE_S)
 
 
 class Running:

@@ -27,13 +27,9 @@ DEFINITION = task_definition("heart")
 
 def everybody() -> Plan:
     """One study with every algorithm that this task allows."""
-    found = []
-    for name in algorithm_names():
-        try:
-            found.append(heart_plan(name, name="one", rounds=ROUNDS, nodes=4).algorithm.name)
-        except FreeholdError:
-            assert name in ("fedbn",), f"{name} does not run on the heart task"
-    first, *rest = found
+    with pytest.raises(FreeholdError):
+        heart_plan("fedbn", name="one", rounds=ROUNDS, nodes=4)
+    first, *rest = (name for name in algorithm_names() if name != "fedbn")
     return heart_plan(first, name="everybody", rounds=ROUNDS, nodes=4, companions=rest)
 
 

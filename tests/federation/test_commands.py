@@ -30,7 +30,7 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def world() -> Iterator[World]:
+def world(fork: Path) -> Iterator[World]:
     """A coordinator that takes signed studies only, two nodes, and a finished study."""
     with short_folder() as home, ExitStack() as running:
         for arguments in (
@@ -145,6 +145,7 @@ def test_status_is_for_people_and_for_monitoring(world: World) -> None:
     assert "2 of 2 connected" in world.run("status")
     told = json.loads(world.run("status", "--json"))
     assert (told["federation"], told["amiss"]) == ("trial", [])
+    assert {"declined", "needs"} <= told["studies"][0]["runs"][0].keys()
     assert "cleveland" in world.run("node", "list")
     world.run("status", "--state", world.home / "nowhere", code=2)
 

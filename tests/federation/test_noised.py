@@ -12,6 +12,7 @@ import pytest
 from torch import Tensor, cat
 
 from freehold.errors import BenefitKept
+from freehold.node import checkpoints
 from freehold.node.audit import entries
 from freehold.plan import AlgorithmRef, Plan, Privacy, digest, runs_of
 from tests.federation.harness import Federation, heart_plan, with_spec
@@ -80,6 +81,9 @@ def test_noise_for_each_record_is_drawn_on_the_nodes_anew_and_measures_stay_ther
         lines = [each for each in entries(federation.folder / name / "ledger") if each.plan == digest(plans[0])]
         assert [each.kind for each in lines] == ["contribution"], "no measures"
         assert lines[0].unit == "record"
+        path = federation.folder / name / "ledger"
+        kept = [n for n, each in enumerate(entries(path), 1) if each.plan is None and each.code == BenefitKept.code]
+        federation.until(lambda path=path, n=kept[0]: checkpoints.load(path).head.n >= n)  # type: ignore[misc,union-attr]
         text = (federation.folder / name / "budget" / "budget.json").read_text().splitlines()[0]
         (entry,) = [each for each in json.loads(text)["sets"]["heart"] if each["plan"] == digest(plans[0])]
         told = entry["mechanism"]

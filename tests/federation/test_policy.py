@@ -45,6 +45,12 @@ class Owned(Federation):
         assert (done.returncode == 0) == fine, done.stderr
         return json.loads(done.stdout)
 
+    def status(self) -> tuple[int, list[str]]:
+        """The exit code of `freehold status`, and what is amiss with studies."""
+        command = [sys.executable, "-m", "freehold.cli", "status", "--state", str(self.folder / "coordinator"), "--json"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        return done.returncode, [text for text in json.loads(done.stdout)["amiss"] if text.startswith("study")]
+
     def begin(self, plan: Plan, rules: str, *, failpoints: str = "") -> Process:
         """Start a study with hungary under these rules; hungary's process."""
         self.rules(rules)
@@ -138,6 +144,10 @@ def test_an_edited_policy_holds_from_the_next_round_on_and_a_broken_one_does_not
     assert hungary.wait_for("plan.denied", plan=digest(strict))["rules"] == "smallest_cohort"
     hungary.wait_for("work.refused", code=PolicyRefused.code)
     assert federation.heard(strict) == dict.fromkeys(range(ROUNDS), OTHERS)
+    [ruled] = [each for each in federation.owner("pending", "--all") if each["name"] == "strict"]
+    assert (ruled["state"], ruled["by"]) == ("denied", "rules")
+    decided = federation.owner("show", "strict")["decided"]
+    assert [each["rule"] for each in decided["rules"] if not each["passed"]] == ["smallest_cohort"]
     told = federation.measured(strict)["hungary"]
     assert told["message"] == "A rule of the owner's policy says no."
 
@@ -156,3 +166,18 @@ def test_only_a_plan_that_was_signed_with_a_known_key_runs(federation: Owned) ->
     for split in federation.measured(signed)["hungary"]["splits"].values():
         assert split["examples"] % 10 == 0 and split["sums"]["count"] == split["examples"]
         assert round(split["sums"]["correct"] / split["examples"] * 20, 6) % 1 == 0
+
+
+def test_an_operator_is_told_of_a_study_that_waits_because_nodes_declined(federation: Owned) -> None:
+    alone = heart_plan("fedavg", name="alone", rounds=ROUNDS, nodes=1)
+    federation.rules("")
+    federation.start_node("hungary")
+    assert not federation.status()[1]
+    federation.run(alone)
+    federation.declined(alone, PlanWaits.code)
+    federation.until(lambda: bool(federation.study(digest(alone)).runs[0].declined))
+    code, [amiss] = federation.status()
+    assert code == 1
+    assert "study alone" in amiss and f"hungary (error {PlanWaits.code})" in amiss and "needs 1 answer, has 0" in amiss
+    [run, *_] = federation.study(digest(alone)).runs
+    assert (run.declined, run.needs, run.asked) == ({"hungary": PlanWaits.code}, 1, [])

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 from typing import NamedTuple
 
 import pytest
 
 from freehold.algorithms import WRAPPERS
 from freehold.core import Algorithm, Privacy, Sums, Tree, algorithm_entry, algorithm_names, train
-from freehold.engines import LoopEngine, VectorEngine, Work
+from freehold.engines import ExecutorName, LoopEngine, VectorEngine, Work
 from freehold.errors import TaskError
 from tests.laws.cases import NAMES, build, build_private, over_all, task_of
 from tests.problems import CLIENTS, PROBLEMS, distance, feed_for
 
 TOLERANCE = 1e-9
+EXECUTORS: tuple[ExecutorName, ...] = ("loop", "stacked", "lowrank", "vmap")
 
 REFUSED = {
     "plain": {"fedbn"},
@@ -46,16 +48,24 @@ def outcome(algorithm: Algorithm, engine: LoopEngine, *, clients: Sequence[str],
 
 
 def check(
-    algorithm: Algorithm, problem: str, work: Work, *, chunks: Sequence[int], rounds: int = 2, clients: int = 5, cohort: int = 3
+    algorithm: Algorithm,
+    problem: str,
+    work: Work,
+    *,
+    chunks: Sequence[int],
+    rounds: int = 2,
+    clients: int = 5,
+    cohort: int = 3,
+    executors: Sequence[ExecutorName] = EXECUTORS,
 ) -> None:
     """Both engines, on a part of the clients in each round; some never take part, and are served all the same."""
     feed = feed_for(problem)
     asked = {"clients": CLIENTS[:clients], "rounds": rounds, "cohort": cohort}
     loop = outcome(algorithm, LoopEngine(algorithm, feed, work), **asked)
-    for chunk in chunks:
-        vector = outcome(algorithm, VectorEngine(algorithm, feed, work, chunk=chunk), **asked)
+    for chunk, executor in product(chunks, executors):
+        vector = outcome(algorithm, VectorEngine(algorithm, feed, work, chunk=chunk, executor=executor), **asked)
         for part, a, b in zip(Outcome._fields, loop, vector, strict=True):
-            assert distance(a, b) < TOLERANCE, (part, chunk)
+            assert distance(a, b) < TOLERANCE, (part, chunk, executor)
 
 
 def built(name: str, problem: str) -> Algorithm | None:

@@ -35,7 +35,7 @@ JAIL = "the sandbox"
 CHANNELS: Final[dict[str, Channel]] = {
     # Weights.
     "weight-fraction": Channel("weight", "digits after the point", "stopped", "the guard: a weight is a count"),
-    "weight-changes": Channel("weight", "another count each round", "stopped", "the guard: one count for a table, while it runs"),
+    "weight-changes": Channel("weight", "another count each round", "stopped", "the guard: one count for a table, run by run"),
     "weight-sign": Channel("weight", "minus zero", "stopped", "the guard: a weight is a count"),
     "weight-large": Channel("weight", "more than `training.most_weight`", "stopped", "the guard: the plan's bound"),
     "weight-uniform": Channel(
@@ -45,7 +45,7 @@ CHANNELS: Final[dict[str, Channel]] = {
         "weight",
         "one whole number that is no count",
         "bounded",
-        "at most 53 bits a run, table and start of the guard",
+        "at most 53 bits a run and table, none with noise",
     ),
     # Tensors.
     "tensor-name": Channel("contribution", "a record as a tensor's name", "stopped", SPEC),
@@ -108,7 +108,7 @@ CHANNELS: Final[dict[str, Channel]] = {
     "measure-split": Channel("measures", "another split", "stopped", KNOWN),
     "measure-fraction": Channel("measures", "digits of a count", "stopped", KNOWN),
     "measure-examples": Channel(
-        "measures", "another number of examples each time", "stopped", "the guard: one number for a table, while it runs"
+        "measures", "another number of examples each time", "stopped", "the guard: one number for a table"
     ),
     "measure-served": Channel("measures", "a record as the model's name", "stopped", KNOWN),
     "measure-few": Channel("measures", "sums over one record", "stopped", KNOWN),

@@ -45,3 +45,14 @@ def test_a_coordinator_gets_a_fixed_sentence(code: int, tmp_path: Path, monkeypa
     kind = by_code(declined.code)
     assert declined.message == ((kind.__doc__ or "").splitlines()[0] if kind else f"Error {code}.")
     assert ROW.encode() not in msgspec.json.encode(declined)
+
+
+@pytest.mark.parametrize(("code", "choice"), [(331, True), (332, True), (333, True), (334, True), (306, False), (338, False)])
+def test_what_the_owner_decided_is_not_shown_to_them_as_an_error(
+    code: int, choice: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection = Connection(URL, trusting(""))
+    monkeypatch.setattr(connection, "post", lambda *said, **more: WorkReply())
+    agent = Agent(Upstream(connection, Control(tmp_path)), node="alice", state=tmp_path, datasets={}, url=URL)
+    agent._answer(WORK, Refused(code=code, message="It is so.", hint="Because."), [])
+    assert (bool(agent.status.last_choice), bool(agent.status.last_error)) == (choice, not choice)

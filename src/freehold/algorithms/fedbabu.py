@@ -19,7 +19,7 @@ def fedbabu(task: Task, *, lr: Rate = 0.1, tune_lr: Rate | None = None) -> Algor
 
     def fit_head(shared: Tree, personal: Tree, steps: Steps, validation: Batch) -> Tree:
         head, body = split(shared, task.head)
-        return descend(fix(task.objective, body), head, steps, tune_lr or lr)
+        return descend(fix(task.objective, body), head, steps, lr if tune_lr is None else tune_lr)
 
     return replace(
         fedavg(task, lr=lr),

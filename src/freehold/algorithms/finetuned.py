@@ -15,7 +15,7 @@ def fedavg_finetuned(task: Task, *, lr: Rate = 0.1, tune_lr: Rate | None = None)
     """
 
     def finetune(shared: Tree, personal: Tree, steps: Steps, validation: Batch) -> Tree:
-        return descend(task.objective, shared, steps, tune_lr or lr)
+        return descend(task.objective, shared, steps, lr if tune_lr is None else tune_lr)
 
     return replace(
         fedavg(task, lr=lr), name="fedavg-finetuned", adapt=finetune, personalize=lambda shared, personal: {**shared, **personal}

@@ -20,7 +20,7 @@ def fedavg_intercept(task: Task, *, lr: Rate = 0.1, tune_lr: Rate | None = None)
 
     def fit(shared: Tree, personal: Tree, steps: Steps, validation: Batch) -> Tree:
         bias, rest = split(shared, lambda name: _is_intercept(task, name))
-        return descend(fix(task.objective, rest), bias, steps, tune_lr or lr)
+        return descend(fix(task.objective, rest), bias, steps, lr if tune_lr is None else tune_lr)
 
     return replace(
         fedavg(task, lr=lr), name="fedavg-intercept", adapt=fit, personalize=lambda shared, personal: {**shared, **personal}

@@ -24,6 +24,7 @@ from freehold.settings import Setting, only_one, read_settings
 
 if TYPE_CHECKING:
     from freehold.coordinator.ownca import OwnCertificates
+    from freehold.coordinator.quotas import Quotas
     from freehold.coordinator.service import Service, Settings
     from freehold.systemd import Notifier
 
@@ -48,6 +49,8 @@ KEYS: Mapping[str, type] = {
     "issuer_key": str,
     "client_ca": str,
     "root_ca": str,
+    "researcher_studies": int,
+    "researcher_bundles_mb": int,
     "log": str,
 }
 """What the settings file may say; docs/reference/settings.md explains each."""
@@ -279,6 +282,7 @@ def _settings(folder: Path, options: ServiceOptions) -> Settings:
         metrics_port=_number(options.metrics_port, said, "metrics_port", 0),
         study_keys=tuple(keys),
         own=_own(options, said, folder),
+        quotas=_quotas(said),
     )
 
 
@@ -287,6 +291,18 @@ def _own(options: ServiceOptions, said: Mapping[str, Setting], folder: Path) -> 
 
     given = {key: getattr(options, key) or (folder / str(said[key]) if key in said else None) for key in OWN}
     return OwnCertificates(**given)
+
+
+def _quotas(said: Mapping[str, Setting]) -> Quotas:
+    from freehold.coordinator.quotas import Quotas
+
+    found = {}
+    for key, name in (("researcher_studies", "studies"), ("researcher_bundles_mb", "bundles_mb")):
+        value = said.get(key, getattr(Quotas(), name))
+        if not isinstance(value, int) or value < 0:
+            raise UsageError(f"{FILE}: {key} is {value}, but is 0 or more.", hint=f"For example {key} = 50; 0 is no limit.")
+        found[name] = value
+    return Quotas(**found)
 
 
 def _number(given: int | None, said: Mapping[str, Setting], key: str, default: int) -> int:

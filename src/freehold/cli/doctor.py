@@ -172,7 +172,7 @@ def _secret(folder: Path) -> Iterator[Path]:
     for part in ("identity", "vault", "authority", "ca", "blobs"):
         yield from (path for path in (folder / part,) if path.is_dir())
     yield from (folder / "identity").glob("*.pem")
-    keys = ("vault.key", "authority/issuer.pem", "ca/root.key", "server.pem")
+    keys = ("vault.key", "vault.tpm", "authority/issuer.pem", "ca/root.key", "server.pem")
     yield from (path for path in (folder / key for key in keys) if path.exists())
 
 

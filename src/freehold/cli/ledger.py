@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 import time
 from datetime import datetime
@@ -92,6 +93,11 @@ def verify(
         raise UsageError("--checkpoint belongs to --file.", hint="A node's own checkpoint is found by itself.")
     if checkpoint is not None and ca is None:
         raise UsageError("--checkpoint needs the roots that it must lead to.", hint="Give --ca FILE, the federation's roots.")
+    if key is not None and not re.fullmatch("[0-9a-f]{64}", key):
+        raise UsageError(
+            f"--key is {key[:80]!r}, which is no public key: 64 digits of 0 to 9 and a to f.",
+            hint="`freehold ledger export` and `freehold ledger verify` print it, on the node.",
+        )
     if file is not None and not file.is_file():
         raise UsageError(f"There is no ledger {file}.", hint="`freehold ledger export --output FILE` writes one, on the node.")
     folder = _folder(name, state) if file is None else None

@@ -194,6 +194,7 @@ def _resting(folder: Path) -> dict[str, Any]:
         "certificate": {"not_before": found.not_before, "not_after": found.not_after} if found else None,
         "rest": {"why": rest.why, "until": rest.until} if rest else None,
         "last_error": "",
+        "last_choice": "",
         "studies": studies_of(folder),
     }
 
@@ -213,6 +214,7 @@ def _show(told: dict[str, Any]) -> None:
         "sent": f"{size(told['sent_bytes'])} of contributions since then" if "sent_bytes" in told else None,
         "sandbox": told.get("sandbox") or None,
         "rest": resting(told["rest"]) if told.get("rest") else None,
+        "your choice": told.get("last_choice") or None,
         "last error": told["last_error"] or None,
     }
     for label, value in facts.items():

@@ -30,6 +30,24 @@ class EngineName(StrEnum):
 
     vector = "vector"
     loop = "loop"
+    ray = "ray"
+
+
+class ExecutorName(StrEnum):
+    """How the vector engine computes a chunk of clients."""
+
+    auto = "auto"
+    loop = "loop"
+    stacked = "stacked"
+    lowrank = "lowrank"
+    vmap = "vmap"
+
+
+class DeviceName(StrEnum):
+    """What computes."""
+
+    cpu = "cpu"
+    cuda = "cuda"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,14 +162,42 @@ class TrainingOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """How it is computed; nothing here changes the result."""
+    """How it is computed; nothing here changes the result, but for rounding."""
 
-    engine: Annotated[EngineName, typer.Option("--engine", help="All clients at once, or one by one.", rich_help_panel=RUN)] = (
-        EngineName.vector
-    )
+    engine: Annotated[
+        EngineName, typer.Option("--engine", help="All clients at once, one by one, or on Ray.", rich_help_panel=RUN)
+    ] = EngineName.vector
+    executor: Annotated[
+        ExecutorName,
+        typer.Option("--executor", help="How the vector engine computes; auto chooses what is fastest.", rich_help_panel=RUN),
+    ] = ExecutorName.auto
+    device: Annotated[DeviceName, typer.Option("--device", help="What to compute on.", rich_help_panel=RUN)] = DeviceName.cpu
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Say which executor was chosen, and why; it is in --json.", rich_help_panel=RUN)
+    ] = False
     jobs: Annotated[
         int | None,
-        typer.Option("--jobs", min=1, metavar="N", help="Processes; as many as cores if not given.", rich_help_panel=RUN),
+        typer.Option(
+            "--jobs",
+            min=1,
+            metavar="N",
+            help="Processes, each for whole rows and seeds; as many as cores if not given.",
+            rich_help_panel=RUN,
+        ),
+    ] = None
+    processes: Annotated[
+        int | None,
+        typer.Option(
+            "--processes",
+            min=1,
+            metavar="N",
+            help="Processes (on Ray: workers) that divide the clients of one row and seed after the other.",
+            rich_help_panel=RUN,
+        ),
+    ] = None
+    address: Annotated[
+        str | None,
+        typer.Option("--address", metavar="HOST:PORT", help="The Ray cluster; auto finds one here.", rich_help_panel=RUN),
     ] = None
     checkpoint: Annotated[
         Path | None,
@@ -163,6 +209,15 @@ class RunOptions:
         ),
     ] = None
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.", rich_help_panel=RUN)] = False
+    models: Annotated[
+        Path | None,
+        typer.Option(
+            "--models",
+            metavar="FOLDER",
+            help="Write each client's own model, as safetensors, to ROW/seed-N/CLIENT.safetensors in an empty folder.",
+            rich_help_panel=RESULT,
+        ),
+    ] = None
     log: Annotated[
         list[str] | None,
         typer.Option("--log", metavar="WHERE", help="mlflow:URI or tensorboard:FOLDER; repeatable.", rich_help_panel=RUN),

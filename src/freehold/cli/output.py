@@ -30,6 +30,21 @@ def check_writable(*paths: Path | None) -> None:
         raise UsageError("Two results would be written to the same file.", hint="Give each a name of its own.")
 
 
+def check_empty(folder: Path | None, *, started: bool) -> None:
+    """Raise UsageError, before anything is computed, where many files are to be written and there are others, or may not be any.
+
+    `started`: an earlier run may have begun.
+    """
+    if folder is None:
+        return
+    _refuse_too_long(folder)
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise UsageError(f"{folder} cannot be written: you may not write to {there}.", hint="Write to a folder of yours.")
+    if there == folder.absolute() and not started and any(folder.iterdir()):
+        raise UsageError(f"{folder} is not empty.", hint="Name a folder that is empty, or is not there yet.")
+
+
 def _refuse_too_long(path: Path) -> None:
     try:
         path.lstat()

@@ -18,7 +18,8 @@ from freehold.errors import FreeholdError, NotJoined, PolicyRefused, UsageError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from freehold.node.approvals import Approvals, Entry
+    from freehold.cli.decided import Decided
+    from freehold.node.approvals import Approvals
     from freehold.plan import Plan
     from freehold.policy import DataRules, Facts, Policy, Verdict
 
@@ -32,12 +33,20 @@ def _start() -> None:
     pass
 
 
-def pending(name: NodeName = None, state: NodeState = None, as_json: AsJson = False) -> None:
+def pending(
+    name: NodeName = None,
+    state: NodeState = None,
+    all_: Annotated[bool, typer.Option("--all", help="Also those that the owner or a rule has decided.")] = False,
+    as_json: AsJson = False,
+) -> None:
     """List the plans that wait for the owner."""
     from freehold.node.approvals import Approvals
     from freehold.plan import parse
 
     folder = _node(name, state)
+    if all_:
+        _list_all(folder, as_json)
+        return
     waiting = [(digest, entry, parse(entry.plan)) for digest, entry in Approvals(folder).entries() if entry.state == "waits"]
     if as_json:
         told = [{"digest": d, "name": p.name, "task": p.task.name, "since": e.since} for d, e, p in waiting]
@@ -50,23 +59,42 @@ def pending(name: NodeName = None, state: NodeState = None, as_json: AsJson = Fa
     table(lines, empty="No plan waits.")
 
 
+def _list_all(folder: Path, as_json: bool) -> None:
+    """Every plan that is kept, with what became of it and by whom."""
+    from freehold.cli.decided import every
+
+    found = every(folder)
+    if as_json:
+        told = [
+            {"digest": e.digest, "name": e.plan.name, "task": e.plan.task.name, "state": e.state, "by": e.by, "since": e.since}
+            for e in found
+        ]
+        sys.stdout.write(json.dumps(told, indent=1) + "\n")
+        return
+    from freehold.cli.show import table
+
+    lines = [["plan", "data", "digest", "state", "by", "since"]]
+    lines += [[e.plan.name, e.plan.task.name, e.digest[:19], e.state, e.by or "-", _time(e.since)] for e in found]
+    table(lines, empty="No plan has come yet.")
+
+
 def show(digest: Wanted, name: NodeName = None, state: NodeState = None, as_json: AsJson = False) -> None:
     """Say in plain words what a plan would do, what the rules say, and what changed since the last approved one."""
+    from freehold.cli.decided import find
     from freehold.node.approvals import Approvals
-    from freehold.plan import parse
     from freehold.policy.decide import is_foreign
     from freehold.policy.words import difference, summary
 
     folder = _node(name, state)
     approvals = Approvals(folder)
-    identity, entry = approvals.find(digest)
-    plan = parse(entry.plan)
+    entry = find(folder, digest)
+    identity, plan = entry.digest, entry.plan
     rules = _policy(folder, None)
     facts = _facts(folder, plan, entry.signature, rules)
     foreign = is_foreign(plan, facts.installed)
     words = summary(plan, columns=facts.columns, installed=not foreign, rules=_rules_of(rules, plan), files=_files(folder, plan))
     if facts.epsilon is not None:
-        words.append(("ε", f"at most {facts.epsilon:.3g} for a run to the end, companions and repeats included"))
+        words.append(("ε", _promised(facts.epsilon, facts.records)))
     before = approvals.last_approved(plan.name, but=identity)
     changed = difference(before, plan) if before is not None else None
     code = code_changed(approvals, folder, plan, but=identity)
@@ -76,7 +104,10 @@ def show(digest: Wanted, name: NodeName = None, state: NodeState = None, as_json
             "digest": identity,
             "name": plan.name,
             "state": entry.state,
+            "by": entry.by,
+            "since": entry.since,
             "reason": entry.reason,
+            "decided": _ruling(entry),
             "summary": dict(words),
             "changed": changed,
             "code_changed": code,
@@ -85,8 +116,10 @@ def show(digest: Wanted, name: NodeName = None, state: NodeState = None, as_json
         sys.stdout.write(json.dumps(told, indent=1, ensure_ascii=False) + "\n")
         return
     _say(f"{plan.name}  {identity}")
-    said = {"waits": f"waits since {_time(entry.since)}", "approved": "approved", "denied": "denied"}[entry.state]
-    _say(f"  {said}{_reason(entry)}")
+    by = {"": "", "owner": " by you", "rules": " by the rules"}[entry.by]
+    _say(f"  {entry.state}{by} since {_time(entry.since)}{': ' + entry.reason if entry.reason else ''}")
+    for line in _ruled(entry):
+        _say(f"  {line}")
     for topic, sentence in words:
         _say(f"  {topic:<9} {sentence}")
     if changed is None:
@@ -102,13 +135,13 @@ def show(digest: Wanted, name: NodeName = None, state: NodeState = None, as_json
 
 def approve(digest: Wanted, name: NodeName = None, state: NodeState = None, as_json: AsJson = False) -> None:
     """Allow a plan that no rule covers, on this node; it takes part from the next round on. Limits of the policy still hold."""
+    from freehold.cli.decided import find
     from freehold.node.approvals import Approvals
-    from freehold.plan import parse
 
     folder = _node(name, state)
     approvals = Approvals(folder)
-    identity, entry = approvals.find(digest)
-    plan = parse(entry.plan)
+    entry = find(folder, digest)
+    identity, plan = approvals.keep(entry.plan, entry.signature), entry.plan
     approvals.say(identity, "approved")
     rules = _policy(folder, None)
     verdict = _decided(rules, plan, _facts(folder, plan, entry.signature, rules))
@@ -130,15 +163,15 @@ def deny(
     as_json: AsJson = False,
 ) -> None:
     """Refuse a plan on this node, whatever the policy says; `freehold node approve` takes it back."""
+    from freehold.cli.decided import find
     from freehold.node.approvals import Approvals
-    from freehold.plan import parse
 
     if len(reason) > 2000:
         raise UsageError("The reason has more than 2000 characters.", hint="Say it in fewer.")
-    approvals = Approvals(_node(name, state))
-    identity, entry = approvals.find(digest)
-    approvals.say(identity, "denied", reason)
-    called = parse(entry.plan).name
+    folder = _node(name, state)
+    entry = find(folder, digest)
+    identity, called = Approvals(folder).keep(entry.plan, entry.signature), entry.plan.name
+    Approvals(folder).say(identity, "denied", reason)
     if as_json:
         sys.stdout.write(json.dumps({"digest": identity, "name": called, "state": "denied", "reason": reason}) + "\n")
     else:
@@ -151,6 +184,15 @@ def check(
     file: Annotated[
         Path | None, typer.Option("--policy", metavar="FILE", help="Another policy than the node's own.", exists=False)
     ] = None,
+    records: Annotated[
+        int | None,
+        typer.Option(
+            "--records",
+            min=1,
+            metavar="N",
+            help="Training records, on which ε per record rests; counted if not given.",
+        ),
+    ] = None,
     name: NodeName = None,
     state: NodeState = None,
     as_json: AsJson = False,
@@ -160,12 +202,13 @@ def check(
 
     loaded = load_plan(plan)
     folder = None if name is None and state is None and file is not None else _node(name, state)
-    signed = plan.with_name(plan.name + ".sig")
-    signature = signed.read_text(encoding="utf-8").strip() if signed.exists() else None
+    signature = _signature(plan.with_name(plan.name + ".sig"))
     rules = _policy(folder, file)
-    verdict = _decided(rules, loaded, _facts(folder, loaded, signature, rules))
+    facts = _facts(folder, loaded, signature, rules, records)
+    verdict = _decided(rules, loaded, facts)
     if as_json:
-        sys.stdout.write(json.dumps({"name": loaded.name, **_as_dict(verdict)}, indent=1, ensure_ascii=False) + "\n")
+        told = {"name": loaded.name, "epsilon": facts.epsilon, "spent": facts.spent, "records": facts.records}
+        sys.stdout.write(json.dumps({**told, **_as_dict(verdict)}, indent=1, ensure_ascii=False) + "\n")
     else:
         _explain(verdict)
     if verdict.says != "allowed":
@@ -196,6 +239,17 @@ def new(
     _say(f"{output}: read it, and change what should be otherwise.")
 
 
+def _signature(path: Path) -> str | None:
+    """What is in the file beside a plan; None where there is none."""
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or type(error).__name__
+        raise UsageError(f"{path} cannot be read: {why}.", hint="`freehold study sign` writes it; or move it away.") from None
+
+
 def _node(name: str | None, state: Path | None) -> Path:
     """The node's folder; one that is not there is a name that was mistyped, and not a node for which nothing waits."""
     folder = node_state(name, state)
@@ -217,14 +271,15 @@ def _policy(folder: Path | None, file: Path | None) -> Policy:
     return load_policy(rules_file(folder))
 
 
-def _facts(folder: Path | None, plan: Plan, signature: str | None, rules: Policy) -> Facts:
+def _facts(folder: Path | None, plan: Plan, signature: str | None, rules: Policy, records: int | None = None) -> Facts:
+    from freehold.cli.cost import cost_of
     from freehold.node.approvals import Approvals
     from freehold.plan import digest
     from freehold.policy import Facts
     from freehold.sandbox.probe import probe
 
     identity = digest(plan)
-    epsilon, spent = _cost(folder, plan, rules)
+    cost = cost_of(folder, plan, _rules_of(rules, plan), records)
     return Facts(
         installed=frozenset(point.name for point in entry_points(group="freehold.tasks")),
         now=time.time(),
@@ -232,31 +287,13 @@ def _facts(folder: Path | None, plan: Plan, signature: str | None, rules: Policy
         digest=identity,
         columns=_columns(plan),
         approval="" if folder is None else Approvals(folder).state_of(identity),
-        epsilon=epsilon,
-        spent=spent,
+        epsilon=cost.epsilon,
+        spent=cost.spent,
+        records=cost.records,
         counted=True,
         sandbox=(level := probe(None).level),
         bounded="" if level == "none" else "processes",  # a control group is the running node's alone
     )
-
-
-def _cost(folder: Path | None, plan: Plan, rules: Policy) -> tuple[float | None, float]:
-    """(ε of the plan to its end, ε that other plans add to it). None: it rests on how many records a node has."""
-    if plan.privacy.unit != "client":
-        return None, 0.0
-    from freehold.node.budget import Entry, Limits, composed, read
-    from freehold.node.lines import public_key
-    from freehold.plan import digest, runs_of
-    from freehold.privacy import mechanism_of
-
-    found = _rules_of(rules, plan)
-    delta = min(plan.privacy.delta, (found.delta if found else None) or Limits().delta)
-    kept = None if folder is None else read(folder / "budget", public_key(folder / "ledger") or "")
-    others = [each for each in (kept.sets.get(plan.task.name, []) if kept else []) if each.plan != digest(plan)]
-    rounds = plan.training.rounds * len(runs_of(plan))
-    mine = Entry(plan=digest(plan), unit="client", mechanism=mechanism_of(plan, 1), spent=rounds)
-    epsilon = composed([mine], delta)
-    return epsilon, composed([*others, mine], delta) - epsilon if others else 0.0
 
 
 def _columns(plan: Plan) -> tuple[str, ...] | None:
@@ -329,8 +366,28 @@ def _as_dict(verdict: Verdict) -> dict[str, Any]:
     return {"verdict": verdict.says, "data": verdict.data, "rules": rules}
 
 
-def _reason(entry: Entry) -> str:
-    return f": {entry.reason}" if entry.reason else ""
+def _promised(epsilon: float, records: int | None) -> str:
+    rests = "" if records is None else f", with {records} training records here"
+    return f"at most {epsilon:.3g} for a run to the end, companions and repeats included{rests}"
+
+
+def _ruled(entry: Decided) -> list[str]:
+    """What the rules decided when the plan was asked for, which may differ from what they say now."""
+    ruling = entry.ruling
+    if ruling is None:
+        return []
+    failed = [each for each in ruling.rules if not each.passed]
+    said = "; ".join(f"{each.rule}: found {each.found}, wanted {each.wanted}" for each in failed) or "every rule passed"
+    under = f"policy {ruling.policy[:12]}" if ruling.policy else "no policy"
+    return [f"ruled     {ruling.says} at {_time(ruling.decided)}, under {under}: {said}"]
+
+
+def _ruling(entry: Decided) -> dict[str, Any] | None:
+    ruling = entry.ruling
+    if ruling is None:
+        return None
+    rules = [{"rule": e.rule, "passed": e.passed, "found": e.found, "wanted": e.wanted} for e in ruling.rules]
+    return {"says": ruling.says, "time": ruling.decided, "policy": ruling.policy, "rules": rules}
 
 
 def _time(unix: float) -> str:

@@ -26,6 +26,7 @@ from freehold.cli.simulate import simulate
 from freehold.cli.status import status
 from freehold.cli.study import study
 from freehold.cli.token import token
+from freehold.cli.tune import tune
 from freehold.errors import FreeholdError
 
 
@@ -78,6 +79,7 @@ def _start(
 app.command()(demo)
 app.command()(compare)
 app.command()(simulate)
+app.command()(tune)
 app.command()(algorithms)
 app.command()(bundle)
 app.add_typer(data, name="data")

@@ -27,7 +27,9 @@ def progress(clock: Callable[[], float] = time.monotonic) -> Iterator[Listener]:
 
         def listen(event: Event) -> None:
             if event.name == "study.planned":
-                bar.update(shown, total=float(event.fields["cells"]), description="training")
+                bar.update(
+                    shown, total=float(event.fields["cells"]), completed=float(event.fields["done"]), description="training"
+                )
             elif event.name == "round.closed":
                 bar.update(
                     shown, description=f"{_cell(event)}, round {int(event.fields['round']) + 1} of {event.fields['rounds']}"

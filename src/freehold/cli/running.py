@@ -9,8 +9,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from freehold.cli.options import ResultOptions, RunOptions
-from freehold.cli.output import STDOUT, check_writable, write
+from freehold.cli.options import EngineName, ResultOptions, RunOptions
+from freehold.cli.output import STDOUT, check_empty, check_writable, write
 from freehold.cli.progress import progress
 from freehold.errors import UsageError
 from freehold.events import Event, Listener
@@ -33,14 +33,32 @@ def run(
 
     `also` is one more file that the caller will write. Destinations that cannot be written are refused before the work.
     """
+    _check(options)
     check_writable(results.json, results.report, also)
-    with _settings(options, newcomers) as settings:
+    check_empty(options.models, started=options.resume)
+    with settings_of(options, newcomers) as settings:
         comparison = study(settings)
-    tell(comparison, results)
+    tell(comparison, results, explain=options.explain)
+
+
+def _check(options: RunOptions) -> None:
+    """Raise UsageError for options that contradict each other."""
+    if options.address is not None and options.engine is not EngineName.ray:
+        raise UsageError("--address is that of a Ray cluster.", hint="Add --engine ray, or leave it out.")
+    if options.engine is EngineName.ray and options.address is None:
+        raise UsageError(
+            "--engine ray needs a cluster, and starts none.",
+            hint="Name one that is there: --address HOST:6379, or auto on one of its nodes. `ray start --head` makes one.",
+        )
+    if (options.jobs or 1) > 1 and (options.engine is EngineName.ray or (options.processes or 1) > 1):
+        raise UsageError(
+            "--jobs runs whole rows side by side, --processes and Ray divide one row's clients; not both at once.",
+            hint="With many rows and seeds take --jobs, with few large ones --processes.",
+        )
 
 
 @contextmanager
-def _settings(options: RunOptions, newcomers: int) -> Iterator[Settings]:
+def settings_of(options: RunOptions, newcomers: int) -> Iterator[Settings]:
     """The settings, with everybody who listens; trackers are closed at the end."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is loaded: many small models, one per process
     from freehold.study import Settings
@@ -49,10 +67,16 @@ def _settings(options: RunOptions, newcomers: int) -> Iterator[Settings]:
         listeners = [*_trackers(options, stack), stack.enter_context(progress())]
         yield Settings(
             engine=options.engine.value,
+            executor=options.executor.value,
+            device=options.device.value,
+            explain=options.explain,
             jobs=options.jobs or len(os.sched_getaffinity(0)),
+            processes=options.processes,
+            address=options.address,
             checkpoint=_checkpoint(options.checkpoint),
             resume=options.resume,
             newcomers=newcomers,
+            models=options.models,
             listener=_all(listeners),
         )
 
@@ -84,7 +108,7 @@ def _checkpoint(folder: Path | None) -> Path | None:
     raise UsageError(f"No checkpoint can be written to {folder}.", hint="Give --checkpoint a folder of yours.")
 
 
-def tell(comparison: Comparison, results: ResultOptions) -> None:
+def tell(comparison: Comparison, results: ResultOptions, *, explain: bool = False) -> None:
     """Files first, each written whole, then tables on the terminal."""
     from freehold.report import dumps
 
@@ -99,6 +123,10 @@ def tell(comparison: Comparison, results: ResultOptions) -> None:
     from freehold.cli.show import show
 
     show(comparison)
+    if explain:
+        from freehold.cli.explained import explained
+
+        explained(comparison)
     for path in (results.json, results.report):
         if path is not None:
             sys.stdout.write(f"Written: {path}\n")

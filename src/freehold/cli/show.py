@@ -12,7 +12,20 @@ from rich.table import Table
 from rich.text import Text
 
 from freehold.cli.console import output, visible
-from freehold.report import ClientFacts, Comparison, RowSummary, client_lines, facts_lines, finding, lines, summarize
+from freehold.report import (
+    ClientFacts,
+    Comparison,
+    RowSummary,
+    Tuning,
+    chosen_lines,
+    client_lines,
+    facts_lines,
+    finding,
+    lines,
+    summarize,
+    tuning_finding,
+    tuning_lines,
+)
 from freehold.report.cost import cost_lines, heading
 from freehold.report.tables import by_client
 from freehold.report.wording import CAUTION, counted, headline, lopsided, setting
@@ -151,6 +164,27 @@ def _cell(text: str) -> Text:
     for mark, style in _STYLES.items():
         marked.highlight_regex(re.escape(mark), style)
     return marked
+
+
+def show_tuning(tuning: Tuning) -> None:
+    """Print what was tried, what was chosen and what that changed to standard output."""
+    console, comparison = output(), tuning.comparison
+    trials = counted(tuning.trials, ("trial", "trials"))
+    console.print(Text(visible(comparison.title), "bold"))
+    console.print(f"{counted(len(comparison.clients), comparison.noun)}, {setting(comparison)}, {trials} of each algorithm")
+    for warning in comparison.warnings:
+        console.print(Text.assemble(("warning: ", "yellow"), visible(warning)))
+    console.print(Text("\nWhat tuning changed", "bold"))
+    _blocks(console, tuning_lines(tuning))
+    console.print(Text("▲ gain, ▼ loss, ○ cannot tell: the chosen trial compared with the defaults, on test examples", "dim"))
+    console.print(Text("\nWhat was chosen, by validation", "bold"))
+    _blocks(console, chosen_lines(tuning))
+    console.print()
+    for sentence in tuning_finding(tuning):
+        console.print(Text(visible(sentence)))
+    for note in comparison.notes:
+        console.print(Text.assemble(("note: ", "dim"), visible(note)))
+    console.print()
 
 
 def table(lines: list[list[str]], *, empty: str) -> None:

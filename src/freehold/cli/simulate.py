@@ -122,7 +122,7 @@ def simulate(
     """Simulate one algorithm, or a plan as the federation would run it, beside training alone and FedAvg."""
     from_plan = source.endswith(".toml")
     if from_plan:
-        _refuse_beside_a_plan(parts, training, algorithm)
+        refuse_beside_a_plan(parts, training, algorithm)
     elif data is not None:
         raise UsageError("--data belongs to a plan.", hint="Name the data itself: freehold simulate FILE")
     elif bundle is not None:
@@ -195,7 +195,8 @@ def _plan(found: str | Population, algorithm: str, parts: PartitionOptions, trai
     )
 
 
-def _refuse_beside_a_plan(parts: PartitionOptions, training: TrainingOptions, algorithm: str | None) -> None:
+def refuse_beside_a_plan(parts: PartitionOptions, training: TrainingOptions, algorithm: object) -> None:
+    """Raise UsageError for an option that says what the plan says."""
     given = {
         "--algorithm": algorithm,
         "--clients": parts.clients,

@@ -17,7 +17,7 @@ from freehold.errors import UsageError
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from freehold.wire.admin import Status
+    from freehold.wire.admin import RunInfo, Status
 
 EVERY_S = 2.0
 
@@ -55,7 +55,7 @@ def status(
 
 
 def amiss(found: Status) -> list[str]:
-    """What an operator should look at: silent nodes, ledgers that went back, failed studies, and studies past a deadline."""
+    """What an operator should look at: silent nodes, ledgers that went back, failed studies, and studies that cannot go on."""
     told = [f"node {node.name} is silent" for node in found.nodes if not node.connected]
     told += [f"node {node.name} runs training code without a sandbox" for node in found.nodes if node.sandbox == "off"]
     told += [f"node {node.name} does not train: its sandbox does not hold" for node in found.nodes if node.sandbox == "refused"]
@@ -65,7 +65,37 @@ def amiss(found: Status) -> list[str]:
     for study in found.studies:
         waits = [run for run in study.runs if run.state == "training" and run.deadline < now]
         told += [f"study {study.name}: round {run.round} of {run.algorithm} is past its deadline" for run in waits]
+        told += [f"study {study.name}: {_stuck(run)}" for run in study.runs if study.state == "running" and is_stuck(run)]
     return told
+
+
+def is_stuck(run: RunInfo) -> bool:
+    """Whether so many nodes declined the open round that it cannot close."""
+    return run.state == "training" and bool(run.declined) and len({*run.asked, *run.heard}) < run.needs
+
+
+def _stuck(run: RunInfo) -> str:
+    needs = f"{run.needs} answer{'s' if run.needs > 1 else ''}"
+    return (
+        f"round {run.round} of {run.algorithm} needs {needs}, has {len(run.heard)}, and nodes declined: {_declined(run)}. "
+        "Their owners know why"
+    )
+
+
+def _declined(run: RunInfo) -> str:
+    """Who declined and with which number, which is all that a node tells."""
+    return ", ".join(f"{node} (error {code})" for node, code in run.declined.items())
+
+
+def _waits(run: RunInfo) -> str:
+    """What an open run waits for, for people; "" where none is open."""
+    from freehold.cli.live import waiting
+
+    if run.state not in ("training", "measuring"):
+        return ""
+    does = "measures, " if run.state == "measuring" else ""
+    declined = f"; declined: {_declined(run)}" if run.declined else ""
+    return f"{run.algorithm}, repeat {run.repeat + 1}: {does}waits for {', '.join(waiting(run)) or 'nobody'}{declined}"
 
 
 def _shown(found: Status) -> RenderableType:
@@ -89,6 +119,7 @@ def _shown(found: Status) -> RenderableType:
         cycle, due = cycle_of(study)
         schedule = "" if cycle == "-" else f", cycle {cycle}, the next {due}" if due != "-" else f", cycle {cycle}, the last"
         lines.append(f"          {study.name}: {told_state(study)}, {done} of {whole} rounds{schedule}")
+        lines += [f"            {text}" for run in study.runs if (text := _waits(run))]
     if found.refused:
         lines.append("refused   " + ", ".join(f"error {code}: {count}×" for code, count in sorted(found.refused.items())))
     wrong = amiss(found)

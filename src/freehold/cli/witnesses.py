@@ -93,10 +93,13 @@ def own(folder: Path, ca: Path | None, *, ask: bool) -> Known:
     known = Known(key=public_key(folder), control=control.waiting(folder.parent))
     try:
         roots = ca.read_text(encoding="ascii") if ca is not None else checkpoints.roots_of(folder.parent)
-    except OSError as error:
-        raise UsageError(f"{ca} cannot be read: {error.strerror}.", hint="Give the federation's roots, in PEM.") from None
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or type(error).__name__
+        raise UsageError(f"{ca} cannot be read: {why}.", hint="Give the federation's roots, in PEM.") from None
     except NotJoined:
         roots = ""
+    if ca is not None and not roots.strip():
+        raise UsageError(f"{ca} is empty.", hint="Give the federation's roots, in PEM.")
     try:
         kept = checkpoints.load(folder)
     except CheckpointRefused as error:

@@ -280,6 +280,8 @@ class Administration:
                             heard=sorted(now.received) if now else [],
                             deadline=now.deadline if now else 0.0,
                             cycle=plan.training.cycle(now.round if now else r.round),
+                            declined=now.told_declined() if now else {},
+                            needs=now.needs if now else 0,
                         )
                     )
                 infos.append(

@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from freehold.coordinator.serverjobs import Begin, Close, Describe, Described, FromChild, Load, ServerCodeError, States, ToChild
-from freehold.errors import NotAsynchronous, PeerGone, ServerCodeFailed
+from freehold.errors import FreeholdError, NotAsynchronous, PeerGone, ServerCodeFailed, StudyRefused
 from freehold.plan import TensorSpec, parse
 from freehold.wire.codec import layout
 from freehold.wire.local import Mapped, Pieces, close, is_sealed, sealed
@@ -152,7 +152,8 @@ def _bundle_named(plan: bytes) -> str | None:
     return parse(plan.decode()).task.bundle
 
 
-def _error(reply: ServerCodeError) -> ServerCodeFailed | NotAsynchronous:
-    if reply.code == NotAsynchronous.code:
-        return NotAsynchronous(reply.message, hint=reply.hint)
+def _error(reply: ServerCodeError) -> FreeholdError:
+    for kind in (NotAsynchronous, StudyRefused):
+        if reply.code == kind.code:
+            return kind(reply.message, hint=reply.hint)
     return ServerCodeFailed(f"({reply.code}) {reply.message}", hint=reply.hint)

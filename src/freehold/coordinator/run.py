@@ -70,6 +70,9 @@ class OpenRun:
     deadline: float = 0.0
     received: dict[str, str] = field(default_factory=dict)
     """Node -> SHA-256 of its contribution, or "" for measures and refusals, in the open round."""
+    declined: dict[str, int] = field(default_factory=dict)
+    """Node -> error number, of those that declined the open round here and were not heard since. For status pages alone:
+    who is asked again after a start of the coordinator declines again."""
     weights: dict[str, float] = field(default_factory=dict)
     """Node -> weight of its contribution, of those that are in the sum, or wait for the lock to get there."""
     entering: set[tuple[int, str]] = field(default_factory=set)
@@ -123,6 +126,17 @@ class OpenRun:
         return min(self.plan.round.quorum or len(self.cohort), self.capacity)
 
     @property
+    def needs(self) -> int:
+        """Answers without which the open round cannot close; 0 where none is open."""
+        if self.state not in ("training", "measuring"):
+            return 0
+        return max(1, self.quorum) if self.state == "training" else 1
+
+    def told_declined(self) -> dict[str, int]:
+        """Node -> error number, of those that are not in the sum of the open round."""
+        return {node: code for node, code in sorted(self.declined.items()) if node not in self.weights}
+
+    @property
     def capacity(self) -> int:
         """How many may contribute to this round, however often others are asked in the place of those that declined."""
         if self.buffer is not None:
@@ -141,7 +155,7 @@ class OpenRun:
             self.buffer.opened(round, cohort, self)
         self.state = "training" if self.plan.training.trains(round) else "measuring"
         self.round, self.cohort, self.population, self.deadline = round, cohort, population, deadline
-        self.received, self.weights = {}, {}
+        self.received, self.weights, self.declined = {}, {}, {}
         self.closing = self.doubtful = False
         if self.state != "training" or self.folding.locked():  # somebody still adds to the old one
             self.drop_tally()

@@ -20,7 +20,7 @@ from freehold.coordinator.serverjobs import Close, Describe, Described, FromChil
 from freehold.core import Algorithm, Round, Tree, flatten, is_finite, unflatten
 from freehold.data import mock_population
 from freehold.engines import METRICS, Feed, contribution_tensors, planned_work
-from freehold.errors import Diverged, FreeholdError, NotAsynchronous, PeerGone
+from freehold.errors import Diverged, FreeholdError, NotAsynchronous, PeerGone, StudyRefused
 from freehold.plan import Contribution, Plan, TensorSpec, parse, runs_of
 from freehold.tasks import TaskDefinition, build_task, prepare_for, schema_of, task_definition
 from freehold.tasks.bundled import definition_of
@@ -30,6 +30,10 @@ from freehold.wire.tally import FixedPointSum
 from freehold.wire.tensors import packed, unpacked
 
 UNEXPECTED = 411
+
+LEAST_MOCK_ROWS = 64
+MOST_MOCK_CELLS = 10_000_000
+"""Of made-up data, rows times columns: about 80 MB. It gives shapes only, and must not take the machine's memory."""
 
 
 _bundled: dict[str, TaskDefinition] = {}
@@ -57,9 +61,8 @@ def _built(text: bytes, number: int) -> Built:
     run = runs_of(plan)[number]
     definition = task_definition(plan.task.name) if plan.task.bundle is None else _bundled[plan.task.bundle]
     schema = schema_of(definition, plan)
-    prepared = prepare_for(
-        definition, plan, mock_population(schema, ("mock",), examples=max(64, 4 * plan.min_examples)), seed=run.seed
-    )
+    made_up = mock_population(schema, ("mock",), examples=mock_rows(plan, columns=len(schema.names) + 1))
+    prepared = prepare_for(definition, plan, made_up, seed=run.seed)
     task = build_task(definition, prepared, plan, run.seed)
     algorithm = build_algorithm(task, run.algorithm, plan.contribution.dtype)
     feed = Feed(x=prepared.x, y=prepared.y, rows=prepared.rows, seed=run.seed)
@@ -67,6 +70,19 @@ def _built(text: bytes, number: int) -> Built:
     if algorithm.sent_as is not None:
         as_made = contribution_tensors(replace(algorithm, sent_as=None), feed, planned_work(plan)[0])
     return Built(algorithm, feed, run.contribution, {t.name: getattr(torch, t.dtype) for t in as_made})
+
+
+def mock_rows(plan: Plan, *, columns: int) -> int:
+    """Rows of made-up data that such a plan needs; raises StudyRefused for too many. `columns`: with the target."""
+    rows = max(LEAST_MOCK_ROWS, 4 * plan.min_examples)
+    if rows * columns > MOST_MOCK_CELLS:
+        most = MOST_MOCK_CELLS // columns // 4
+        raise StudyRefused(
+            f"With min_examples = {plan.min_examples} the plan needs {rows} rows of {columns} columns of made-up data, more than "
+            f"{MOST_MOCK_CELLS} cells.",
+            hint=f"Lower min_examples to {most} or less." if most >= 1 else "Choose a task with fewer columns.",
+        )
+    return rows
 
 
 def answer(job: ToChild, fds: Sequence[int]) -> tuple[FromChild, list[int]]:

@@ -32,6 +32,7 @@ from freehold.coordinator.lease import LIFE_S, Lease
 from freehold.coordinator.metrics import Metrics, serve_plain
 from freehold.coordinator.ownca import OwnCertificates, check_server, open_authority
 from freehold.coordinator.presence import Presence
+from freehold.coordinator.quotas import Quotas
 from freehold.coordinator.replicas import Replicas, check_blobs, check_roots, name_of
 from freehold.coordinator.store import Store, connect
 from freehold.coordinator.studies import Studies
@@ -69,6 +70,7 @@ class Settings:
     ca_dir: Path | None = None  # where the root's key is; None = in the state folder
     metrics_port: int = 0  # of Prometheus metrics, on loopback; 0: none
     own: OwnCertificates = field(default_factory=OwnCertificates)  # of the organisation's CA
+    quotas: Quotas = field(default_factory=Quotas)  # what one researcher may take
     study_keys: tuple[Path, ...] = ()  # public keys that sign plans; () = any plan that the admin socket brings
 
     def hosts(self) -> tuple[str, ...]:
@@ -143,6 +145,7 @@ class Service:
             tell=self._tell,
             admit=admit,
             lease=self.lease,
+            quotas=self.settings.quotas,
         )
         self.metrics = Metrics(self.presence, self._expiries, self.clock)
         self.peers = Peers(clock=self.clock, denied=self._is_denied)

@@ -1,7 +1,6 @@
 """Studies under way: whom to ask, what they sent, when a round closes. Everything that a crash would lose is in the store first.
 
-A node's contribution is entered in the store, then acknowledged, then added to the sum. A round closes in one transaction:
-whose contributions counted, the new states, and who is asked next.
+A node's contribution is entered in the store, then acknowledged, then added to the sum. A round closes in one transaction.
 """
 
 from __future__ import annotations
@@ -19,14 +18,15 @@ from freehold.coordinator import study_records as records
 from freehold.coordinator.child import ServerCode
 from freehold.coordinator.intake import Intake
 from freehold.coordinator.lease import Lease
+from freehold.coordinator.quotas import Quotas
 from freehold.coordinator.restore import restore
 from freehold.coordinator.rounds import Rounds
 from freehold.coordinator.run import OpenRun
+from freehold.coordinator.specification import check_bundle
 from freehold.coordinator.store import Store, in_row
 from freehold.errors import StudyRefused, UnknownRun
 from freehold.events import Event, Listener, silent
 from freehold.plan import Plan, digest, parse, runs_of
-from freehold.plan.bundle import unpack
 from freehold.signing import Admit, everyone
 from freehold.wire.messages import Declined, Measure, Measures, Pending, Settled, Train, Work
 
@@ -44,13 +44,14 @@ class Studies:
         tell: Listener = silent,
         admit: Admit = everyone,
         lease: Lease | None = None,
+        quotas: Quotas | None = None,
     ) -> None:
         """`nodes(dataset, connected_only)` lists who may be asked, sorted. `admit` refuses plans by their signature.
 
         No lease: there is no other coordinator.
         """
         self._lease = lease or Lease(store)
-        self._admitted = admit
+        self._admitted, self._quotas = admit, quotas or Quotas()
         self._store, self._code, self._clock, self._tell = store, code, clock, tell
         self._rounds = Rounds(store, code, nodes, self.wake, self._lease, clock=clock, tell=tell)
         self._runs = self._rounds.runs
@@ -84,7 +85,7 @@ class Studies:
                 "Asynchronous rounds are for a coordinator with a database of its own; this one may share its PostgreSQL.",
                 hint='Run the study on a coordinator without --database, or say mode = "synchronous" in [round].',
             )
-        _check_bundle(plan, bundle)
+        check_bundle(plan, bundle)
         await self._check(plan, text, bundle)
         put = in_row(text.encode())
         code = None if bundle is None else in_row(bundle)
@@ -106,6 +107,8 @@ class Studies:
                 runs_=numbered,
                 by=by,
             )
+            if new:
+                self._quotas.check(connection, by, plan.task.bundle)
             if new and every_s is not None:
                 records.insert_schedule(connection, identity, every_s=every_s, times=times, now=now)
             found = records.schedule_of(connection, identity)
@@ -311,6 +314,7 @@ class Studies:
         if run.round != message.round or not run.awaits(node):
             return
         if isinstance(message, Declined):
+            run.declined[node] = message.code
             self._tell(Event("work.declined", {"run": run.id, "round": run.round, "node": node, "code": message.code}))
             if run.state == "training":
                 await self._rounds.withdraw(run, node)
@@ -382,15 +386,6 @@ class Studies:
     def open_runs(self) -> list[OpenRun]:
         """Runs that are not over, for status pages."""
         return list(self._runs.values())
-
-
-def _check_bundle(plan: Plan, bundle: bytes | None) -> None:
-    """Raise StudyRefused unless the bundle is there exactly if the plan names one, and BundleUnfit if it is another one."""
-    if (plan.task.bundle is None) != (bundle is None):
-        there = "names a bundle, which did not come" if bundle is None else "names no bundle, and one came"
-        raise StudyRefused(f"The plan {there}.", hint="Give --bundle FILE with a plan that has task.bundle, and only then.")
-    if plan.task.bundle is not None and bundle is not None:
-        unpack(bundle, plan.task.bundle)
 
 
 def _answer(woken: asyncio.Future[None]) -> None:

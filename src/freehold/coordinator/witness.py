@@ -39,6 +39,17 @@ ledger_heads = sa.Table(
 )
 
 
+class Allowance(NamedTuple):
+    """Writes that one node may bring about: so many at once, and another one after each `every_s` seconds."""
+
+    most: int
+    every_s: float
+
+
+FAULTS, ADVANCES = Allowance(5, 60.0), Allowance(100, 1.0)
+"""Of heads that are amiss, or no longer are; and of those that go on. An honest node comes near neither."""
+
+
 class Known(NamedTuple):
     """What is known of a node's ledger."""
 
@@ -54,6 +65,8 @@ class Witness:
     ) -> None:
         """`pair`: the files of the coordinator's certificate with its chain, and of its key."""
         self._store, self._pair, self._clock, self._tell = store, pair, clock, tell
+        self._left: dict[tuple[str, Allowance], tuple[float, float]] = {}
+        """Writes that a node may still bring about, and when that was so."""
 
     async def shown(self, node: str, head: LedgerHead) -> Countersigned:
         """A node shows where its ledger stands; the furthest that is known of it, countersigned.
@@ -67,11 +80,23 @@ class Witness:
                 "The head of the ledger is not signed by the key that it names.", hint="Both sides must run Freehold."
             ) from None
         known = await asyncio.to_thread(self._store.read, lambda c: _known(c, node))
-        if known != Known(head, ""):
+        if known != Known(head, "") and (known is None or self._may_write(node, known.head, head)):
             known = await self._store.write(lambda c: self._take(c, node, head), "coordinator.witness")
             if known.fault:
                 self._tell(Event("ledger.amiss", {"node": node, "shown": head.n, "known": known.head.n, "why": known.fault}))
-        return await asyncio.to_thread(self._signed, node, known.head)
+        return await asyncio.to_thread(self._signed, node, None if known is None else known.head)
+
+    def _may_write(self, node: str, known: LedgerHead, shown: LedgerHead) -> bool:
+        """Whether this node has writes left: a head comes with each request, and a faulty node would make each of them cost one.
+
+        Where it has none, it is answered with what is known already, and so is the operator.
+        """
+        allowed = FAULTS if _fault(known, shown) or shown == known else ADVANCES
+        now = self._clock()
+        left, when = self._left.get((node, allowed), (float(allowed.most), now))
+        left = min(left + max(now - when, 0.0) / allowed.every_s, float(allowed.most))
+        self._left[node, allowed] = (left - 1 if left >= 1 else left), now
+        return left >= 1
 
     async def latest(self, node: str) -> Countersigned:
         """The same for a node that only asks."""

@@ -1,7 +1,9 @@
 """The vocabulary: trees, tasks, objectives, steps, rounds, tallies, and the one definition of an algorithm."""
 
 from freehold.core.algorithm import Algorithm, ClientResult, Metrics, Round, Tally, Weighting
+from freehold.core.alone import imperative
 from freehold.core.batching import custom_vmap
+from freehold.core.cohort import Executor, executing
 from freehold.core.objective import NoisedSum, Objective, Privacy, descend, descend_adam, fix, gradient, proximal, tilted
 from freehold.core.registry import (
     AlgorithmEntry,
@@ -52,6 +54,7 @@ __all__ = [
     "ClientResult",
     "Count",
     "Engine",
+    "Executor",
     "Fraction",
     "Hyperparameter",
     "Losses",
@@ -86,12 +89,14 @@ __all__ = [
     "difference",
     "dot",
     "entry_of",
+    "executing",
     "fix",
     "flatten",
     "fold",
     "generator",
     "gradient",
     "hits",
+    "imperative",
     "is_finite",
     "leaves",
     "mix",

@@ -26,6 +26,8 @@ class Forward(TorchFunctionMode):
         self.key, self.real, self.alone = batch["key"], batch["real"], "alone" in batch
         self.refreshed: dict[int, Tensor] = {}
         self.draws = 0
+        self.touched = False
+        """Whether anything came out otherwise than it would have without this mode."""
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run `func` by its rule here, if it has one."""
@@ -35,6 +37,7 @@ class Forward(TorchFunctionMode):
     def next_key(self) -> Tensor:
         """A key for the next random draw of this pass."""
         self.draws += 1
+        self.touched = True
         return fold(self.key, self.draws)
 
 
@@ -74,6 +77,7 @@ def _batch_norm(
             "BatchNorm mixes the examples of a batch, so a gradient per example does not exist.",
             hint="Use GroupNorm or LayerNorm in a model that is trained with record-level privacy.",
         )
+    pass_.touched = True
     axes = (0, *range(2, input.dim()))
     wide = (1, -1, *[1] * (input.dim() - 2))
     on = pass_.real.to(input.dtype).view(-1, *[1] * (input.dim() - 1))

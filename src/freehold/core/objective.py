@@ -166,6 +166,14 @@ def _mean_loss(objective: Objective, state: State, batch: Batch) -> tuple[Tensor
     return torch.where(real, losses, 0).sum() / real.sum().clamp(min=1), seen
 
 
+def no_gradient_per_example(error: RuntimeError) -> NotPrivate:
+    """What to raise where torch has no gradient of one example."""
+    return NotPrivate(
+        f"The model has no gradient per example that torch can compute ({str(error).splitlines()[0]}).",
+        hint="Record-level privacy needs layers that vmap knows: recurrent layers and in-place changes are not among them.",
+    )
+
+
 def _private_gradient(objective: Objective, privacy: Privacy, params: State, buffers: State, batch: Batch) -> State:
     """Gradients per example, clipped, summed, noised, divided by the expected batch."""
     rest = {**objective.held, **buffers}
@@ -180,10 +188,7 @@ def _private_gradient(objective: Objective, privacy: Privacy, params: State, buf
     try:
         each = vmap(grad(loss_of_one), in_dims=(None, 0, 0, 0))(params, batch["x"], batch["y"], keys)
     except RuntimeError as error:
-        raise NotPrivate(
-            f"The model has no gradient per example that torch can compute ({str(error).splitlines()[0]}).",
-            hint="Record-level privacy needs layers that vmap knows: recurrent layers and in-place changes are not among them.",
-        ) from error
+        raise no_gradient_per_example(error) from error
     if privacy.noised_sum is not None:
         summed = privacy.noised_sum(each, real, privacy.max_norm, privacy.noise_multiplier)
         return {k: summed[k] / privacy.expected_batch for k in each}

@@ -45,11 +45,35 @@ class Steps:
         return self.picks.shape[0]
 
     def __iter__(self) -> Iterator[Batch]:
-        for pick, real, live, key in zip(*(t.unbind(0) for t in (self.picks, self.real, self.live, self.keys)), strict=True):
-            if self.trim:
-                kept = real if bool(real.any()) else slice(1)  # an empty step keeps one masked example: no zero-sized tensors
-                pick, real = pick[kept], real[kept]
-            yield {**self._read(self.rows[pick]), "real": real, "live": live, "key": key}
+        return (batch for batch, _ in self.counted())
+
+    def counted(self) -> Iterator[tuple[Batch, int | None]]:
+        """The batches, each with how many of its examples are real; None, without `trim`: that would be for a tensor to say."""
+        masks = zip(self.live.unbind(0), self.keys.unbind(0), strict=True)
+        if not self.trim:
+            for pick, real, (live, key) in zip(self.picks.unbind(0), self.real.unbind(0), masks, strict=True):
+                yield {**self._read(self.rows[pick]), "real": real, "live": live, "key": key}, None
+            return
+        width = self.picks.shape[1]
+        counts: list[int] = self.real.sum(1).tolist()
+        front = min(counts, default=width) == width or bool((self.real[:, 1:] <= self.real[:, :-1]).all())
+        for columns, s, (live, key) in zip(self._blocks(), range(len(counts)), masks, strict=True):
+            count, real = counts[s], self.real[s]
+            if count < width:
+                # An empty step keeps one masked example: no zero-sized tensors.
+                kept = slice(max(1, count)) if front or not count else real
+                columns, real = {name: column[kept] for name, column in columns.items()}, real[kept]
+            yield {**columns, "real": real, "live": live, "key": key}, count
+
+    def _blocks(self) -> Iterator[dict[str, Tensor]]:
+        """What each step reads, gathered for several steps at once where that is small."""
+        rows = self.rows[self.picks]
+        wide = max(column[:1].numel() for column in self.table.values())
+        steps = max(1, _GATHERED // max(1, wide * rows.shape[1]))
+        for block in rows.split(steps):
+            read = {name: column.index_select(0, block.flatten()) for name, column in self.table.items()}
+            shaped = [column.view(*block.shape, *column.shape[1:]).unbind(0) for column in read.values()]
+            yield from (dict(zip(read, each, strict=True)) for each in zip(*shaped, strict=True))
 
     def everything(self) -> Batch:
         """All training rows of the client as one batch [N]."""
@@ -78,6 +102,9 @@ class Steps:
         rows, present, picks, real, live, keys = own
         return cls(table=table, rows=rows, present=present, picks=picks, real=real, live=live, keys=keys, trim=trim)
 
+
+_GATHERED = 1 << 17
+"""Numbers of a column that are gathered at once: half a megabyte stays in the cache."""
 
 register_pytree_node(
     Steps,

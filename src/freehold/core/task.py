@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from freehold.core.cohort.factors import Factors, dense
 from freehold.core.forward import Forward
 from freehold.core.objective import Objective, Privacy
+from freehold.core.seated import ModuleLosses, Seated, Watch
 from freehold.core.steps import Batch
 from freehold.core.trees import State
 from freehold.errors import TaskError
@@ -100,19 +102,21 @@ def task_from(
     inside = (*top.named_parameters(remove_duplicate=False), *top.named_buffers(remove_duplicate=False))
     of_head = {k: first[id(t)] for k, t in inside}
     criterion = _per_example(loss)
-    watch = _Watch()
-    top.register_forward_pre_hook(watch)
+    watch = Watch(top)
+    seated = Seated(module)
 
     def run(state: State, batch: Batch, training: bool = False, bend: Callable[[Tensor], Tensor] | None = None) -> Seen:
-        live = {k: v.clone() if training and k in buffers else v for k, v in state.items()}
-        module.train(training)
+        plain = dense(state) if any(isinstance(t, Factors) for t in state.values()) else state
+        live = {k: v.clone() if k in buffers else v for k, v in plain.items()} if training and buffers else dict(plain)
+        seated.mode(training)
         watch.bend, watch.features = bend, None
         if training:
             with Forward(batch) as forward:
-                outputs = functional_call(module, live, (batch["x"],))
+                outputs = seated(live, batch["x"])
+            watch.touched = forward.touched
             seen = {k: forward.refreshed.get(id(live[k]), live[k]) for k in buffers if k in live}
         else:
-            outputs = functional_call(module, live, (batch["x"],))
+            outputs = seated(live, batch["x"])
             seen = {k: live[k] for k in buffers if k in live}
         if watch.features is None:
             raise TaskError(
@@ -121,10 +125,6 @@ def task_from(
             )
         return Seen(outputs, watch.features, seen)
 
-    def losses(state: State, batch: Batch) -> tuple[Tensor, State]:
-        seen = run(state, batch, training=True)
-        return criterion(seen.outputs, batch["y"]), seen.buffers
-
     def top_alone(state: State, features: Tensor) -> Tensor:
         watch.bend, watch.features = None, None
         if missing := [name for name in of_head.values() if name not in state]:
@@ -132,7 +132,7 @@ def task_from(
                 f"The head {head_name!r} shares {missing[0]} with another layer, so it cannot stand alone.",
                 hint="Choose an algorithm that needs no head of its own, e.g. fedavg or ditto, or do not tie the head.",
             )
-        inner = {own: state[name] for own, name in of_head.items()}
+        inner = {own: dense(state[name]) for own, name in of_head.items()}
         outputs: Tensor = functional_call(top, inner, (features,))
         return outputs
 
@@ -142,7 +142,7 @@ def task_from(
     norms = tuple(f"{n}." for n, m in module.named_modules() if n and isinstance(m, _NORMS))
     return Task(
         init=init,
-        objective=Objective(losses=losses, buffers=buffers | _frozen(module)),
+        objective=Objective(losses=ModuleLosses(run, criterion, seated, watch), buffers=buffers | _frozen(module)),
         run=run,
         top=top_alone,
         losses=criterion,
@@ -190,17 +190,6 @@ def value_sums(outputs: Tensor, y: Tensor, *, losses: Losses) -> Sums:
         "target": truth.sum(),
         "target_squared": (truth**2).sum(),
     }
-
-
-class _Watch:
-    """A hook before the head: shows its input, and bends it if asked."""
-
-    bend: Callable[[Tensor], Tensor] | None = None
-    features: Tensor | None = None
-
-    def __call__(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-        self.features = args[0]
-        return None if self.bend is None else (self.bend(args[0]), *args[1:])
 
 
 _NORMS = (

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from freehold.data.moments import Moments, Statistics, fit
 from freehold.data.overlap import told_copies
-from freehold.data.population import SPLITS, Population
+from freehold.data.population import Population
+from freehold.data.rows import Rows
 from freehold.data.schema import Column, infer_column
 from freehold.data.split import Splits
 from freehold.errors import BadValue, SchemaError, TooFewExamples
@@ -103,9 +104,7 @@ def tensors(
     return Prepared(
         x=torch.from_numpy(x.astype(np.float32, copy=False)),
         y=torch.from_numpy(y.astype(np.int64 if classes else np.float32)),
-        rows={
-            client: {name: torch.from_numpy(split[name].astype(np.int64)) for name in SPLITS} for client, split in splits.items()
-        },
+        rows=Rows(splits),
         feature_names=feature_names,
         classes=classes,
         clients=tuple(splits),

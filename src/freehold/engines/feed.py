@@ -12,6 +12,7 @@ from torch import Tensor
 
 from freehold.core import Batch, Steps, generator, tree_map
 from freehold.drawing import digest_seed
+from freehold.engines.dealing import drawn, rows_of, shuffled
 from freehold.errors import TooFewExamples, UsageError
 from freehold.plan import Plan
 
@@ -81,49 +82,91 @@ class Feed:
         real = torch.ones(len(rows), dtype=torch.bool)
         return {"x": self.x[rows], "y": self.y[rows], "real": real, "live": real.any(), "key": torch.zeros((), dtype=torch.int64)}
 
+    def batches(self, clients: Sequence[str], split: str) -> Batch:
+        """`batch` of several clients, padded with zeros, with a leading client axis."""
+        rows, real = self.split_rows(clients, split)
+        none = torch.zeros(len(clients), dtype=torch.int64, device=self.device)
+        columns = {"x": self.read(self.x, rows, real), "y": self.read(self.y, rows, real)}
+        return {**columns, "real": real, "live": real.any(1), "key": none}
+
+    def split_rows(self, clients: Sequence[str], split: str) -> tuple[Tensor, Tensor]:
+        """Rows of a split, padded: ([C, N] int64, [C, N] bool, true where not padding)."""
+        rows = [self.rows[c][split] for c in clients]
+        sizes = [len(r) for r in rows]
+        found = rows_of(rows, sizes) if any(sizes) else (torch.zeros(len(rows), 0, dtype=torch.int64),) * 2
+        return found[0].to(self.device), found[1].bool().to(self.device)
+
+    def read(self, column: Tensor, rows: Tensor, real: Tensor) -> Tensor:
+        """What `rows` [C, N] hold in a column [T, ...], zero where not `real`: [C, N, ...]."""
+        if not rows.numel():
+            return column.new_zeros(*rows.shape, *column.shape[1:])
+        found = column.index_select(0, rows.flatten()).view(*rows.shape, *column.shape[1:])
+        return found.masked_fill_(~real.view(*real.shape, *[1] * (column.dim() - 1)), 0)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the table is, and what is read from it."""
+        return self.x.device
+
+    def to(self, device: torch.device) -> Feed:
+        """The same feed with its table on a device; what is drawn stays the same."""
+        return self if device == self.device else replace(self, x=self.x.to(device), y=self.y.to(device))
+
     def steps(self, client: str, index: int, work: Work) -> Steps:
         """The local steps of one client in round `index`, without padding but in ragged last batches."""
-        rows = self.rows[client]["train"]
-        if not len(rows):
-            raise TooFewExamples(f"Client {client} has no training rows.", hint="Leave it out, or raise min_examples.")
-        picks = self._picks(client, index, work, len(rows))
-        width = max(1, max(map(len, picks)))
-        table = torch.zeros(len(picks), width, dtype=torch.int64)
-        real = torch.zeros(len(picks), width, dtype=torch.bool)
-        for s, pick in enumerate(picks):
-            table[s, : len(pick)], real[s, : len(pick)] = pick, True
-        return Steps(
-            table={"x": self.x, "y": self.y},
-            rows=rows,
-            present=torch.ones(len(rows), dtype=torch.bool),
-            picks=table,
-            real=real,
-            live=torch.ones(len(picks), dtype=torch.bool),
-            keys=torch.randint(2**62, (len(picks),), generator=generator("keys", self.seed, index, client)),
-            trim=True,
-        )
+        mine = self.cohort([client], index, work)
+        return replace(mine.of_client(tuple(t[0] for t in mine.per_client())), trim=True)
 
-    def _picks(self, client: str, index: int, work: Work, size: int) -> list[Tensor]:
+    def count(self, client: str, index: int, work: Work) -> int:
+        """How many steps a client has in round `index`."""
+        first, end = _span(work, self.size(client), index)
+        return end - first
+
+    def cohort(self, clients: Sequence[str], index: int, work: Work) -> Steps:
+        """The local steps of several clients in round `index`, padded, with a leading client axis.
+
+        What a client draws depends on the seed, the round and the client alone.
+        """
+        rows = [self.rows[c]["train"] for c in clients]
+        sizes = [len(r) for r in rows]
+        if not all(sizes):
+            empty = clients[sizes.index(0)]
+            raise TooFewExamples(f"Client {empty} has no training rows.", hint="Leave it out, or raise min_examples.")
+        firsts, ends = zip(*[_span(work, n, index) for n in sizes], strict=True)
+        mine = list(zip(clients, sizes, firsts, ends, strict=True))
         if work.poisson:
-            count = work.steps or (work.epochs or 0) * max(1, -(-size // work.batch_size))
-            chance = min(1.0, work.batch_size / size)
-            if self.poisson is not None:
-                return [row.nonzero().flatten() for row in self.poisson(count, size, chance)]
-            drawn = torch.rand(count, size, generator=generator("poisson", self.seed, index, client), dtype=torch.float64)
-            return [row.nonzero().flatten() for row in drawn < chance]
-        per_pass = -(-size // work.batch_size)
-        if work.epochs is not None:
-            first, last = index * work.epochs * per_pass, (index + 1) * work.epochs * per_pass
-        elif work.continuing:
-            first, last = index * (work.steps or 0), (index + 1) * (work.steps or 0)
-        else:  # every round starts a new shuffle: passes are numbered so that no two rounds share one
-            passes = -(-(work.steps or 0) // per_pass)
-            first = index * passes * per_pass
-            last = first + (work.steps or 0)
-        orders = {p: _order(self.seed, client, p, size) for p in range(first // per_pass, (last - 1) // per_pass + 1)}
-        deal = _evenly if work.last_batch == "even" else Tensor.split
-        batches = {p: deal(order, work.batch_size) for p, order in orders.items()}
-        return [batches[t // per_pass][t % per_pass] for t in range(first, last)]
+            dealt = drawn([self._chosen(c, index, work, n, end - first) for c, n, first, end in mine])
+        else:
+            size = work.batch_size
+            orders = [
+                _order(self.seed, c, p, n)
+                for c, n, first, end in mine
+                for p in range(first // -(-n // size), (end - 1) // -(-n // size) + 1)
+            ]
+            dealt = shuffled(orders, sizes, firsts, ends, size, even=work.last_batch == "even")
+        keys = torch.zeros(dealt.live.shape, dtype=torch.int64)
+        keys[dealt.live] = torch.cat([_keys(self.seed, index, c, end - first) for c, _, first, end in mine])
+        table = {"x": self.x, "y": self.y}
+        own = (*rows_of(rows, sizes), *dealt, keys)
+        return Steps.from_tensors(table, tuple(t.to(self.device, non_blocking=True) for t in own), False)
+
+    def _chosen(self, client: str, index: int, work: Work, size: int, count: int) -> Tensor:
+        chance = min(1.0, work.batch_size / size)
+        if self.poisson is not None:
+            return self.poisson(count, size, chance)
+        return torch.rand(count, size, generator=generator("poisson", self.seed, index, client), dtype=torch.float64) < chance
+
+
+def _span(work: Work, size: int, index: int) -> tuple[int, int]:
+    """(first, one past the last) of a round's steps, counted over a client's passes."""
+    per_pass = max(1, -(-size // work.batch_size))
+    if work.epochs is not None:
+        return index * work.epochs * per_pass, (index + 1) * work.epochs * per_pass
+    steps = work.steps or 0
+    if work.continuing:
+        return index * steps, (index + 1) * steps
+    first = index * -(-steps // per_pass) * per_pass  # every round starts a new shuffle: no two rounds share a pass
+    return first, first + steps
 
 
 def pad(each: Sequence[Steps]) -> Steps:
@@ -162,10 +205,15 @@ def pad_batches(each: Sequence[Batch]) -> Batch:
     return tree_map(lambda *ts: torch.stack([grown(t) for t in ts]), *each)
 
 
-def _evenly(order: Tensor, size: int) -> tuple[Tensor, ...]:
-    return order.tensor_split(-(-len(order) // size))
-
-
 @lru_cache(maxsize=4096)
 def _order(seed: int, client: str, pass_: int, size: int) -> Tensor:
-    return torch.randperm(size, generator=torch.Generator().manual_seed(digest_seed("order", seed, client, pass_)))
+    return torch.randperm(size, generator=_DRAWING.manual_seed(digest_seed("order", seed, client, pass_)))
+
+
+@lru_cache(maxsize=1024)
+def _keys(seed: int, index: int, client: str, count: int) -> Tensor:
+    return torch.randint(2**62, (count,), generator=_DRAWING.manual_seed(digest_seed("keys", seed, index, client)))
+
+
+_DRAWING = torch.Generator()
+"""Seeded anew for each draw: making one costs as much as drawing."""

@@ -9,9 +9,10 @@ from operator import add
 from torch import Tensor
 
 from freehold.core import Algorithm, ClientResult, Round, Sums, Tally, Tree, Weighting, is_finite
+from freehold.engines.execution import Execution
 from freehold.engines.feed import Feed, Work
-from freehold.engines.store import PersonalStore
-from freehold.errors import Diverged
+from freehold.engines.store import PersonalStates, PersonalStore
+from freehold.errors import Diverged, TooFewExamples
 
 ADAPTING = -1
 """The round index under which steps for `adapt` are drawn."""
@@ -37,10 +38,13 @@ class LoopEngine:
         self.algorithm, self.feed, self.work = algorithm, feed, work
         self.adaptation = adaptation or work
         self.weighting, self.most_weight = weighting or algorithm.weighting, most_weight
-        self.store = PersonalStore(algorithm.enroll)
+        self.store: PersonalStates = PersonalStore(algorithm.enroll)
+        self.execution = Execution(executor="loop", chunk=1)
 
     def collect(self, round: Round, shared: Tree, cohort: Sequence[str]) -> Tally:
         """Ask the cohort."""
+
+        present = self.present(cohort)
 
         def one(client: str) -> Tally:
             steps = self.feed.steps(client, round.index, self.work)
@@ -49,7 +53,18 @@ class LoopEngine:
             self.store.stage(client, result.personal)
             return Tally.of(result, self.weight(client))
 
-        return reduce(add, map(one, cohort))
+        return reduce(add, map(one, present))
+
+    def present(self, cohort: Sequence[str]) -> list[str]:
+        """The clients that have training data; the others are put down as skipped. TooFewExamples if nobody has."""
+        there = [c for c in cohort if self.feed.size(c)]
+        self.execution.skipped |= dict.fromkeys(c for c in cohort if not self.feed.size(c))
+        if not there:
+            raise TooFewExamples(
+                f"None of the {len(cohort)} clients of this round has training rows.",
+                hint="Leave them out, or raise min_examples.",
+            )
+        return there
 
     def settle(self, counted: bool) -> None:
         """Keep or drop the personal states of the round that was collected."""
@@ -71,14 +86,24 @@ class LoopEngine:
         """client -> split -> outputs of its own model [n, ...]."""
         out: dict[str, Mapping[str, Tensor]] = {}
         for client in clients:
+            if not self.feed.size(client):
+                out[client] = self.unadapted(shared, client, splits)
+                continue
             personal = self.adapted(shared, client)
-            out[client] = {s: self.algorithm.outputs(shared, personal, self.feed.x[self.feed.rows[client][s]]) for s in splits}
+            out[client] = {
+                s: self.algorithm.outputs(shared, personal, self.feed.x[self.feed.rows[client][s]]).to("cpu") for s in splits
+            }
         return out
+
+    def unadapted(self, shared: Tree, client: str, splits: Sequence[str]) -> dict[str, Tensor]:
+        """The outputs of a client that has no training data to adapt with: of the state that it has."""
+        state = self.algorithm.personalize(shared, self.store.read(client, shared))
+        return {s: self.algorithm.task.predict(state, self.feed.x[self.feed.rows[client][s]]).to("cpu") for s in splits}
 
     def evaluate(self, shared: Tree, clients: Sequence[str], split: str) -> Mapping[str, Sums]:
         """client -> sums of its own model on its own split."""
         said = self.predict(shared, clients, [split])
-        return {c: self.algorithm.task.measure(said[c][split], self.feed.y[self.feed.rows[c][split]]) for c in clients}
+        return {c: self.algorithm.task.measure(said[c][split], self.feed.y[self.feed.rows[c][split]].to("cpu")) for c in clients}
 
 
 def check_finite(result: ClientResult, client: str, round: Round, algorithm: str) -> None:

@@ -1,10 +1,39 @@
-"""Personal states of a simulation's clients, kept outside of the algorithm, in two phases: pending, then committed."""
+"""Personal states of a simulation's clients, kept outside of the algorithm, in two phases: pending, then committed.
+
+`PersonalStore` keeps them in memory, `Arena` on disk.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
 from freehold.core import Tree, at, stack
+
+
+class PersonalStates(Protocol):
+    """client -> personal state; engines don't know where it lies."""
+
+    def read(self, client: str, shared: Tree) -> Tree:
+        """The committed state, or a first one, which is not kept: reading changes nothing."""
+
+    def stage(self, client: str, personal: Tree) -> None:
+        """Keep a new state as pending."""
+
+    def gather(self, clients: Sequence[str], shared: Tree) -> Tree:
+        """What `read` gives for each, as one tree with a leading client axis."""
+
+    def scatter(self, clients: Sequence[str], stacked: Tree) -> None:
+        """`stage` for each, from one tree with a leading client axis."""
+
+    def settle(self, counted: bool) -> None:
+        """Commit what is pending, or drop it."""
+
+    def committed(self) -> Mapping[str, Tree]:
+        """All committed states."""
+
+    def restore(self, states: Mapping[str, Tree]) -> None:
+        """Start from these states."""
 
 
 class PersonalStore:

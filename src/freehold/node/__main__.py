@@ -39,6 +39,8 @@ KEYS: Mapping[str, type] = {
     "ca": str,
     "data": dict,
     "policy": str,
+    "vault_key": str,
+    "vault_tpm": str,
     "hours": str,
     "metered": str,
     "log": str,
@@ -60,6 +62,7 @@ class Options:
     log: str
     rules: Rules
     insecure_no_sandbox: bool = False
+    tpm: str = ""
     policy: Path | None = None
     cert: Path | None = None
     key: Path | None = None
@@ -114,6 +117,7 @@ def options_of(arguments: Sequence[str], environ: Mapping[str, str]) -> Options:
         log=given.log or _text(said, "log"),
         rules=rules_of(_text(said, "hours"), _text(said, "metered")),
         insecure_no_sandbox=given.insecure_no_sandbox,
+        tpm=_tpm(_text(said, "vault_key") or "file", _text(said, "vault_tpm")),
         **{kind: _file(getattr(given, kind), said, kind, state) for kind in ("policy", "cert", "key", "ca")},
     )
 
@@ -211,6 +215,7 @@ def _settings(options: Options, stack: ExitStack) -> tuple[Own | None, Settings]
         federation=options.federation,
         rules=options.rules,
         policy=options.policy,
+        tpm=options.tpm,
         outside=files,
         sandbox="off" if options.insecure_no_sandbox else "required",
     )
@@ -269,6 +274,7 @@ def facts(options: Options, service: Service) -> dict[str, Any]:
         "sandbox": "" if agent is None else agent.status.sandbox,
         "escapes_held": 0 if agent is None else agent.status.held,
         "last_error": "" if agent is None else agent.status.last_error,
+        "last_choice": "" if agent is None else agent.status.last_choice,
         "datasets": {name: str(path) for name, path in service.settings.datasets.items()},
         "certificate": None,
     }
@@ -306,6 +312,17 @@ def _say(text: str) -> None:
 
 def _text(said: Mapping[str, Setting], key: str) -> str:
     return str(said.get(key, ""))
+
+
+def _tpm(kind: str, tcti: str) -> str:
+    """TCTI of the TPM that seals the vault's key; "" where none does."""
+    if kind not in ("file", "tpm"):
+        raise UsageError(f"{FILE}: vault_key is {kind!r}.", hint='It is "file" or "tpm".')
+    if kind == "file":
+        if tcti:
+            raise UsageError(f"{FILE}: vault_tpm says which TPM, but no key is with one.", hint='Say vault_key = "tpm".')
+        return ""
+    return tcti or "device:/dev/tpmrm0"
 
 
 def _file(given: Path | None, said: Mapping[str, Setting], key: str, state: Path) -> Path | None:

@@ -23,6 +23,7 @@ from freehold.events import Event
 from freehold.node.approvals import Approvals
 from freehold.node.benefit import binned
 from freehold.node.errands import MeasureErrand, OutgoingMeasures, TrainErrand
+from freehold.node.rulings import Rulings
 from freehold.node.sandboxed import Bounds
 from freehold.node.withheld import can_withhold, narrow
 from freehold.plan import Plan, Run, digest
@@ -54,12 +55,22 @@ def rules_file(state: Path) -> Path:
 
     A node may have been started with --policy, which nothing else remembers.
     """
-    try:
-        said = tomllib.loads((state / "node.toml").read_text(encoding="utf-8")).get("policy")
-    except (OSError, ValueError):
-        said = None
+    said = _settings(state).get("policy")
     found = state / str(said) if said else state / FILE
     return found if found.exists() else state / "approvals" / IN_FORCE
+
+
+def tables(state: Path) -> dict[str, Path]:
+    """Data set -> file of its table, as node.toml in this folder says; {} where it says nothing."""
+    said = _settings(state).get("data")
+    return {str(name): state / str(path) for name, path in said.items()} if isinstance(said, dict) else {}
+
+
+def _settings(state: Path) -> Mapping[str, object]:
+    try:
+        return tomllib.loads((state / "node.toml").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
 
 
 def _given(rules: DataRules | None) -> tuple[object, ...]:
@@ -91,7 +102,7 @@ class Admission:
         self._datasets, self._sandbox, self._bounded, self._note = datasets, sandbox, bounded, note
         self._read: dict[int, tuple[Plan, DataRules | None]] = {}
         """Plan -> the rules under which its trainer was started."""
-        self._approvals = Approvals(state, clock=clock)
+        self._approvals, self._rulings = Approvals(state, clock=clock), Rulings(state, clock=clock)
         self._policy = Policy()
         self._seen: tuple[tuple[int, ...], str] = ((), "")
         self._events: list[Event] = []
@@ -101,6 +112,8 @@ class Admission:
         kept = self._read_kept()
         self._known = kept is not None
         """Whether some policy was in force before, so that another one is a change."""
+        self._in_force = "" if kept is None else self._digest_kept()
+        """SHA-256 of the policy's text."""
         if kept is not None:
             self._policy = kept
 
@@ -140,6 +153,7 @@ class Admission:
                     narrowed=can_withhold(Path(self._datasets.get(plan.task.name, ""))),
                 ),
             )
+            self._rulings.keep(verdict, plan, identity, errand.signature, self._in_force)
             if verdict.rules is None:
                 raise self._refusal(verdict, plan, identity, errand.signature)
             if training and verdict.rules.bytes_per_day is not None:
@@ -256,13 +270,11 @@ class Admission:
             self._known = True
             self._told.clear()
             self._keep(body)
+            self._in_force = _digest(body)
 
     def _tell(self, body: bytes) -> None:
         """Write into the ledger what is in force from now on; where that cannot be done, the old one stays."""
-        try:
-            before = _digest((self._approvals.folder / IN_FORCE).read_bytes())
-        except OSError:
-            before = "none"
+        before = self._digest_kept() or "none"
         try:
             if before != _digest(body):
                 self._note("policy", f"before: {before}", sha256=_digest(body))
@@ -281,6 +293,12 @@ class Admission:
             raise ApprovalError(
                 f"{folder} cannot be written: {error.strerror}.", hint="Make room on the disk; nothing is done until then."
             ) from error
+
+    def _digest_kept(self) -> str:
+        try:
+            return _digest((self._approvals.folder / IN_FORCE).read_bytes())
+        except OSError:
+            return ""
 
     def _read_kept(self) -> Policy | None:
         try:

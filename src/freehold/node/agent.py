@@ -19,6 +19,7 @@ import msgspec
 from freehold.errors import FreeholdError, NodeError, PeerGone, StoreError, Unreachable, by_code
 from freehold.events import Event, Listener, silent
 from freehold.node.errands import (
+    OWNERS_WORD,
     Busy,
     FromGuard,
     Hello,
@@ -76,6 +77,8 @@ class Status:
     sent_bytes: int = 0
     received_bytes: int = 0
     last_error: str = ""
+    last_choice: str = ""
+    """What was refused last because the node's owner has said so, by policy, approval or denial: that is no error."""
     rest: Rest | None = None
     """Why it rests; None while it works."""
     sandbox: str = ""
@@ -102,11 +105,14 @@ class Agent:
         rules: Rules | None = None,
         clock: Callable[[], float] = time.time,
         sandbox: Literal["required", "off"] = "required",
+        tpm: str = "",
     ) -> None:
-        """`clock` is the Unix time by which `rules` have the node work or rest."""
+        """`clock` is the Unix time by which `rules` have the node work or rest. `tpm`: which seals the vault's key."""
         self._upstream, self._tell = upstream, tell
         paths, rules_file = {k: str(v) for k, v in datasets.items()}, str(policy or "")
-        self._hello = Hello(node=node, state=str(state), datasets=paths, policy=rules_file, sandbox=sandbox, coordinator=url)
+        self._hello = Hello(
+            node=node, state=str(state), datasets=paths, policy=rules_file, sandbox=sandbox, coordinator=url, tpm=tpm
+        )
         self._guard = Child(GUARD, FromGuard, spawn=spawn, opening=self._greet)
         self._plans: dict[str, bytes] = {}
         self._pending: list[Pending] = []
@@ -265,7 +271,11 @@ class Agent:
 
     def _answer(self, work: Work, found: Any, out: list[int]) -> WorkReply | None:
         if isinstance(found, Refused):
-            self.status.last_error = f"{found.message} {found.hint}"
+            said = f"{found.message} {found.hint}"
+            if found.code in OWNERS_WORD:
+                self.status.last_choice = said
+            else:
+                self.status.last_error = said
             self._tell(Event("work.refused", {"run": work.run, "round": work.round, "code": found.code}))
             return self._decline(work, found)
         if isinstance(found, OutgoingMessage | Outgoing):

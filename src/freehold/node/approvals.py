@@ -7,7 +7,6 @@ reads it at each piece of work.
 from __future__ import annotations
 
 import contextlib
-import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from freehold import durable
-from freehold.errors import ApprovalError, FreeholdError, UnknownName, UsageError
+from freehold.errors import ApprovalError, FreeholdError, UnknownName
 from freehold.plan import Plan, digest, dumps, parse
 
 MOST_WAITING = 50
@@ -122,22 +121,6 @@ class Approvals:
             return msgspec.json.decode((self.folder / NOTED).read_bytes(), type=dict[str, float])
         except (OSError, msgspec.MsgspecError):
             return {}
-
-    def find(self, text: str) -> tuple[str, Entry]:
-        """The one entry whose digest begins so, or whose plan is called so. Raises UnknownName and UsageError."""
-        start = text.removeprefix("sha256:")
-        every = self.entries()
-        found = [each for each in every if re.fullmatch(r"[0-9a-f]{4,64}", start) and each[0].startswith(f"sha256:{start}")]
-        found = found or [each for each in every if parse(each[1].plan).name == text]
-        if not found:
-            raise UnknownName(
-                f"No plan {text[:80]} is here.",
-                hint="`freehold node pending` lists what waits. A plan that rules allow or deny is not kept: "
-                "`freehold node policy check PLAN` explains the verdict.",
-            )
-        if len(found) > 1:
-            raise UsageError(f"{len(found)} plans are called {text[:80]}.", hint="Give the digest.")
-        return found[0]
 
     def last_approved(self, name: str, *, but: str) -> Plan | None:
         """The plan of this name that was approved last, leaving out that of digest `but`."""

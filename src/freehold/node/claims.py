@@ -1,6 +1,7 @@
 """What training code says of how much data there is. It is whole, and it stays: a number that may change each round is a channel.
 
-One number each, for a run and a split, as long as the table on the disk is the same one.
+One number each, for a run and a split, as long as the table on the disk is the same one. They are on the disk before anything
+leaves that says them: a guard that starts anew holds training code to the same numbers.
 """
 
 from __future__ import annotations
@@ -8,8 +9,12 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
-from freehold.errors import ReleaseRefused
+import msgspec
+
+from freehold import durable
+from freehold.errors import LedgerError, ReleaseRefused
 from freehold.plan import Training
 from freehold.wire.local import is_sealed
 from freehold.wire.messages import Measured
@@ -18,13 +23,17 @@ _BLOCK_BYTES = 512
 """In which the kernel counts what a file takes."""
 
 
+Said = tuple[tuple[int, ...], float]
+"""Which table, and the number."""
+
+
 class Claims:
     """Of one study on one table."""
 
-    def __init__(self, table: str) -> None:
-        """`table`: the path of the owner's own file; it need not be there."""
-        self._table = table
-        self._said: dict[tuple[str, ...], tuple[tuple[int, ...], float]] = {}
+    def __init__(self, table: str, kept: Path) -> None:
+        """`table`: the path of the owner's own file; it need not be there. `kept`: the file of these claims."""
+        self._table, self._kept = table, kept
+        self._said: dict[str, Said] = {}
 
     @property
     def made(self) -> bool:
@@ -44,11 +53,36 @@ class Claims:
             self._same(("examples", run, of, split), told.examples)
 
     def _same(self, what: tuple[str, ...], value: float) -> None:
-        version = _version(self._table)
-        known, said = self._said.get(what, (version, value))
-        if known == version and said != value:
+        said, name = (_version(self._table), value), " ".join(what)
+        if self._said.get(name) == said:
+            return
+        self._said = self._read()  # what another one of the same study has heard meanwhile, or this guard's predecessor
+        known = self._said.get(name, said)
+        if known[0] == said[0] and known[1] != value:
             raise _refused("another number of examples than before")
-        self._said[what] = (version, value)
+        if self._said.get(name) != said:
+            self._write({**self._said, name: said})
+
+    def _read(self) -> dict[str, Said]:
+        try:
+            return msgspec.json.decode(self._kept.read_bytes(), type=dict[str, Said])
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, msgspec.MsgspecError) as error:
+            raise LedgerError(
+                f"{self._kept} cannot be read ({type(error).__name__}), so nobody knows what training code has claimed.",
+                hint="Look at its owner and mode. Deleted, it lets that study's code choose its numbers once more.",
+            ) from None
+
+    def _write(self, said: dict[str, Said]) -> None:
+        try:
+            self._kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            durable.write(self._kept, msgspec.json.encode(said), point="node.claims")
+        except OSError as error:
+            raise LedgerError(
+                f"{self._kept} cannot be written: {error.strerror}.", hint="Make room on the disk; nothing was sent."
+            ) from None
+        self._said = said
 
 
 def whole(fds: Sequence[int]) -> bool:

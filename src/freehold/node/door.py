@@ -21,7 +21,7 @@ from freehold.privacy.accounting import mechanism_of
 from freehold.wire.messages import Countersigned, LedgerHead
 
 CHECKPOINT_LINES = 100
-"""After so many lines, at the guard's start, and after measures, the coordinator is shown where the ledger stands."""
+"""After so many lines, at the guard's start, and when a run has ended, the coordinator is shown where the ledger stands."""
 
 CONTROL_S, CONTROL_MESSAGES = 3600.0, 1000
 """A line of control messages is written after so long or so many, at the guard's first work, and after measures."""
@@ -136,14 +136,25 @@ class Door:
                 )
             )
         if kind == "measures":
-            self._account(at_once=True)
-            self._due = True
+            self._run_ended()
         return spent
 
-    def refuse(self, error: FreeholdError, *, run: str = "", round: int = 0, study: str | None = None) -> None:
-        """Write that something was refused, and why: in fixed words where training code may have chosen them."""
+    def _run_ended(self) -> None:
+        """The ledger stands where the coordinator is to witness it, with all that left before."""
+        self._account(at_once=True)
+        self._due = True
+
+    def refuse(
+        self, error: FreeholdError, *, run: str = "", round: int = 0, study: str | None = None, measures: bool = False
+    ) -> None:
+        """Write that something was refused, and why: in fixed words where training code may have chosen them.
+
+        `measures`: they were asked for, which is a run's end, also where they stay: under noise they always do.
+        """
         text = told(error.code) if error.code in {*BY_TRAINING, DataUnfit.code} else error.message[:2000]
         self._append("refusal", study=study, run=run or None, round=round, verdict="refused", code=error.code, text=text)
+        if measures:
+            self._run_ended()
 
     def note(self, kind: Literal["approval", "policy", "erased", "started"], text: str, **told: str | None) -> None:
         """Write what the owner decided, or how the guard started."""

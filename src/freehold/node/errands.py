@@ -34,6 +34,8 @@ class Hello(Errand, frozen=True, kw_only=True, tag="hello"):
     """Its URL, for the ledger."""
     policy: str = ""
     """The owner's policy; "" is policy.toml in the state folder."""
+    tpm: str = ""
+    """TCTI of the TPM that seals the vault's key; "" where none does."""
 
 
 class Settle(Errand, frozen=True, kw_only=True, tag="settle"):
@@ -134,6 +136,9 @@ class Erased(Errand, frozen=True, kw_only=True, tag="erased"):
 
 BY_TRAINING: Final = frozenset({114, 306, 336, 505, 507})
 """Numbers of errors that training code can bring about as it likes, one or another, with words of its own in them."""
+
+OWNERS_WORD: Final = frozenset({331, 332, 333, 334})
+"""Numbers of errors that say what the node's owner has decided, or has not decided yet."""
 
 ToGuard = Hello | Settle | TrainErrand | MeasureErrand | Quit | Forget
 FromGuard = PendingRounds | Outgoing | OutgoingMessage | Busy | Refused | Erased

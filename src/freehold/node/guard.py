@@ -53,6 +53,7 @@ from freehold.node.notes import note
 from freehold.node.release import released
 from freehold.node.retention import erase, expire
 from freehold.node.sandboxed import Trainers, trainers_of, unjailed
+from freehold.node.tpm import Tpm
 from freehold.node.vault import Vault
 from freehold.node.warm import MOST_WORDS, TRAINING_LIMIT_S, WarmStudy
 from freehold.plan import Plan, Run, digest, parse
@@ -78,7 +79,8 @@ class Guard:
         self._bundles = Bundles(Path(hello.state))
         rules = Path(hello.policy) if hello.policy else None
         self._door = Door(Path(hello.state), node=hello.node, peer=hello.coordinator, vault=lambda: self._vault.name())
-        self._vault = Vault(Path(hello.state), self._door.anchor, credentials=vaultkey.credentials())
+        tpm = Tpm(hello.tpm) if hello.tpm else None
+        self._vault = Vault(Path(hello.state), self._door.anchor, credentials=vaultkey.credentials(), tpm=tpm)
         self._admission = Admission(
             Path(hello.state),
             rules,
@@ -214,7 +216,7 @@ class Guard:
         """Write down what this node refuses."""
         if isinstance(errand, TrainErrand | MeasureErrand):
             with contextlib.suppress(FreeholdError):
-                self._door.refuse(error, run=errand.run, round=errand.round)
+                self._door.refuse(error, run=errand.run, round=errand.round, measures=isinstance(errand, MeasureErrand))
 
     def _known(self, run_id: str, plan_fd: int) -> tuple[WarmStudy, Run]:
         """The study and the run; the plan's own digest says which run this is, whatever the coordinator calls it."""
@@ -270,7 +272,8 @@ class Guard:
                 self._training[digest(plan)] = checked_records(reply.training, Path(path)) if reply.training else 0
                 note(Path(self._hello.state), plan, "data", {"examples": reply.examples, "findings": reply.findings})
 
-        claims = Claims(self._hello.datasets.get(plan.task.name, ""))
+        kept = Path(self._hello.state) / "claims" / f"{digest(plan).removeprefix('sha256:')}.json"
+        claims = Claims(self._hello.datasets.get(plan.task.name, ""), kept)
         return WarmStudy(plan, text, Child(TRAINER, FromTrainer, spawn=start, opening=opening), claims)
 
     def events(self) -> list[Event]:

@@ -22,6 +22,8 @@ from __future__ import annotations
 
 import math
 import os
+from array import array
+from collections.abc import Iterator
 from decimal import Decimal, localcontext
 from fractions import Fraction
 from functools import lru_cache
@@ -95,38 +97,40 @@ class DiscreteGaussian:
         """ValueError unless the variance is above 0 and at most `MOST_SIGMA` squared."""
         if not 0 < variance <= Fraction(MOST_SIGMA) ** 2:
             raise ValueError("a variance that is not positive, or too large")
-        self._levels = [(float(factor), table(part)) for factor, part in levels(variance)]
+        # Steps modulo 2**16 lead to the same cells, in numbers a quarter as wide.
+        self._levels = [(float(f), of, of.step.astype(np.uint16)) for f, of in ((f, table(part)) for f, part in levels(variance))]
         self._stream = stream
-        self._raw = np.empty((2, PIECE), np.uint16)
-        self._cell, self._step = np.empty(PIECE, np.intp), np.empty(PIECE, np.int32)
-        self._edge, self._other = np.empty(PIECE, np.uint16), np.empty(PIECE, np.bool_)
-        self._found = np.empty(PIECE, np.float64)
+        self._raw = np.empty(2 * PIECE, np.uint16)
+        self._at, self._found = np.empty(PIECE, np.intp), np.empty(PIECE, np.float64)
+        self._edge, self._step, self._other = np.empty(PIECE, np.uint16), np.empty(PIECE, np.uint16), np.empty(PIECE, np.bool_)
 
     def add_to(self, numbers: NDArray[np.float64]) -> None:
         """Add independent noise to each of at most `PIECE` whole numbers, exactly while they stay below 2**53."""
-        for factor, of in self._levels:
-            found = self._draw(of, numbers.size)
+        for factor, of, steps in self._levels:
+            found = self._draw(of, steps, numbers.size)
             if factor != 1:
                 np.multiply(found, factor, out=found)
             numbers += found
 
-    def _draw(self, of: Table, count: int) -> NDArray[np.float64]:
-        self._stream.fill(self._raw.reshape(-1)[: 2 * count])
-        low = self._raw.reshape(-1)[count : 2 * count]
-        cell, step, edge, other = self._cell[:count], self._step[:count], self._edge[:count], self._other[:count]
-        cell[:] = self._raw.reshape(-1)[:count]
+    def _draw(self, of: Table, steps: NDArray[np.uint16], count: int) -> NDArray[np.float64]:
+        self._stream.fill(self._raw[: 2 * count])
+        cell, low = self._raw[:count], self._raw[count : 2 * count]
+        at, edge, step, other = self._at[:count], self._edge[:count], self._step[:count], self._other[:count]
+        at[:] = cell
         # Every index is in range: "clip" spares numpy a check and a copy.
-        np.take(of.threshold, cell, out=edge, mode="clip")
-        np.take(of.step, cell, out=step, mode="clip")
+        np.take(of.threshold, at, out=edge, mode="clip")
+        np.take(steps, at, out=step, mode="clip")
         np.equal(low, edge, out=other)
         ties = other.nonzero()[0] if other.any() else ()
         np.greater_equal(low, edge, out=other)
         for tie in ties:
             other[tie] = self._stream.word() >= int(of.further[cell[tie]])
-        np.multiply(step, other, out=step)
+        edge[:] = other
+        np.multiply(step, edge, out=step)
+        np.add(step, cell, out=step)
+        np.bitwise_xor(step, _MIDDLE, out=step)  # as a signed number: less the middle
         found = self._found[:count]
-        np.add(cell, step, out=found)
-        found -= _MIDDLE
+        found[:] = step.view(np.int16)
         return found
 
 
@@ -152,17 +156,23 @@ def table(variance: Fraction) -> Table:
 
 def _units(variance: Fraction) -> list[int]:
     """The probability of each of the integers from 0 on, in 2**-96; with those of their negatives they are exactly one."""
-    with localcontext(prec=_DIGITS):
-        # exp(-(k + 1)^2 c) = exp(-k^2 c) * exp(-(2 k + 1) c)
-        ratio = (-Decimal(variance.denominator) / (2 * variance.numerator)).exp()
-        square, weights = ratio * ratio, [Decimal(1)]
-        while len(weights) < _MIDDLE and weights[-1] > Decimal("1e-32"):
-            weights.append(weights[-1] * ratio)
-            ratio *= square
-        whole = Decimal(_CELLS * _CELL_UNITS) / (2 * sum(weights) - 1)
-        units = [int(weight * whole) for weight in weights]
+    with localcontext(prec=_DIGITS):  # gone through twice: to keep so many digits would take megabytes
+        whole = Decimal(_CELLS * _CELL_UNITS) / (2 * sum(_weights(variance)) - 1)
+        units = [int(weight * whole) for weight in _weights(variance)]
     units[0] += _CELLS * _CELL_UNITS - (2 * sum(units) - units[0])
     return units
+
+
+def _weights(variance: Fraction) -> Iterator[Decimal]:
+    # exp(-(k + 1)^2 c) = exp(-k^2 c) * exp(-(2 k + 1) c)
+    ratio = (-Decimal(variance.denominator) / (2 * variance.numerator)).exp()
+    square, weight = ratio * ratio, Decimal(1)
+    for _ in range(_MIDDLE):
+        yield weight
+        if weight <= Decimal("1e-32"):
+            break
+        weight *= ratio
+        ratio *= square
 
 
 def _aliased(units: list[int]) -> Table:
@@ -170,9 +180,9 @@ def _aliased(units: list[int]) -> Table:
     left = [0] * _CELLS
     for k, each in enumerate(units):
         left[_MIDDLE + k] = left[_MIDDLE - k] = each
-    alias = list(range(_CELLS))
-    small = [i for i, each in enumerate(left) if each < _CELL_UNITS]
-    large = [i for i, each in enumerate(left) if each > _CELL_UNITS]
+    alias = array("I", range(_CELLS))
+    small = array("I", (i for i, each in enumerate(left) if each < _CELL_UNITS))
+    large = array("I", (i for i, each in enumerate(left) if each > _CELL_UNITS))
     while small:
         low, high = small.pop(), large[-1]
         alias[low] = high
@@ -183,7 +193,7 @@ def _aliased(units: list[int]) -> Table:
                 small.append(high)
     return Table(
         # A full cell has no step, so whatever its threshold says is right.
-        np.array([each >> 64 & 0xFFFF for each in left], np.uint16),
-        np.array([each & (1 << 64) - 1 for each in left], np.uint64),
-        np.array([other - i for i, other in enumerate(alias)], np.int32),
+        np.fromiter((each >> 64 & 0xFFFF for each in left), np.uint16, _CELLS),
+        np.fromiter((each & (1 << 64) - 1 for each in left), np.uint64, _CELLS),
+        np.fromiter((other - i for i, other in enumerate(alias)), np.int32, _CELLS),
     )

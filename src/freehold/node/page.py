@@ -189,6 +189,8 @@ def html(told: Mapping[str, Any]) -> str:
     data = "".join(f"<li>{escape(name)}: <code>{escape(path)}</code></li>" for name, path in told["datasets"].items())
     rest = f'<p class="rest">{escape(resting(told["rest"]))}</p>' if told.get("rest") else ""
     error = f'<h2>Last error</h2><p class="error">{escape(told["last_error"])}</p>' if told["last_error"] else ""
+    said = told.get("last_choice")
+    choice = f'<h2>By your own choice</h2><p class="rest">Last kept back: {escape(said)}</p>' if said else ""
     sandbox = _sandbox(str(told.get("sandbox", "")), int(told.get("escapes_held", 0)))
     studies = (
         "".join(map(_study, told["studies"])) or '<p class="soft">None yet: the node waits for a study that needs its data.</p>'
@@ -199,7 +201,7 @@ def html(told: Mapping[str, Any]) -> str:
         f'<h1>{node} <span class="state {state}">{state}</span></h1>'
         f'<p class="soft">in {escape(str(told["federation"] or "no federation yet"))}, coordinator '
         f"{escape(str(told['coordinator'] or '-'))}, running since {escape(when(told['since']))}</p>"
-        f'{rest}{sandbox}<div class="cards">{shown}</div>{error}'
+        f'{rest}{sandbox}<div class="cards">{shown}</div>{choice}{error}'
         f"<h2>Data that plans may ask for</h2><ul>{data or '<li>none</li>'}</ul>"
         f'<p class="soft">It is read on this machine and never sent. What is sent are contributions: changes of parameters, '
         f"without noise unless a plan says so, and those can reveal records.</p>"

@@ -45,7 +45,10 @@ def released(departing: int, spec: Contribution, privacy: Privacy, *, stream: Ca
     noise.
     """
     with Mapped(departing) as view:
-        codec.check(view, spec)
+        if privacy.unit == "client":
+            codec.fitting(view, spec)  # whether its numbers are finite, their norm tells
+        else:
+            codec.check(view, spec)
         head = codec.header(spec)
         if view[: len(head)] != head:
             raise ReleaseRefused(
@@ -90,13 +93,17 @@ class FixedPoint(NamedTuple):
     def of(cls, view: memoryview, spans: Sequence[Entry], scale: float, max_norm: float) -> FixedPoint:
         """In units of 1 / `scale`, so that the integers' L2 norm is at most `max_norm * scale`.
 
-        That must be at least the root of how many they are.
+        That must be at least the root of how many they are. Raises TensorsMalformed where a number is not finite: no square of a
+        finite one is infinite here, so the sum tells.
         """
         wide = (part for span in spans if span.dtype == "float64" for _, part in codec.chunks(view, span))
         largest = max((float(max(-part.min(), part.max())) for part in wide), default=0.0)
-        shrink = math.frexp(largest)[1] if largest > _HUGE else 0
+        shrink = math.frexp(largest)[1] if math.isfinite(largest) and largest > _HUGE else 0
         once = cls(shrink, 1.0)
-        norm = math.sqrt(math.fsum(float(np.dot(part, part)) for span in spans for part in once.scaled(view, span)))
+        squares = [float(np.dot(part, part)) for span in spans for part in once.scaled(view, span)]
+        if not all(map(math.isfinite, squares)):
+            codec.refuse_infinite()
+        norm = math.sqrt(math.fsum(squares))
         limit = max_norm * scale * (1 - _SLACK) - math.sqrt(sum(math.prod(span.shape) for span in spans)) / 2
         return cls(shrink, scale if scale * norm <= limit and not shrink else limit / norm)
 

@@ -88,11 +88,11 @@ def _bounded(jail: Jail, bounds: Bounds, groups: Groups | None) -> Jail:
     """The jail with the owner's limits: in a control group, or of its process alone. Raises SandboxError."""
     limits = jail.limits
     if bounds.memory:
-        limits = replace(limits, memory_bytes=min(limits.memory_bytes, bounds.memory))
+        limits = limits._replace(memory_bytes=min(limits.memory_bytes, bounds.memory))
     if bounds.gpu:
         jail = replace(jail, devices=devices())
     if groups is None:
-        return replace(jail, limits=replace(limits, cpus=int(bounds.cpus or 0)))
+        return replace(jail, limits=limits._replace(cpus=int(bounds.cpus or 0)))
     try:
         group = groups.make(memory_bytes=limits.memory_bytes, cpus=bounds.cpus or None, processes=limits.processes)
     except OSError as error:

@@ -57,6 +57,8 @@ class Settings:
     """When the node works and when it rests."""
     policy: Path | None = None
     """The owner's policy; policy.toml in the state folder if it is not given."""
+    tpm: str = ""
+    """TCTI of the TPM that seals the vault's key; "" where none does."""
     outside: outside.Files | None = None
     """A certificate from a CA of the organisation's own, in place of a token."""
     sandbox: Literal["required", "off"] = "required"
@@ -146,6 +148,7 @@ class Service:
             datasets=self.settings.datasets,
             url=url,
             policy=self.settings.policy,
+            tpm=self.settings.tpm,
             tell=self._tell,
             spawn=self._spawn,
             sleep=self._sleep,

@@ -27,6 +27,7 @@ from freehold.errors import FreeholdError, NodeError, StateInUse, VaultError, Va
 from freehold.node import vaultindex, vaultkey
 from freehold.node.budget import Anchor
 from freehold.node.encryption import SALT_BYTES, InvalidTag, decrypted, encrypted
+from freehold.node.tpm import Tpm
 from freehold.node.vaultindex import TABLES, Index, Row, Written
 from freehold.node.vaultplain import PlainVault
 from freehold.wire.local import Mapped, Memory, close
@@ -56,11 +57,12 @@ class Vault:
         anchor: Callable[[], Anchor],
         *,
         credentials: Path | None = None,
+        tpm: Tpm | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`state`: the node's state folder. `credentials`: the folder of systemd's credentials."""
+        """`state`: the node's state folder. `credentials`: the folder of systemd's credentials. `tpm`: where it has the key."""
         self._state, self._folder, self._anchor = state, state / "vault", anchor
-        self._credentials, self._clock = credentials, clock
+        self._credentials, self._tpm, self._clock = credentials, tpm, clock
         self._db: sqlite3.Connection | None = None
         self._key: bytes | None = None
         self._found: Written | None = None
@@ -249,7 +251,7 @@ class Vault:
             db.execute("pragma wal_checkpoint(truncate)")
             self._sweep()
         elif known is None:
-            vaultkey.find(self._state, self._credentials)  # whether it is fit
+            vaultkey.find(self._state, self._credentials, self._tpm)  # whether it is fit
             self._found, self._salt = _NOTHING, None
         else:
             self._found = vaultindex.read(db, self._own_key(known))
@@ -296,14 +298,15 @@ class Vault:
     def _own_key(self, known: str | None = None) -> bytes:
         """The key; made if there is none and nothing was written with one."""
         if self._key is None:
-            self._key = vaultkey.find(self._state, self._credentials)
+            self._key = vaultkey.find(self._state, self._credentials, self._tpm)
         if self._key is None and (known or vaultindex.key_of(self._database())):
+            file = self._state / (vaultkey.SEALED if self._tpm else vaultkey.NAME)
             raise VaultKeyError(
                 f"The vault {self._folder} is there, but its key is gone.",
-                hint=f"Restore {self._state / vaultkey.NAME} or the credential. Without it: leave with --erase, and join anew.",
+                hint=f"Restore {file} or the credential. Without it: leave with --erase, and join anew.",
             )
         if self._key is None:
-            self._key = vaultkey.make(self._state)
+            self._key = vaultkey.make(self._state, self._tpm)
         return self._key
 
     def _database(self) -> sqlite3.Connection:

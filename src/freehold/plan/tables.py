@@ -246,12 +246,21 @@ class Privacy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
                 )
             if value is not None:
                 check_positive(f"privacy.{name}", value)
+        if self.unit == "record" and self.noise_multiplier is not None and self.noise_multiplier > MOST_RECORD_NOISE:
+            raise PlanError(
+                f"privacy.noise_multiplier is {self.noise_multiplier:g}; per record it is at most {MOST_RECORD_NOISE:g}.",
+                hint="So much noise leaves nothing to learn, and its grid is too coarse for gradients; lower it.",
+            )
         if not 0 < self.delta < 1:
             raise PlanError(
                 f"privacy.delta is {self.delta}, but must lie between 0 and 1.",
                 hint="Choose it well below 1 / the number of records (or clients) that the promise is about.",
             )
 
+
+MOST_RECORD_NOISE: Final = 2.0**20
+"""Noise that is wider needs a grid of fewer than 2^20 steps in `max_norm`: rounding to it would move gradients of many numbers
+beyond what they are clipped to."""
 
 _USED = {
     "none": (),

@@ -44,7 +44,9 @@ class Facts:
     sent_today: int = 0
     """Bytes of contributions to studies on this data that left on this day."""
     epsilon: float | None = None
-    """What the whole plan costs each record or client; None: nobody can tell."""
+    """What the whole plan costs each record or client, to its end; None: nobody can tell."""
+    records: int | None = None
+    """Training records that it was counted with, of a promise per record."""
     spent: float = 0.0
     """What earlier studies cost."""
     counted: bool = False
@@ -222,6 +224,7 @@ def _privacy(rules: DataRules, plan: Plan, facts: Facts) -> Iterator[Finding]:
     )
     epsilon = math.inf if said.unit == "none" or facts.epsilon is None else facts.epsilon
     told = "no promise" if said.unit == "none" else "not known" if facts.epsilon is None else f"{epsilon:.4g}"
+    told += "" if facts.records is None else f" with {facts.records} training records"
     for name, cost in (("epsilon_per_study", epsilon), ("epsilon_total", facts.spent + epsilon)):
         most = getattr(rules, name)
         if facts.counted and facts.epsilon is None and said.unit != "none":

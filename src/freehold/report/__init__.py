@@ -8,6 +8,18 @@ from freehold.report.intervals import Paired, Verdict
 from freehold.report.result import ClientFacts, Comparison, NoisedRow, PrivacyCost, Row, SeedResult
 from freehold.report.summary import ClientSummary, RowSummary, summarize
 from freehold.report.tables import client_lines, facts_lines, lines
+from freehold.report.tuning import (
+    Searched,
+    Tried,
+    Tuned,
+    Tuning,
+    changes,
+    chosen_lines,
+    tuning_dumps,
+    tuning_finding,
+    tuning_json,
+    tuning_lines,
+)
 from freehold.report.wording import finding
 
 __all__ = [
@@ -19,8 +31,14 @@ __all__ = [
     "PrivacyCost",
     "Row",
     "RowSummary",
+    "Searched",
     "SeedResult",
+    "Tried",
+    "Tuned",
+    "Tuning",
     "Verdict",
+    "changes",
+    "chosen_lines",
     "client_lines",
     "dumps",
     "facts_lines",
@@ -29,4 +47,8 @@ __all__ = [
     "lines",
     "summarize",
     "to_json",
+    "tuning_dumps",
+    "tuning_finding",
+    "tuning_json",
+    "tuning_lines",
 ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
@@ -33,7 +33,7 @@ def to_json(comparison: Comparison) -> dict[str, object]:
         "higher_is_better": comparison.higher_is_better,
         "baseline": comparison.baseline,
         "splits": comparison.splits,
-        "test_share": _number(comparison.test_share),
+        "test_share": finite(comparison.test_share),
         "seeds": list(comparison.seeds),
         "noun": list(comparison.noun),
         "asked": comparison.asked,
@@ -120,6 +120,7 @@ class _Row(msgspec.Struct, frozen=True, kw_only=True):
     published: float | None
     published_std: float | None
     seconds: float | None
+    execution: dict[str, Any] = {}
     sent_bytes: int
     seeds: tuple[_Seed, ...]
 
@@ -133,6 +134,7 @@ class _Row(msgspec.Struct, frozen=True, kw_only=True):
             published=self.published,
             published_std=self.published_std,
             seconds=_float(self.seconds),
+            execution=self.execution,
             sent_bytes=self.sent_bytes,
             reference=self.reference,
         )
@@ -218,29 +220,30 @@ def _row(comparison: Comparison, row: Row, summary: RowSummary) -> dict[str, obj
         "algorithm": row.algorithm,
         "hyperparameters": dict(sorted(row.hyperparameters.items())),
         "reference": row.reference,
-        "mean": _number(summary.mean),
-        "std": _number(summary.std),
-        "weighted_mean": _number(summary.weighted_mean),
-        "worst": _number(summary.worst),
+        "mean": finite(summary.mean),
+        "std": finite(summary.std),
+        "weighted_mean": finite(summary.weighted_mean),
+        "worst": finite(summary.worst),
         "worst_client": summary.worst_client,
-        "worst_by_seed": _number(summary.worst_by_seed),
-        "lowest_decile": _number(summary.lowest_decile),
-        "share_worse_than_local": _number(summary.share_worse),
+        "worst_by_seed": finite(summary.worst_by_seed),
+        "lowest_decile": finite(summary.lowest_decile),
+        "share_worse_than_local": finite(summary.share_worse),
         "verdicts": {name: summary.verdicts.get(name, 0) for name in ("gain", "loss", "cannot tell")},
-        **_paired(summary.paired),
-        "figures": {name: _number(value) for name, value in summary.figures.items()},
-        "best_round_mean": _number(summary.best_round_mean),
-        "validation": _number(summary.validation),
-        "newcomers_mean": _number(summary.newcomers_mean),
-        "published": _number(row.published),
-        "published_std": _number(row.published_std),
-        "seconds": _number(row.seconds),
+        **paired_fields(summary.paired),
+        "figures": {name: finite(value) for name, value in summary.figures.items()},
+        "best_round_mean": finite(summary.best_round_mean),
+        "validation": finite(summary.validation),
+        "newcomers_mean": finite(summary.newcomers_mean),
+        "published": finite(row.published),
+        "published_std": finite(row.published_std),
+        "seconds": finite(row.seconds),
+        "execution": dict(row.execution),
         "sent_bytes": row.sent_bytes,
         "per_client": {
             name: {
-                "mean": _number(client.mean),
-                **_paired(client.paired),
-                **{figure: _number(value) for figure, value in client.figures.items()},
+                "mean": finite(client.mean),
+                **paired_fields(client.paired),
+                **{figure: finite(value) for figure, value in client.figures.items()},
                 "served": dict(sorted(client.served.items())),
             }
             for name, client in summary.per_client.items()
@@ -255,8 +258,8 @@ def _privacy(cost: PrivacyCost | None) -> dict[str, object] | None:
     points = [
         {
             "row": each.row,
-            "epsilon": _number(each.epsilon),
-            "epsilon_by_rdp": _number(each.epsilon_by_rdp),
+            "epsilon": finite(each.epsilon),
+            "epsilon_by_rdp": finite(each.epsilon_by_rdp),
             "noise_multiplier": each.noise_multiplier,
             "asked": each.asked,
         }
@@ -265,13 +268,14 @@ def _privacy(cost: PrivacyCost | None) -> dict[str, object] | None:
     return {"unit": cost.unit, "delta": cost.delta, "max_norm": cost.max_norm, "clear": cost.clear, "points": points}
 
 
-def _paired(paired: Paired | None) -> dict[str, object]:
+def paired_fields(paired: Paired | None) -> dict[str, object]:
+    """A difference as JSON says it."""
     if paired is None:
         return {"difference": None, "interval": None, "verdict": None, "reason": None}
     known = paired.low is not None and paired.high is not None
     return {
-        "difference": _number(paired.difference),
-        "interval": [_number(paired.low), _number(paired.high)] if known else None,
+        "difference": finite(paired.difference),
+        "interval": [finite(paired.low), finite(paired.high)] if known else None,
         "verdict": paired.verdict,
         "reason": paired.reason,
     }
@@ -280,19 +284,19 @@ def _paired(paired: Paired | None) -> dict[str, object]:
 def _seed(comparison: Comparison, result: SeedResult) -> dict[str, object]:
     return {
         "seed": result.seed,
-        "mean": _number(seed_mean(comparison, result)),
+        "mean": finite(seed_mean(comparison, result)),
         "per_client": _figures(comparison, result.figures),
         "best_round": result.best_round,
         "best_per_client": _figures(comparison, result.best_figures),
-        "paired_se": {name: _number(value) for name, value in _in_order(comparison, result.paired_se)},
+        "paired_se": {name: finite(value) for name, value in _in_order(comparison, result.paired_se)},
         "served": dict(_in_order(comparison, result.served)),
-        "curve": [[round_number, _number(value)] for round_number, value in result.curve],
+        "curve": [[round_number, finite(value)] for round_number, value in result.curve],
     }
 
 
 def _figures(comparison: Comparison, figures: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float | None]]:
     return {
-        client: {name: _number(value) for name, value in sorted(each.items())} for client, each in _in_order(comparison, figures)
+        client: {name: finite(value) for name, value in sorted(each.items())} for client, each in _in_order(comparison, figures)
     }
 
 
@@ -308,13 +312,14 @@ def _client(client: ClientFacts) -> dict[str, object]:
         "train": client.train,
         "validation": client.validation,
         "test": client.test,
-        "labels": {label: _number(share) for label, share in client.labels.items()},
+        "labels": {label: finite(share) for label, share in client.labels.items()},
         "took_part": client.took_part,
         "estimated": client.estimated,
     }
 
 
-def _number(value: float | None) -> float | None:
+def finite(value: float | None) -> float | None:
+    """The number, or None for one that JSON cannot say."""
     return value if value is not None and math.isfinite(value) else None
 
 

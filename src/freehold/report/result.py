@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from freehold.errors import UsageError
 
@@ -60,6 +60,7 @@ class Row:
     published_std: float | None = None
     seconds: float = 0.0  # wall time of all seeds
     sent_bytes: int = 0  # what one client sends in a whole run
+    execution: Mapping[str, Any] = field(default_factory=dict)  # how the first seed was computed: docs/reference/report-json.md
     reference: bool = False  # True: nothing a federation could do (all data pooled in one place); never the headline
 
 

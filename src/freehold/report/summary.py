@@ -69,16 +69,31 @@ class RowSummary:
 
 def summarize(comparison: Comparison) -> tuple[RowSummary, ...]:
     """One summary per row, in the order of the rows. All differences of the report are judged together (see `intervals`)."""
+    return summarize_all([comparison])[0]
+
+
+def summarize_all(comparisons: Sequence[Comparison]) -> tuple[tuple[RowSummary, ...], ...]:
+    """`summarize` for each of several comparisons that stand in one report: the differences of all are judged together."""
+    found = {(at, *key): paired for at, each in enumerate(comparisons) for key, paired in _differences(each).items()}
+    told = dict(zip(found, judged(list(found.values())), strict=True))
+    return tuple(
+        tuple(_summarize(each, row, {key[1:]: paired for key, paired in told.items() if key[0] == at}) for row in each.rows)
+        for at, each in enumerate(comparisons)
+    )
+
+
+def _differences(comparison: Comparison) -> dict[tuple[str, str | None], Paired]:
+    """Of each row and client to the baseline, not judged yet; None: of the mean over clients."""
     baseline = comparison.row(comparison.baseline)
     others = [row for row in comparison.rows if baseline is not None and row is not baseline]
-    found: dict[tuple[str, str | None], Paired] = {}  # of row and client; None: the mean over clients
-    if baseline is not None:
-        found = {
+    if baseline is None:
+        return {}
+    return {
+        **{
             (row.name, client.name): _paired(comparison, row, baseline, client) for row in others for client in comparison.clients
-        }
-        found |= {(row.name, None): _paired_mean(comparison, row, baseline) for row in others}
-    told = dict(zip(found, judged(list(found.values())), strict=True))
-    return tuple(_summarize(comparison, row, told) for row in comparison.rows)
+        },
+        **{(row.name, None): _paired_mean(comparison, row, baseline) for row in others},
+    }
 
 
 def mean(values: Iterable[float]) -> float | None:

@@ -10,7 +10,6 @@ import errno
 import os
 import struct
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Final
 
 EXECUTE, WRITE_FILE, READ_FILE, READ_DIR = 1 << 0, 1 << 1, 1 << 2, 1 << 3
@@ -77,7 +76,7 @@ def _allow(ruleset: int, path: str, access: int) -> None:
     except OSError:
         return
     try:
-        if not Path(f"/proc/self/fd/{fd}").is_dir():
+        if not os.path.isdir(f"/proc/self/fd/{fd}"):
             access &= _OF_A_FILE
         _called(_ADD, ruleset, _PATH_BENEATH, struct.pack("<Qi", access, fd), 0)
     except OSError as error:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import platform
 import struct
 from typing import Final, NamedTuple
 
@@ -107,16 +106,16 @@ class _Program(ctypes.Structure):
 
 def supported() -> bool:
     """Whether there is a list for this machine, and the kernel takes one."""
-    if platform.machine() not in NUMBERS:
+    if os.uname().machine not in NUMBERS:
         return False
     libc = ctypes.CDLL(None, use_errno=True)
     action = ctypes.c_uint32(REFUSE)
-    return bool(libc.syscall(_SECCOMP[platform.machine()], 2, 0, ctypes.byref(action)) == 0)  # SECCOMP_GET_ACTION_AVAIL
+    return bool(libc.syscall(_SECCOMP[os.uname().machine], 2, 0, ctypes.byref(action)) == 0)  # SECCOMP_GET_ACTION_AVAIL
 
 
 def install(*, pinned: bool = False, devices: bool = False) -> None:
     """From now on, for every thread of this process and whatever it starts; raises OSError."""
-    machine = platform.machine()
+    machine = os.uname().machine
     made = b"".join(
         struct.pack("<HBBI", i.code, i.yes, i.no, i.k) for i in program(machine, os.getpid(), pinned=pinned, devices=devices)
     )

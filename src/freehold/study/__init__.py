@@ -7,6 +7,7 @@ from freehold.study.noised import Noised
 from freehold.study.settings import EngineName, Settings, Trial
 from freehold.study.source import FlambySplit, RepeatedSplits, Source
 from freehold.study.trials import flamby_trials, plan_for, repeated, trials_for, trials_of
+from freehold.study.tune import tune
 
 __all__ = [
     "SEEDS",
@@ -30,4 +31,5 @@ __all__ = [
     "simulate",
     "trials_for",
     "trials_of",
+    "tune",
 ]

@@ -117,7 +117,7 @@ def compare(
     heart. `clients` and `partition` ("dirichlet:0.1") make clients of data that has none. `hyperparameters`: {"ditto":
     {"lam": 2}}; "*" is for all. `reading`: see Reading. Raises a FreeholdError that says what to do.
     """
-    _refuse_unknown(reading, compare)
+    refuse_unknown(reading, compare)
     command = command or call(
         "compare",
         data,
@@ -147,20 +147,20 @@ def compare(
         changed = (algorithms, clients, partition, rounds, epochs, batch_size, lr, hyperparameters)
         if any(value is not None for value in changed):
             raise UsageError("The flamby protocol is fixed, and its settings are published.", hint="Leave out what changes it.")
-        return _flamby(_seeds(seeds, FLAMBY_SEEDS), settings, command)
+        return _flamby(seeds_of(seeds, FLAMBY_SEEDS), settings, command)
     definition, population = read(data, test=test, **reading)
-    definition = _adjusted(definition, population, lr, min_examples, devices)
-    options = _options(clients, partition)
-    population = _partitioned(population, definition, options)
+    definition = adjusted(definition, population, lr, min_examples, devices)
+    options = options_of(clients, partition)
+    population = partitioned(population, definition, options)
     asked = (algorithms,) if isinstance(algorithms, str) else algorithms
     trials = trials_for(
         definition,
         None if asked is None else tuple(dict.fromkeys(("local", *asked))),
         hyperparameters=hyperparameters,
-        training=_training(definition.training, rounds, epochs, batch_size),
+        training=training_of(definition.training, rounds, epochs, batch_size),
         options=options,
     )
-    return _run(definition, population, trials, _seeds(seeds, range(SEEDS)), settings, command, strict=asked is not None)
+    return _run(definition, population, trials, seeds_of(seeds, range(SEEDS)), settings, command, strict=asked is not None)
 
 
 def simulate(
@@ -181,36 +181,20 @@ def simulate(
     `data`: where the task has none of its own. `seeds`: how many, from the plan's `training.seed` on, or which; by
     default as many as the plan's `repeats`. `bundle`: the code that the plan names; it runs in this process, in no sandbox.
     """
-    _refuse_unknown(reading, simulate)
+    refuse_unknown(reading, simulate)
     source = plan
     plan = plan if isinstance(plan, Plan) else load_plan(plan)
-    if plan.round.mode == "asynchronous":
-        raise NotAsynchronous(
-            "The simulator has no clock, so there is no order in which contributions of asynchronous rounds would arrive.",
-            hint='Try the plan with mode = "synchronous" in [round] and without buffer; run this one with `freehold study run`.',
-        )
-    definition = definition_of(plan, bundle)
-    if data is None:
-        if definition.load is None:
-            raise UsageError(
-                f"The plan's task, {definition.name}, has no data of its own.",
-                hint="Say --data FILE, with --client-column and --target and all other flags that the data was read with "
-                "(in Python: data, client=, target= and so on).",
-            )
-        population = definition.population()
-    else:
-        _, population = read(data, **reading)
-    definition = _adjusted(definition, population, None, plan.min_examples, plan.clients == "devices")
+    definition, population = of_plan(plan, data, bundle, **reading)
     if noised is not None and plan.privacy.unit != "none":
         raise UsageError("The plan says how much noise there is.", hint='Leave out --epsilon, or say unit = "none" in the plan.')
     definition = under(definition, plan if noised is None else noised.plan(plan, 1.0))
-    population = _partitioned(population, definition, plan.task.options)
+    population = partitioned(population, definition, plan.task.options)
     first = plan.training.seed
     count = plan.repeats if seeds is None else seeds
-    asked = tuple(range(first, first + count)) if isinstance(count, int) and count > 0 else _seeds(count, ())
+    asked = tuple(range(first, first + count)) if isinstance(count, int) and count > 0 else seeds_of(count, ())
     command = command or _simulate_call(source, data, {"seeds": seeds, **reading})
     settings = settings or Settings(listener=watch())
-    prepared = _source(definition, population).prepared(asked[0])
+    prepared = source_of(definition, population).prepared(asked[0])
     trials = trials_of(plan)
     if noised is None:
         cost = cost_of(trials[-1].plan, trials[-1].name, prepared)
@@ -220,6 +204,29 @@ def simulate(
     found = _run(definition, population, trials, asked, settings, command, strict=True, lead=plan.algorithm.name)
     found = replace(found, privacy=cost)
     return replace(found, notes=(*found.notes, *said(Contribution(dtype=plan.contribution.dtype)), *cost_said(found)))
+
+
+def of_plan(
+    plan: Plan, data: Data | None, bundle: bytes | None = None, **reading: Unpack[Reading]
+) -> tuple[TaskDefinition, Population]:
+    """The task of a plan and the data that it is simulated on; `data` where the task has none of its own."""
+    if plan.round.mode == "asynchronous":
+        raise NotAsynchronous(
+            "The simulator has no clock, so there is no order in which contributions of asynchronous rounds would arrive.",
+            hint='Try the plan with mode = "synchronous" in [round] and without buffer; run this one with `freehold study run`.',
+        )
+    definition = definition_of(plan, bundle)
+    if data is not None:
+        _, population = read(data, **reading)
+    elif definition.load is not None:
+        population = definition.population()
+    else:
+        raise UsageError(
+            f"The plan's task, {definition.name}, has no data of its own.",
+            hint="Say --data FILE, with --client-column and --target and all other flags that the data was read with "
+            "(in Python: data, client=, target= and so on).",
+        )
+    return adjusted(definition, population, None, plan.min_examples, plan.clients == "devices"), population
 
 
 def make_plan(
@@ -243,17 +250,17 @@ def make_plan(
 
     `repeats`: how many seeds it is run with, from `seed` on.
     """
-    _refuse_unknown(reading, make_plan)
+    refuse_unknown(reading, make_plan)
     definition, population = read(data, **reading)
-    definition = _adjusted(definition, population, lr, min_examples, devices)
-    options = _options(clients, partition)
-    population = _partitioned(population, definition, options)
-    training = msgspec.structs.replace(_training(definition.training, rounds, epochs, batch_size), seed=seed)
+    definition = adjusted(definition, population, lr, min_examples, devices)
+    options = options_of(clients, partition)
+    population = partitioned(population, definition, options)
+    training = msgspec.structs.replace(training_of(definition.training, rounds, epochs, batch_size), seed=seed)
     companions = [name for name in ("local", "fedavg") if name != variant(algorithm)[0]]
     plan = plan_for(
         definition, algorithm, hyperparameters=hyperparameters, training=training, options=options, companions=companions
     )
-    return with_spec(repeated(plan, repeats), definition, _source(definition, population).prepared(seed))
+    return with_spec(repeated(plan, repeats), definition, source_of(definition, population).prepared(seed))
 
 
 def _flamby(seeds: Sequence[int], settings: Settings, command: str) -> Comparison:
@@ -278,7 +285,7 @@ def _run(
     odd = () if definition.load else oddities(population, min_examples=1)
     found = run_comparison(
         definition,
-        _source(definition, population),
+        source_of(definition, population),
         trials,
         seeds=seeds,
         settings=settings,
@@ -290,7 +297,8 @@ def _run(
     return replace(found, warnings=warnings, notes=(*found.notes, *choice(found), *costs_of_rounding(found)), asked=lead)
 
 
-def _source(definition: TaskDefinition, population: Population) -> RepeatedSplits:
+def source_of(definition: TaskDefinition, population: Population) -> RepeatedSplits:
+    """The population, split anew for each seed as the task says."""
     return RepeatedSplits(
         population=population,
         rule=definition.split,
@@ -305,9 +313,10 @@ def _tabular(population: Population) -> TaskDefinition:
     return replace(definition, title=title_of(population), metric="accuracy" if population.classes else "r2")
 
 
-def _adjusted(
+def adjusted(
     definition: TaskDefinition, population: Population, lr: float | None, min_examples: int | None, devices: bool
 ) -> TaskDefinition:
+    """The task as this data and what was asked have it."""
     return replace(
         definition,
         metric="accuracy" if population.classes else "r2",
@@ -317,13 +326,15 @@ def _adjusted(
     )
 
 
-def _options(clients: int | None, partition: str | None) -> dict[str, Scalar]:
+def options_of(clients: int | None, partition: str | None) -> dict[str, Scalar]:
+    """What a plan says of the clients that are to be made of the data."""
     if (clients is None) != (partition is None):
         raise UsageError("clients and partition belong together.", hint="For instance --clients 20 --partition dirichlet:0.1.")
     return {} if clients is None or partition is None else {"clients": clients, "partition": partition}
 
 
-def _partitioned(population: Population, definition: TaskDefinition, options: dict[str, Scalar]) -> Population:
+def partitioned(population: Population, definition: TaskDefinition, options: dict[str, Scalar]) -> Population:
+    """The population with the clients that were asked for; UsageError where there would be only one."""
     if "partition" in options:
         return partition(
             population,
@@ -340,7 +351,8 @@ def _partitioned(population: Population, definition: TaskDefinition, options: di
     return population
 
 
-def _training(training: Training, rounds: int | None, epochs: int | None, batch_size: int | None) -> Training:
+def training_of(training: Training, rounds: int | None, epochs: int | None, batch_size: int | None) -> Training:
+    """The training, changed by what is not None."""
     changed = {"rounds": rounds, "batch_size": batch_size, "epochs": epochs}
     given = {k: v for k, v in changed.items() if v is not None}
     if "epochs" in given:
@@ -348,7 +360,8 @@ def _training(training: Training, rounds: int | None, epochs: int | None, batch_
     return msgspec.structs.replace(training, **given)
 
 
-def _seeds(seeds: int | Sequence[int] | None, default: Sequence[int]) -> tuple[int, ...]:
+def seeds_of(seeds: int | Sequence[int] | None, default: Sequence[int]) -> tuple[int, ...]:
+    """The seeds: how many, which, or the default."""
     if seeds is None:
         return tuple(default)
     if not isinstance(seeds, int):
@@ -358,7 +371,7 @@ def _seeds(seeds: int | Sequence[int] | None, default: Sequence[int]) -> tuple[i
     return tuple(default)[:seeds] if default is FLAMBY_SEEDS and seeds <= len(default) else tuple(range(seeds))
 
 
-def _refuse_unknown(reading: Mapping[str, object], function: Callable[..., object]) -> None:
+def refuse_unknown(reading: Mapping[str, object], function: Callable[..., object]) -> None:
     """Raise UsageError for a keyword that nobody reads: `**reading` would take any."""
     known = {*Reading.__annotations__, *inspect.signature(function).parameters} - {"reading"}
     unknown = [name for name in reading if name not in known]

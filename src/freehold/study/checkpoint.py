@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,6 +16,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from freehold import durable
+from freehold.engines import Sealed
 from freehold.errors import CheckpointError
 
 
@@ -31,6 +32,8 @@ class Running:
     """client -> flattened personal state."""
     history: Mapping[str, Any]
     """What was measured so far."""
+    arena: Sealed | None = None
+    """What the arena of the cell has, if the personal states lie there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,8 +89,13 @@ class Checkpoint:
         """A finished cell; its running state is no longer needed."""
         with _writing(self.folder):
             told = {"digest": hashlib.sha256(_canonical(result)).hexdigest(), "result": result}
-            _replace(self.folder / f"{cell}.json", json.dumps(told).encode())
+            durable.write(self.folder / f"{cell}.json", json.dumps(told).encode(), point="study.done")
             (self.folder / f"{cell}.safetensors").unlink(missing_ok=True)
+        shutil.rmtree(self.arena(cell), ignore_errors=True)
+
+    def arena(self, cell: str) -> Path:
+        """The folder of a running cell's personal states, if they are too large to be written anew each time."""
+        return self.folder / f"{cell}.arena"
 
     def load_done(self, cell: str) -> dict[str, Any] | None:
         """The result of a finished cell, or None."""
@@ -110,13 +118,14 @@ class Checkpoint:
         tensors = {f"server/{k}": v.contiguous().clone() for k, v in running.server.items()}
         for i, client in enumerate(clients):
             tensors |= {f"personal/{i}/{k}": v.contiguous().clone() for k, v in running.personal[client].items()}
-        about = {"rounds_done": running.rounds_done, "clients": clients, "history": running.history}
+        about = {"rounds_done": running.rounds_done, "clients": clients, "history": running.history, "arena": running.arena}
         path = self.folder / f"{cell}.safetensors"
         new = path.with_suffix(".new")
         with _writing(self.folder):
             said = json.dumps(about)
             save_file(tensors, new, metadata={"about": said, "digest": _digest(said, tensors)})
-            _settle(new, path)
+            durable.sync(new)
+            durable.name(new, path, point="study.running")
 
     def load_running(self, cell: str) -> Running | None:
         """The state of an interrupted cell, or None."""
@@ -140,7 +149,12 @@ class Checkpoint:
                 rounds_done=int(about["rounds_done"]),
                 server={k.removeprefix("server/"): v for k, v in tensors.items() if k.startswith("server/")},
                 personal=personal,
-                history={"points": list(about["history"]["points"]), "sent_bytes": int(about["history"]["sent_bytes"])},
+                arena=None if about.get("arena") is None else _sealed(*about["arena"]),
+                history={
+                    "points": list(about["history"]["points"]),
+                    "sent_bytes": int(about["history"]["sent_bytes"]),
+                    "choice": about["history"].get("choice"),
+                },
             )
         except (SafetensorError, OSError, ValueError, KeyError, TypeError, IndexError, RecursionError):
             raise damaged(path) from None
@@ -171,17 +185,8 @@ def _writing(folder: Path) -> Iterator[None]:
         ) from None
 
 
-def _replace(path: Path, content: bytes) -> None:
-    new = path.with_suffix(".new")
-    with new.open("wb") as file:
-        file.write(content)
-    _settle(new, path)
-
-
-def _settle(new: Path, path: Path) -> None:
-    with new.open("rb") as file:
-        os.fsync(file.fileno())
-    new.replace(path)
+def _sealed(arena: str, generation: int, digest: str) -> Sealed:
+    return Sealed(str(arena), int(generation), str(digest))
 
 
 def damaged(path: Path) -> CheckpointError:

@@ -11,6 +11,7 @@ import torch
 
 from freehold.algorithms import prefer
 from freehold.data import Prepared
+from freehold.engines import device_of
 from freehold.errors import CheckpointError, Diverged, UsageError
 from freehold.events import Event
 from freehold.plan import digest
@@ -45,6 +46,7 @@ def run_comparison(
     left out with a warning that says where; it raises if it is the baseline or required, or if no other row is left. Raises
     Interrupted after Ctrl-C.
     """
+    device_of(settings.device)
     if not seeds or len(set(seeds)) < len(seeds):
         raise UsageError(f"Seeds {list(seeds)} are empty or repeat themselves.", hint="Give each seed once.")
     first = source.prepared(seeds[0])
@@ -58,7 +60,7 @@ def run_comparison(
             hint="Leave at least one client in.",
         )
     newcomers = first.clients[len(first.clients) - settings.newcomers :]
-    checkpoint = _checkpoint(kept, seeds, settings, first, newcomers)
+    checkpoint = checkpoint_of(kept, seeds, settings, first, newcomers)
     cells = [Cell(index=i, trial=t, seed=s) for s in seeds for i, t in enumerate(kept)]
     required = frozenset({baseline, *(t.name for t in kept if t.required)})
     job = Job(
@@ -68,7 +70,7 @@ def run_comparison(
     lost = [cell for cell in cells if cell.label in ran.diverged]
     kept, diverged = _without(kept, lost, ran.diverged, baseline)
     by_row = {t.name: {c.seed: ran.results[c.label] for c in cells if c.trial is t} for t in kept}
-    rows = [_row(t, by_row[t.name], by_row.get(baseline, {})) for t in kept]
+    rows = [row_of(t, by_row[t.name], by_row.get(baseline, {})) for t in kept]
     served = _select_row(definition, by_row, seeds)
     if checkpoint:
         checkpoint.remove()
@@ -78,16 +80,16 @@ def run_comparison(
         problem="classification" if first.classes or task.classes else "regression",
         metric=definition.metric,
         higher_is_better=True,
-        clients=_facts(first, newcomers),
+        clients=facts_of(first, newcomers),
         rows=(*rows, *served),
         baseline=baseline,
-        test_share=_test_share(first),
+        test_share=test_share_of(first),
         seeds=tuple(seeds),
         splits=source.splits,
         command=command,
         versions=versions(),
-        notes=(*notes, *left_out),
-        warnings=(*diverged, *first.warnings, *_skipped(first)),
+        notes=(*notes, *left_out, *_fallbacks(rows)),
+        warnings=(*diverged, *first.warnings, *told_skipped(first), *_empty(rows)),
         noun=definition.noun,
     )
 
@@ -102,9 +104,10 @@ def versions() -> dict[str, str]:
     }
 
 
-def _checkpoint(
+def checkpoint_of(
     trials: Sequence[Trial], seeds: Sequence[int], settings: Settings, first: Prepared, newcomers: Sequence[str]
 ) -> Checkpoint | None:
+    """Where this study is kept while it runs; None: nowhere. CheckpointError where there is nothing to resume."""
     if settings.checkpoint is None:
         if settings.resume:
             raise UsageError("There is no folder to resume from.", hint="Say where the checkpoints are: --checkpoint DIR.")
@@ -113,7 +116,8 @@ def _checkpoint(
         "plans": [digest(t.plan) for t in trials],
         "rows": [[t.name, t.pooled] for t in trials],
         "seeds": list(seeds),
-        "engine": settings.engine,
+        # On Ray it is the vector engine too, so that a study goes on without the cluster.
+        "engine": ["vector" if settings.engine == "ray" else settings.engine, settings.executor, settings.device],
         "data": fingerprint(first),
         "newcomers": list(newcomers),
         "versions": versions(),
@@ -147,7 +151,8 @@ def _without(
     )
 
 
-def _row(trial: Trial, results: Mapping[int, CellResult], alone: Mapping[int, CellResult]) -> Row:
+def row_of(trial: Trial, results: Mapping[int, CellResult], alone: Mapping[int, CellResult]) -> Row:
+    """A row of a report, with its differences to `alone`, seed by seed."""
     reference = trial.plan.algorithm
     return Row(
         name=trial.name,
@@ -159,6 +164,7 @@ def _row(trial: Trial, results: Mapping[int, CellResult], alone: Mapping[int, Ce
         published_std=trial.published_std,
         seconds=sum(r.seconds for r in results.values()),
         sent_bytes=next(iter(results.values())).sent_bytes,
+        execution=next(iter(results.values())).execution,
         reference=trial.pooled,
     )
 
@@ -206,7 +212,8 @@ def _select_row(definition: TaskDefinition, by_row: Mapping[str, Mapping[int, Ce
     return [Row(name=SELECT, title=SERVE, algorithm=SELECT, hyperparameters=candidates, results=tuple(results))]
 
 
-def _facts(prepared: Prepared, newcomers: Sequence[str]) -> tuple[ClientFacts, ...]:
+def facts_of(prepared: Prepared, newcomers: Sequence[str]) -> tuple[ClientFacts, ...]:
+    """Who the clients are."""
     facts = []
     for client in prepared.clients:
         rows = prepared.rows[client]
@@ -227,12 +234,24 @@ def _facts(prepared: Prepared, newcomers: Sequence[str]) -> tuple[ClientFacts, .
     return tuple(facts)
 
 
-def _test_share(prepared: Prepared) -> float:
+def test_share_of(prepared: Prepared) -> float:
+    """Test examples per training example."""
     sizes = {name: sum(len(prepared.rows[c][name]) for c in prepared.clients) for name in ("train", "test")}
     return sizes["test"] / max(1, sizes["train"])
 
 
-def _skipped(prepared: Prepared) -> tuple[str, ...]:
+def _fallbacks(rows: Sequence[Row]) -> list[str]:
+    """What an executor could not take, said once however many rows met it."""
+    return list(dict.fromkeys(f"Executor {line}" for row in rows for line in row.execution.get("fallbacks", ())))
+
+
+def _empty(rows: Sequence[Row]) -> list[str]:
+    names = list(dict.fromkeys(name for row in rows for name in row.execution.get("skipped", ())))
+    return [f"Skipped in training, without training data: {', '.join(names)}."] if names else []
+
+
+def told_skipped(prepared: Prepared) -> tuple[str, ...]:
+    """How many clients were too small, if any."""
     count = len(prepared.skipped)
     many = "s had too few examples and were" if count > 1 else " had too few examples and was"
     return (f"{count} client{many} skipped.",) if count else ()

@@ -11,6 +11,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
@@ -18,10 +19,13 @@ import msgspec
 import torch
 
 from freehold.data import Prepared
-from freehold.errors import Diverged, SimulationError
-from freehold.events import Event
-from freehold.study.cell import Cell, CellResult, Interrupted, run_cell
+from freehold.engines import Processes
+from freehold.errors import Diverged, SimulationError, UsageError
+from freehold.events import Event, silent
+from freehold.study.cell import Cell, CellResult, Crew, Interrupted, run_cell
 from freehold.study.checkpoint import Checkpoint, damaged
+from freehold.study.models import place_of
+from freehold.study.search import search_cell
 from freehold.study.settings import Settings
 from freehold.study.source import Source
 from freehold.tasks import TaskDefinition
@@ -61,13 +65,14 @@ def run_cells(cells: Sequence[Cell], job: Job) -> Ran:
         for cell in cells:
             found = job.checkpoint.load_done(cell.label)
             if found is not None:
+                _refuse_without_models(cell, job.settings.models)
                 ran.results[cell.label] = _converted(found, job.checkpoint)
     left = [cell for cell in cells if cell.label not in ran.results]
     jobs = min(job.settings.jobs, len(left))
-    with _stoppable() as stop:
+    with _crew(job.settings) as crew, _stoppable() as stop:
         tell(Event("study.planned", {"cells": len(cells), "done": len(ran.results)}))
         try:
-            for cell, result in _here(left, job, stop) if jobs <= 1 else _in_processes(left, job, jobs, stop):
+            for cell, result in _here(left, job, stop, crew) if crew or jobs <= 1 else _in_processes(left, job, jobs, stop):
                 _note(cell, result, ran, job)
                 done = {"done": len(ran.results) + len(ran.diverged), "cells": len(cells)}
                 told: dict[str, str | int | float] = {"row": cell.trial.name, "seed": cell.seed, **done}
@@ -78,6 +83,15 @@ def run_cells(cells: Sequence[Cell], job: Job) -> Ran:
         except KeyboardInterrupt as asked:
             raise asked if isinstance(asked, Interrupted) else _interrupted(job) from None
     return ran
+
+
+def _refuse_without_models(cell: Cell, models: Path | None) -> None:
+    """A finished cell has no models any more: they were written when it finished, or never."""
+    if models and not place_of(models, cell.trial.name, cell.seed).is_dir():
+        raise UsageError(
+            f"{cell.trial.name} with seed {cell.seed} had finished before, without its models in {models}.",
+            hint="Give --models as in the interrupted run, or leave out --resume to start anew.",
+        )
 
 
 def _note(cell: Cell, result: CellResult | Diverged, ran: Ran, job: Job) -> None:
@@ -101,8 +115,10 @@ def _converted(found: dict[str, Any], checkpoint: Checkpoint) -> CellResult:
         raise damaged(checkpoint.folder) from None
 
 
-def _here(cells: Sequence[Cell], job: Job, stop: threading.Event) -> Iterator[tuple[Cell, CellResult | Diverged]]:
-    ready = _Ready(job)
+def _here(
+    cells: Sequence[Cell], job: Job, stop: threading.Event, crew: Crew | None
+) -> Iterator[tuple[Cell, CellResult | Diverged]]:
+    ready = _Ready(job, crew)
     lost: dict[int, Diverged] = {}
     for cell in cells:
         if cell.index in lost:  # the row is lost already
@@ -135,7 +151,7 @@ def _in_processes(
 ) -> Iterator[tuple[Cell, CellResult | Diverged]]:
     context = multiprocessing.get_context("spawn")  # torch and polars have threads, which do not survive a fork
     halt, begun = context.Event(), context.Event()
-    quiet = replace(job, settings=Settings(engine=job.settings.engine, resume=job.settings.resume))  # a listener may not travel
+    quiet = replace(job, settings=replace(job.settings, jobs=1, listener=silent))  # a listener may not travel
     pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_start, initargs=(quiet, halt, begun))
     others = multiprocessing.active_children()
     with _without_interrupts():
@@ -186,6 +202,23 @@ def _in_processes(
 
 
 @contextmanager
+def _crew(settings: Settings) -> Iterator[Crew | None]:
+    """The workers that share each cell's clients, where they are asked for; they start with the first cell."""
+    crew: Crew | None = None
+    if settings.engine == "ray":
+        from freehold.engines.ray import RayCluster
+
+        crew = RayCluster(settings.address, settings.processes)
+    elif (settings.processes or 1) > 1:
+        crew = Processes(settings.processes or 1)
+    try:
+        yield crew
+    finally:
+        if crew is not None:
+            crew.close()
+
+
+@contextmanager
 def _without_interrupts() -> Iterator[None]:
     """Processes that are started in here never see a Ctrl-C, not even while they import: the parent alone decides, and says
     so by an event. One that comes meanwhile is delivered afterwards."""
@@ -220,22 +253,22 @@ def _stoppable() -> Iterator[threading.Event]:
 class _Ready:
     """Runs cells, and keeps the tensors of the last seed: the cells of a seed come one after the other."""
 
-    def __init__(self, job: Job) -> None:
-        self.job = job
+    def __init__(self, job: Job, crew: Crew | None = None) -> None:
+        self.job, self.crew = job, crew
         self.kept: tuple[tuple[int, bool], Prepared] | None = None
 
     def run(self, cell: Cell, stop: Callable[[], bool], closed: Callable[[int], None]) -> CellResult:
         job, key = self.job, (cell.seed, cell.trial.pooled)
         if self.kept is None or self.kept[0] != key:
             self.kept = key, job.source.prepared(*key)
-        return run_cell(
+        run = search_cell if cell.searched else partial(run_cell, crew=self.crew, models=job.settings.models)
+        return run(
             cell,
             job.definition,
             self.kept[1],
-            engine=job.settings.engine,
+            settings=job.settings,
             newcomers=job.newcomers,
             checkpoint=job.checkpoint,
-            resume=job.settings.resume,
             stop=stop,
             closed=closed,
         )

@@ -6,6 +6,7 @@ import hashlib
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
+import numpy as np
 import torch
 
 from freehold.data import Population, Prepared, SplitRule, heart_flamby, prepare, split
@@ -49,6 +50,29 @@ class RepeatedSplits:
 
 
 @dataclass(kw_only=True)
+class HeldOut:
+    """A population whose test examples are those of one seed, for all seeds; the rest is split into training and validation
+    examples anew for each. What is chosen by the validation examples of all seeds has then not seen a single test example."""
+
+    drawn: RepeatedSplits
+    first: int
+    """The seed that draws the test examples."""
+    splits: Literal["repeated", "fixed"] = "fixed"
+
+    def prepared(self, seed: int, pooled: bool = False) -> Prepared:
+        """Split, then prepare."""
+        population, rule = self.drawn.population, self.drawn.rule
+        tested = split(population, rule, seed=self.first)
+        said = np.full(len(population.target), "train", dtype="<U10")
+        if population.split is not None:
+            said[population.split.astype(str) == "validation"] = "validation"
+        for rows in tested.values():
+            said[rows["test"]] = "test"
+        rest = replace(rule, test=0.0, validation=rule.validation / (1 - rule.test))
+        return replace(self.drawn, population=replace(population, split=said), rule=rest).prepared(seed, pooled)
+
+
+@dataclass(kw_only=True)
 class FlambySplit:
     """FLamby's own split of its Fed-Heart-Disease, the same for all seeds."""
 
@@ -70,6 +94,14 @@ def with_pooled(prepared: Prepared) -> Prepared:
     """The same data with one more client, which has everybody's rows."""
     together = {name: torch.cat([prepared.rows[c][name] for c in prepared.clients]) for name in ("train", "validation", "test")}
     return replace(prepared, rows={**prepared.rows, POOLED: together})
+
+
+def without_test(prepared: Prepared) -> Prepared:
+    """The same data without the test examples: neither their rows nor what is in them."""
+    hidden = torch.cat([rows["test"] for rows in prepared.rows.values()])
+    x, y = prepared.x.clone(), prepared.y.clone()
+    x[hidden], y[hidden] = 0, 0
+    return replace(prepared, x=x, y=y, rows={c: {**rows, "test": rows["test"][:0]} for c, rows in prepared.rows.items()})
 
 
 def fingerprint(prepared: Prepared) -> str:

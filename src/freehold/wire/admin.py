@@ -120,6 +120,10 @@ class RunInfo(Message, frozen=True, kw_only=True):
     heard: list[str]
     deadline: float
     cycle: int = 0
+    declined: dict[str, int] = msgspec.field(default_factory=dict)
+    """Node -> the number of the error with which it declined the open round; a node says no more than that."""
+    needs: int = 0
+    """Answers without which the open round cannot close."""
 
 
 class Schedule(Message, frozen=True, kw_only=True):

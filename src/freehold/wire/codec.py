@@ -260,7 +260,12 @@ def check(view: Source, spec: Contribution) -> None:
     """Raise SpecMismatch or TensorsMalformed unless `view` holds exactly what `spec` lists, and each number is finite."""
     for entry in fitting(view, spec).values():
         if "float" in entry.dtype and not all(np.isfinite(part).all() for _, part in chunks(view, entry)):
-            _refuse("a number is not finite")
+            refuse_infinite()
+
+
+def refuse_infinite() -> NoReturn:
+    """Raise the TensorsMalformed of numbers that are not finite."""
+    _refuse("a number is not finite")
 
 
 if sys.byteorder != "little":  # pragma: no cover

@@ -22,6 +22,8 @@ Spawn = Callable[[str, int], "subprocess.Popen[bytes]"]
 _KEPT = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "PYTHONPATH", "VIRTUAL_ENV", "FREEHOLD_FAILPOINTS")
 _KEPT_BY = {"freehold.node.guard": ("CREDENTIALS_DIRECTORY",)}
 """What one module is given beside that: the guard alone learns where the vault's key lies."""
+_GIVEN = {"freehold.node.trainer": {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(64 << 20)}}
+"""As in a jail: a trainer keeps what one step gives back for the next one. Others should be small while they rest."""
 
 
 def spawn(module: str, fd: int) -> subprocess.Popen[bytes]:
@@ -32,7 +34,7 @@ def spawn(module: str, fd: int) -> subprocess.Popen[bytes]:
     environment = {name: os.environ[name] for name in (*_KEPT, *_KEPT_BY.get(module, ())) if name in os.environ}
     # One thread each: many small processes share few cores. glibc's arenas would multiply memory. PyTorch asks for huge pages
     # where it wants much: of small ones, a large model spends more time on getting them than on training.
-    environment |= {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2", "THP_MEM_ALLOC_ENABLE": "1"}
+    environment |= {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2", "THP_MEM_ALLOC_ENABLE": "1", **_GIVEN.get(module, {})}
     command = [sys.executable, "-m", module, str(fd)]
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # the child keeps it, from its first instruction on
     try:

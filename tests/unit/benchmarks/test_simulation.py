@@ -213,6 +213,16 @@ def test_growth_is_a_slope_of_logarithms() -> None:
     assert scale.slope([{"clients": n, "cpu_s": 3 * n**2} for n in (10, 100, 1000)]) == pytest.approx(2)
 
 
+def test_two_processes_are_compared_with_one() -> None:
+    assert scale.speedup([4.0, 4.0], [2.0, 2.0]) == {"speedup": 2.0, "low": 2.0, "high": 2.0}
+    lines = list(goals.others({"freehold": {"first_round_s": 3.1, "peak_mb": 500.0}}, {"processes": {"missing": "one core"}}))
+    assert [line.said for line in lines] == ["missed", "reached", "not timed"]
+    assert (
+        list(goals.others({"freehold": {"first_round_s": 1, "peak_mb": 1}}, {"processes": scale.speedup([4.0], [2.0])}))[2].low
+        == 2.0
+    )
+
+
 def test_a_population_is_as_large_as_one_likes_and_costs_nothing() -> None:
     made = scale.populated(1_000_000)
     assert len(made.feed.rows) == 1_000_000

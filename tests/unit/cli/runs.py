@@ -9,6 +9,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from tests import warm
+
 PROGRAM = (sys.executable, "-m", "freehold.cli")
 SHORT = ("--rounds", "2", "--seeds", "2", "--algorithms", "local,fedavg", "--jobs", "1")
 COLUMNS = ("--client-column", "site", "--target", "y")
@@ -16,7 +18,7 @@ COLUMNS = ("--client-column", "site", "--target", "y")
 
 def freehold(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run the program to its end."""
-    return subprocess.run([*PROGRAM, *arguments], capture_output=True, text=True, env=environment(), timeout=120, check=False)
+    return warm.run(list(arguments), environment(), timeout_s=120)
 
 
 def environment() -> dict[str, str]:

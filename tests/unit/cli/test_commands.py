@@ -108,13 +108,13 @@ def test_what_data_check_finds_stands_above_the_tables(tmp_path: Path) -> None:
 def test_a_written_plan_gives_the_same_numbers_again(tmp_path: Path) -> None:
     source, plan = table(tmp_path / "my.csv", words), tmp_path / "plan.toml"
     first, second = tmp_path / "a.json", tmp_path / "b.json"
-    options = ("--rounds", "2", "--seeds", "2", "--algorithm", "fedavg")
+    options = ("--rounds", "2", "--seeds", "2", "--algorithm", "fedavg", "--jobs", "1")
     data = ("--drop", "junk", *COLUMNS)
     wrote = freehold("simulate", str(source), *data, *options, "--write-plan", str(plan), "--json", str(first))
     assert f"Written: {plan}" in wrote.stderr
     refused = freehold("simulate", str(plan))
     assert "--data" in refused.stderr and "--client-column" in refused.stderr
-    again = freehold("simulate", str(plan), "--data", str(source), *data, "--json", str(second))
+    again = freehold("simulate", str(plan), "--data", str(source), *data, "--json", str(second), "--jobs", "1")
     assert again.returncode == 0, again.stderr
     assert "with FedAvg" in again.stdout or "whether FedAvg" in again.stdout
     one, other = (json.loads(path.read_text(encoding="utf-8")) for path in (first, second))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from pathlib import Path
@@ -12,9 +13,10 @@ from typer.testing import CliRunner, Result
 
 from freehold.cli.ledger import ledger
 from freehold.cli.node import node
-from freehold.errors import BudgetDamaged, NotJoined, UsageError
+from freehold.errors import BudgetDamaged, FreeholdError, NotJoined, UsageError
 from freehold.node.control import Control
 from freehold.node.ledger import FILE
+from freehold.plan import dumps
 from freehold.report.cost import rounded_up
 from freehold.wire.routes import WORK
 from tests.unit.node.guarding import ROUNDS, cost, opened, piece, plan
@@ -221,3 +223,61 @@ def test_a_ledger_or_a_node_that_is_not_there_is_no_empty_one(tmp_path: Path) ->
     for words in (["pending"], ["show", "abcd"], ["approve", "abcd"], ["deny", "abcd"]):
         done = CliRunner().invoke(node, [*words, "--state", str(tmp_path / "carol")])
         assert isinstance(done.exception, NotJoined) and "There is no node" in str(done.exception)
+
+
+def fails(done: Result) -> FreeholdError:
+    """The numbered error with which a command ended."""
+    assert isinstance(done.exception, FreeholdError), done.exception
+    return done.exception
+
+
+@pytest.mark.parametrize("key", ["zz", "", "ab" * 31, "AB" * 32, "ab" * 33, "é" * 64])
+def test_a_key_that_is_none_is_an_error_of_its_own(state: Path, key: str) -> None:
+    for found in ((), ("--file", state / "ledger" / FILE)):
+        error = fails(run("verify", "--state", state, "--key", key, *found))
+        assert isinstance(error, UsageError) and error.exit_code == 2 and "no public key" in error.message
+
+
+@pytest.mark.parametrize("what", ["missing", "folder", "empty", "binary"])
+def test_files_that_are_none_end_in_numbered_errors(state: Path, tmp_path: Path, roots: Path, what: str) -> None:
+    odd = tmp_path / "odd"
+    if what == "folder":
+        odd.mkdir()
+    elif what != "missing":
+        odd.write_bytes(b"" if what == "empty" else os.urandom(64) + b"\xff\n")
+    ledger_file, checkpoint = state / "ledger" / FILE, state / "ledger" / "checkpoint.json"
+    given = ("verify", "--file", ledger_file)
+    fails(run(*given, "--checkpoint", odd, "--ca", roots))
+    for done in (
+        run("verify", "--file", odd),
+        run(*given, "--checkpoint", checkpoint, "--ca", odd),
+        run("verify", "--state", state, "--ca", odd),
+    ):
+        assert done.exit_code == 1 and (isinstance(done.exception, FreeholdError | SystemExit)), done.exception
+    for command in ("show", "verify"):
+        fails(run(command, "--state", odd))
+    fails(CliRunner().invoke(node, ["budget", "--state", str(odd)]))
+    fails(run("show", "--state", state, "--since", "zz"))
+
+
+@pytest.mark.parametrize("what", ["missing", "folder", "empty", "binary"])
+def test_plans_policies_and_signatures_that_are_none_end_in_numbered_errors(tmp_path: Path, what: str) -> None:
+    odd, good, rules = tmp_path / "odd", tmp_path / "plan.toml", tmp_path / "policy.toml"
+    if what == "folder":
+        odd.mkdir()
+    elif what != "missing":
+        odd.write_bytes(b"" if what == "empty" else b"\xff\xfe\x00")
+    good.write_text(dumps(plan(None)))
+    rules.write_text("")
+
+    def checked(*words: Path | str) -> Result:
+        return CliRunner().invoke(node, ["policy", "check", *map(str, words)])
+
+    assert fails(checked(odd, "--policy", rules)).exit_code == 2
+    if what != "empty":  # an empty policy allows nothing, which is no error
+        assert fails(checked(good, "--policy", odd)).exit_code == 2
+    if what != "folder":  # that of a node without rules
+        fails(checked(good, "--state", odd))
+    if what in ("folder", "binary"):
+        odd.rename(tmp_path / "plan.toml.sig")
+        assert fails(checked(good, "--policy", rules)).exit_code == 2

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 from typer.testing import CliRunner
 
 from freehold.cli.node import node
-from freehold.plan import dumps
+from freehold.errors import PolicyRefused
+from freehold.node.admission import Admission
+from freehold.node.errands import TrainErrand
+from freehold.plan import Privacy, digest, dumps, runs_of
+from freehold.policy import sample_policy
+from freehold.privacy.accounting import epsilon_of
 from freehold.report.cost import rounded_up
+from tests.federation.harness import write_hospitals
 from tests.unit.node.guarding import ROUNDS, cost, opened, piece, plan
+from tests.unit.policy.plans import heart
 
 RULES = '[data.heart]\nrelease = "noised"\ntasks = ["heart"]\n'
 
@@ -50,3 +59,69 @@ def test_what_other_studies_have_cost_counts_as_the_budget_counts_it(state: Path
     code, rules = rules_of(state, f"epsilon_total = {(own + both) / 2}\n")
     assert code == 1 and rules["epsilon_total"] == (False, f"{both - own:.4g} spent + {own:.4g}")
     assert rules_of(state, f"epsilon_total = {both + 1e-3}\n")[0] == 0
+
+
+def test_what_a_rule_decided_can_be_seen_and_overruled_afterwards(state: Path) -> None:
+    (state / "policy.toml").write_text(sample_policy("heart") + "smallest_cohort = 9\n")
+    admission, asked = Admission(state), heart()
+    run = runs_of(asked)[0]
+    errand = TrainErrand(run=run.id, round=0, cohort=4, population=4, left_s=1.0)
+    with pytest.raises(PolicyRefused):
+        admission.ask(asked, run, errand, refused=lambda: None, renewed=lambda: None)
+    (state / "policy.toml").write_text(sample_policy("heart"))
+
+    def run_node(*words: str) -> str:
+        done = CliRunner().invoke(node, [*words, "--state", str(state)], catch_exceptions=False)
+        return done.stdout
+
+    assert run_node("pending", "--json").strip() == "[]"
+    [told] = json.loads(run_node("pending", "--all", "--json"))
+    assert (told["name"], told["state"], told["by"]) == (asked.name, "denied", "rules")
+    shown = run_node("show", asked.name)
+    assert "denied by the rules since" in shown
+    assert "smallest_cohort: found 4 nodes, wanted 9 or more" in shown, "as it was then"
+    assert "allowed, by the rules of heart" in shown, "as it would be now"
+    run_node("deny", digest(asked)[7:20], "--reason", "no more")
+    assert "denied by you since" in run_node("show", asked.name)
+    [told] = json.loads(run_node("pending", "--all", "--json"))
+    assert (told["state"], told["by"]) == ("denied", "owner")
+
+
+PER_RECORD = Privacy(unit="record", max_norm=1.0, noise_multiplier=1.0, expected_batch=8.0)
+
+
+def checked(state: Path, limits: str, *words: str) -> tuple[int, dict[str, Any]]:
+    """What `policy check` says of a plan with noise per record."""
+    (state / "policy.toml").write_text(RULES.replace("noised", "trusted-code") + limits)
+    path = state / "plan.toml"
+    path.write_text(dumps(msgspec.structs.replace(plan(None), privacy=PER_RECORD)))
+    done = CliRunner().invoke(node, ["policy", "check", str(path), "--state", str(state), "--json", *words])
+    return done.exit_code, json.loads(done.stdout)
+
+
+def test_noise_per_record_is_told_its_epsilon_by_the_records_that_are_here(state: Path) -> None:
+    asked = msgspec.structs.replace(plan(None), privacy=PER_RECORD)
+    own = epsilon_of(asked, ROUNDS, 200, delta=1e-5)
+    code, told = checked(state, f"epsilon_per_study = {rounded_up(own)}\n", "--records", "200")
+    assert code == 0 and (told["epsilon"], told["records"]) == (own, 200)
+    code, told = checked(state, f"epsilon_per_study = {own - 0.01}\n", "--records", "200")
+    assert code == 1 and [each["rule"] for each in told["rules"] if not each["passed"]] == ["epsilon_per_study"]
+    code, told = checked(state, f"epsilon_total = {own + 0.01}\n", "--records", "200")
+    assert code == 1 and told["spent"] > 0.01, "the other study has cost something"
+    code, told = checked(state, f"epsilon_per_study = {own}\n", "--records", "100")
+    assert code == 1 and told["epsilon"] > own, "of fewer records each is drawn more often"
+
+
+def test_the_records_of_the_nodes_own_data_are_counted_by_the_plans_split(state: Path) -> None:
+    write_hospitals(state)
+    (state / "node.toml").write_text('name = "cleveland"\n[data]\nheart = "cleveland.csv"\n')
+    code, told = checked(state, "")
+    asked = msgspec.structs.replace(plan(None), privacy=PER_RECORD)
+    rows = len((state / "cleveland.csv").read_text().splitlines()) - 1
+    assert code == 0 and 0 < told["records"] < rows
+    assert told["epsilon"] == epsilon_of(asked, ROUNDS, told["records"], delta=1e-5)
+
+
+def test_without_data_nobody_knows_what_noise_per_record_costs(state: Path) -> None:
+    code, told = checked(state, "epsilon_per_study = 1.0\n")
+    assert code == 0 and told["epsilon"] is None, "the budget refuses it on the node"

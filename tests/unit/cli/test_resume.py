@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.cli.runs import COLUMNS, PROGRAM, environment, freehold, table, words
+from tests.unit.cli.runs import COLUMNS, PROGRAM, SHORT, environment, freehold, table, words
 
 
 def test_interrupted_and_resumed_is_bit_equal(tmp_path: Path) -> None:
@@ -67,3 +67,27 @@ def test_ctrl_c_of_a_terminal_while_workers_start_ends_all_at_once_without_a_tra
     assert "Traceback" not in told and "error" not in told
     assert "nothing was written" in told
     assert not kept.exists()
+
+
+def test_models_are_written_once_and_not_into_what_is_there(tmp_path: Path) -> None:
+    source, models = table(tmp_path / "my.csv", words), tmp_path / "deep" / "models"
+    base = ["compare", str(source), *COLUMNS, *SHORT, "--models", str(models), "--checkpoint", str(tmp_path / "kept")]
+    assert freehold(*base).returncode == 0
+    found = sorted(str(path.relative_to(models)) for path in models.rglob("*.safetensors"))
+    assert found == [f"{row}/seed-{s}/{c}.safetensors" for row in ("fedavg", "local") for s in (0, 1) for c in ("north", "south")]
+    again = freehold(*base)
+    assert again.returncode == 2 and "is not empty" in again.stderr
+    wrong = freehold(*base[:-4], "--models", str(source))
+    assert wrong.returncode == 2 and "cannot be written" in wrong.stderr
+
+
+def test_models_of_what_had_finished_without_them_are_asked_for(tmp_path: Path) -> None:
+    source = table(tmp_path / "my.csv", words)
+    base = ["compare", str(source), *COLUMNS, "--seeds", "1", "--rounds", "2", "--algorithms", "local,fedavg", "--jobs", "1"]
+    base += ["--checkpoint", str(tmp_path / "kept")]
+    failpoints = {"FREEHOLD_FAILPOINTS": "study.done.named=kill@1"}
+    killed = subprocess.run([*PROGRAM, *base], env=environment() | failpoints, capture_output=True, check=False, timeout=120)
+    assert killed.returncode == -signal.SIGKILL
+    refused = freehold(*base, "--resume", "--models", str(tmp_path / "models"))
+    assert refused.returncode == 2 and "had finished before" in refused.stderr, refused.stderr
+    assert freehold(*base, "--resume").returncode == 0

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from safetensors.numpy import load
 
 from freehold.coordinator.blobs import Folder
-from freehold.coordinator.specification import specified
 from freehold.coordinator.store import connect
 from freehold.coordinator.studies import Studies
 from freehold.coordinator.study_records import received
@@ -26,6 +25,7 @@ from freehold.study.federated import federated_plan
 from freehold.wire import codec
 from freehold.wire.messages import Measure, Pending, Settled, Train
 from tests.unit.coordinator.test_rounds import Denying, Gated, Party, live
+from tests.warm import specified
 
 Arrays = dict[str, NDArray[Any]]
 MOST, POWER = 2, 0.5

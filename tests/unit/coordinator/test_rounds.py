@@ -19,16 +19,16 @@ import sqlalchemy as sa
 from freehold.coordinator import intake as intake_module
 from freehold.coordinator.blobs import Folder
 from freehold.coordinator.child import ServerCode, ServerStates
-from freehold.coordinator.specification import specified
 from freehold.coordinator.store import Alike, Store, connect
 from freehold.coordinator.studies import Studies
 from freehold.coordinator.study_tables import contributions, measures, rounds, runs, studies
-from freehold.errors import StoreError, WeightRefused
+from freehold.errors import StoreError, StudyRefused, WeightRefused
 from freehold.events import Event
 from freehold.plan import Plan, dumps, runs_of
 from freehold.study.federated import federated_plan
 from freehold.wire import codec
 from freehold.wire.messages import Blob, Measure, Measures, Pending, Train, Work
+from tests.warm import spawn, specified
 
 T = TypeVar("T")
 
@@ -63,7 +63,7 @@ class Gated(ServerCode):
     """Closes a round only when it is let."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(spawn=spawn)
         self.asked: asyncio.Event = asyncio.Event()
         self.let: asyncio.Event = asyncio.Event()
         self.let.set()
@@ -431,5 +431,16 @@ def test_a_request_that_is_cut_while_it_is_added_to_the_sum_leaves_the_sum_whole
         await p.contribute("b", 0)
         await p.until(lambda: run.round == 1)
         assert p.row(rounds.c.heard, rounds.c.round == 0) == [2]
+
+    party(test)
+
+
+@pytest.mark.parametrize("examples", [200_000, 10**15])
+def test_a_plan_that_needs_huge_mock_data_is_refused_with_a_number(party: Callable[[Any], None], examples: int) -> None:
+    async def test(p: Party) -> None:
+        with pytest.raises(StudyRefused, match="made-up data") as caught:
+            await p.studies.start(dumps(msgspec.structs.replace(p.plan, name="huge", min_examples=examples)))
+        assert "Lower min_examples to 178571" in caught.value.hint
+        await p.start()
 
     party(test)

@@ -13,7 +13,6 @@ import pytest
 from freehold.coordinator.administration import results
 from freehold.coordinator.blobs import Folder
 from freehold.coordinator.schedules import schedule_of
-from freehold.coordinator.specification import specified
 from freehold.coordinator.store import connect
 from freehold.coordinator.studies import Studies
 from freehold.coordinator.study_tables import rounds, runs, studies
@@ -22,6 +21,7 @@ from freehold.plan import Plan, dumps
 from freehold.study.federated import federated_plan
 from freehold.wire.messages import Measure, Measures, Train
 from tests.unit.coordinator.test_rounds import Denying, Gated, Party, live
+from tests.warm import specified
 
 ROUNDS, DAY_S = 2, 86400.0
 

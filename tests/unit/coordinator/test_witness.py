@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from freehold.coordinator.witness import ADVANCES, FAULTS
 from freehold.errors import WireError
 from freehold.node.lines import Head, Key
 from freehold.wire.messages import LedgerHead
@@ -75,3 +77,32 @@ def test_a_head_that_its_key_did_not_sign_is_refused(court: Coordinator, key: Ke
         with pytest.raises(WireError, match="not signed"):
             court.shown("alice", msgspec.structs.replace(good, **change))
     assert court.latest("alice").head is None
+
+
+def test_a_faulty_head_with_each_request_does_not_cost_a_write_each(
+    court: Coordinator, key: Key, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writes, write = 0, court.store.write
+
+    def counted(*given: Any) -> Any:
+        nonlocal writes
+        writes += 1
+        return write(*given)
+
+    court.shown("alice", head(key, 1000))
+    monkeypatch.setattr(court.store, "write", counted)
+    for n in range(1, 51):
+        assert court.shown("alice", head(key, n)).head == head(key, 1000)
+        assert court.shown("alice", head(key, 1000)).head == head(key, 1000)
+    assert writes == FAULTS.most and len(court.events) <= FAULTS.most
+    assert "went back" in court.fault("alice")
+    court.now += FAULTS.every_s
+    court.shown("alice", head(key, 3))
+    assert writes == FAULTS.most + 1 and "line 3" in court.fault("alice")
+    court.shown("bob", head(key, 1))
+    assert writes == FAULTS.most + 2, "each node has its own"
+    for n in range(1001, 1001 + 2 * ADVANCES.most):
+        court.shown("alice", head(key, n))
+    assert writes == FAULTS.most + 2 + ADVANCES.most
+    court.now += ADVANCES.every_s
+    assert court.shown("alice", head(key, 5000)).head == head(key, 5000)

@@ -133,7 +133,7 @@ def test_without_a_rule_nothing_changes() -> None:
 @pytest.mark.parametrize("name", ["ditto", "fedrep", "scaffold", "apfl", "pfedme"])
 def test_algorithms_run_by_the_rule_on_the_vector_engine_and_agree_with_the_loop(rule: Rule, name: str) -> None:
     algorithm, feed = build(name, TASK), feed_for()
-    loop, vector = LoopEngine(algorithm, feed, WORK), VectorEngine(algorithm, feed, WORK, chunk=3)
+    loop, vector = LoopEngine(algorithm, feed, WORK), VectorEngine(algorithm, feed, WORK, chunk=3, executor="vmap")
     servers = [list(train(algorithm, e, CLIENTS[:5], rounds=1))[-1].server for e in (loop, vector)]
     assert set(rule.sizes) == {3, 2}
     assert distance(*servers) < 1e-9 and distance(dict(loop.store.committed()), dict(vector.store.committed())) < 1e-9

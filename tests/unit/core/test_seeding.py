@@ -36,7 +36,7 @@ def test_a_generator_starts_from_its_digest() -> None:
 
 def test_the_numbers_are_the_same_for_ever() -> None:
     assert uniform(key(0), (3,), dtype=F64).tolist() == [0.0, 0.8833108082136426, 0.43152799704850997]
-    assert torch.allclose(normal(key(1), (2,), dtype=F64), torch.tensor([0.6280841920930623, 1.0134272629297945], dtype=F64))
+    assert torch.allclose(normal(key(1), (2,), dtype=F64), torch.tensor([0.23572937454671358, -0.5083979841727435], dtype=F64))
     assert [int(fold(key(0), 0)), int(fold(key(5), -1))] == [5197578548964807871, -5278393320434088484]
 
 
@@ -62,6 +62,26 @@ def test_normal_numbers_are_standard_normal(number: int) -> None:
     z = normal(key(number), (20_000,), dtype=F64)
     assert stats.kstest(z.numpy(), "norm").pvalue > 1e-3
     assert abs(float((z**3).mean())) < 0.1 and abs(float((z**4).mean()) - 3) < 0.25
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, F64])
+def test_normal_numbers_are_finite_and_the_first_ones_do_not_depend_on_how_many_are_asked_for(dtype: torch.dtype) -> None:
+    z = normal(key(3), (300, 1000), dtype=dtype)
+    assert z.dtype == dtype and bool(z.isfinite().all()) and 4 < float(z.abs().max()) < 6.8
+    assert torch.equal(normal(key(3), (130,), dtype=dtype), z.flatten()[:130])
+    assert normal(key(3), (0, 4), dtype=dtype).shape == (0, 4)
+
+
+def test_normal_numbers_have_nothing_to_do_with_each_other() -> None:
+    z = normal(key(11), (2000, 128), dtype=F64)
+    correlation = torch.corrcoef(z.T) - torch.eye(128, dtype=F64)
+    assert float(correlation.abs().max()) < 0.12  # 5.4 standard errors
+
+
+def test_a_cohort_draws_what_each_client_draws_alone() -> None:
+    keys = torch.arange(5)
+    drawn = vmap(lambda k: normal(fold(k, 2), (3, 50), dtype=torch.float32))(keys)
+    assert all(torch.equal(drawn[i], normal(fold(k, 2), (3, 50), dtype=torch.float32)) for i, k in enumerate(keys))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])

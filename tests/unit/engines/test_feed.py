@@ -202,3 +202,39 @@ def test_a_client_without_training_rows_is_refused_by_name() -> None:
     feed = Feed(x=torch.zeros(3, 2), y=torch.zeros(3), rows={"empty": {"train": none, "validation": none, "test": none}})
     with pytest.raises(TooFewExamples, match="empty"):
         feed.steps("empty", 0, Work(batch_size=2, epochs=1))
+
+
+@given(
+    st.lists(sizes, min_size=1, max_size=6),
+    batch_sizes,
+    st.integers(-1, 6),
+    st.integers(1, 9),
+    st.sampled_from(["epochs", "steps", "continuing"]),
+    st.sampled_from(["even", "short"]),
+    st.booleans(),
+)
+def test_a_cohort_is_fed_at_once_with_what_each_client_would_draw_alone(
+    sizes: list[int], size: int, index: int, amount: int, kind: str, last_batch: Literal["even", "short"], poisson: bool
+) -> None:
+    feed = feed_of(*sizes)
+    work = Work(
+        batch_size=size,
+        epochs=amount if kind == "epochs" else None,
+        steps=None if kind == "epochs" else amount,
+        continuing=kind == "continuing",
+        last_batch=last_batch,
+        poisson=poisson,
+    )
+    clients = list(feed.rows)
+    each = [feed.steps(c, index, work) for c in clients]
+    whole, padded = feed.cohort(clients, index, work), pad(each)
+    assert all(torch.equal(a, b) for a, b in zip(whole.per_client(), padded.per_client(), strict=True))
+    assert [feed.count(c, index, work) for c in clients] == list(map(len, each))
+
+
+def test_batches_of_several_clients_are_those_of_each_padded() -> None:
+    feed = feed_for()
+    for split in ("validation", "test"):
+        whole, padded = feed.batches(CLIENTS, split), pad_batches([feed.batch(c, split) for c in CLIENTS])
+        assert all(torch.equal(whole[k], padded[k]) for k in padded)
+    assert feed.batches(["c1"], "validation")["x"].shape == (1, 0, 6)

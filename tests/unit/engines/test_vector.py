@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -102,7 +103,11 @@ def task_of(make: Callable[[], nn.Module]) -> Task:
         return task_from(make().double(), F.cross_entropy, classes=CLASSES)
 
 
-def trained(engine: type[LoopEngine], task: Task, clients: tuple[str, ...] = CLIENTS[:4]) -> Tree:
+def vmapped(*args: Any, **more: Any) -> VectorEngine:
+    return VectorEngine(*args, **more, executor="vmap")
+
+
+def trained(engine: Callable[..., LoopEngine], task: Task, clients: tuple[str, ...] = CLIENTS[:4]) -> Tree:
     algorithm = algorithm_entry("fedavg-finetuned").build(task)
     runner = engine(algorithm, feed_for(), WORK)
     *_, last = train(algorithm, runner, clients, rounds=2)
@@ -117,7 +122,7 @@ def trained(engine: type[LoopEngine], task: Task, clients: tuple[str, ...] = CLI
 )
 def test_modules_that_keep_examples_apart_agree_with_the_loop(make: Callable[[], nn.Module]) -> None:
     task = task_of(make)
-    assert distance(trained(LoopEngine, task), trained(VectorEngine, task)) < 1e-9
+    assert distance(trained(LoopEngine, task), trained(vmapped, task)) < 1e-9
 
 
 @pytest.mark.parametrize(
@@ -136,16 +141,17 @@ def test_modules_that_keep_examples_apart_agree_with_the_loop(make: Callable[[],
 def test_what_cannot_be_batched_is_refused_with_a_remedy_and_the_loop_runs_it(make: Callable[[], nn.Module], said: str) -> None:
     task = task_of(make)
     with pytest.raises(NotBatchable, match=said) as refusal:
-        trained(VectorEngine, task)
-    assert "--engine loop" in refusal.value.hint
+        trained(vmapped, task)
+    assert "loop" in refusal.value.hint
     first, second = trained(LoopEngine, task), trained(LoopEngine, task)
+    assert distance(first, trained(VectorEngine, task)) < 1e-9, "unless it may choose"
     assert distance(first, second) == 0, "and it is deterministic there"
     assert distance(first["server"], dict(task.init)) > 1e-6
 
 
 def test_attention_that_drops_out_inside_is_told_what_to_do_instead() -> None:
     with pytest.raises(NotBatchable) as refusal:
-        trained(VectorEngine, task_of(lambda: Attending(0.5)))
+        trained(vmapped, task_of(lambda: Attending(0.5)))
     assert "nn.Dropout after it" in refusal.value.hint
 
 
@@ -166,7 +172,7 @@ def test_mixing_is_seen_also_where_the_first_batch_has_one_example_or_none(work:
     feed = feed_for("words")
     rows = {"one": {s: feed.rows["c0"][s][:1] for s in ("train", "validation", "test")}, "c7": feed.rows["c7"]}
     algorithm = algorithm_entry("fedavg").build(task_of(CenteredWords))
-    engine = VectorEngine(algorithm, Feed(x=feed.x, y=feed.y, rows=rows), work)
+    engine = VectorEngine(algorithm, Feed(x=feed.x, y=feed.y, rows=rows), work, executor="vmap")
     with pytest.raises(NotBatchable, match="mixes the examples of a batch"):
         next(train(algorithm, engine, list(rows), rounds=1))
 

@@ -26,7 +26,8 @@ from freehold.node.admission import SAID, Admission
 from freehold.node.approvals import MOST_WAITING, Approvals
 from freehold.node.benefit import binned
 from freehold.node.errands import MeasureErrand, OutgoingMeasures, TrainErrand
-from freehold.plan import Plan, Privacy, digest, runs_of
+from freehold.node.rulings import MOST_KEPT, Rulings
+from freehold.plan import Plan, Privacy, digest, parse, runs_of
 from freehold.policy import DataRules, sample_policy
 from freehold.policy.decide import contribution_bytes
 from freehold.wire.messages import Measured
@@ -34,7 +35,7 @@ from tests.unit.policy.plans import NOON, heart
 
 POINTS = [
     f"node.{what}.{step}"
-    for what in ("waiting", "approval", "policy", "bytes", "noted")
+    for what in ("waiting", "approval", "policy", "bytes", "noted", "ruling")
     for step in ("writing", "written", "named")
 ]
 EVERYTHING = sample_policy("heart")
@@ -210,6 +211,47 @@ def test_an_approval_that_was_tampered_with_allows_nothing(tmp_path: Path, body:
     with pytest.raises(ApprovalError):
         owner.ask(heart())
     assert len(approvals.entries()) == 1
+
+
+def test_what_rules_decided_is_kept_for_the_owner_and_written_once(tmp_path: Path) -> None:
+    owner, identity = Owner(tmp_path, EVERYTHING), digest(heart())
+    owner.ask(heart(), 0)
+    rulings = Rulings(tmp_path)
+    first = rulings.of(identity)
+    assert first is not None and (first.says, first.decided) == ("allowed", NOON)
+    assert first.policy == hashlib.sha256(EVERYTHING.encode()).hexdigest()
+    assert all(each.passed for each in first.rules) and {each.rule for each in first.rules} >= {"data", "code", "release"}
+    owner.now += 60
+    owner.ask(heart(), 1)
+    owner.admission = owner.restarted()
+    owner.ask(heart(), 2)
+    assert rulings.of(identity) == first  # nothing is new
+    owner.write(EVERYTHING + "smallest_cohort = 9\n")
+    with pytest.raises(PolicyRefused):
+        owner.ask(heart(), 3)
+    last = rulings.of(identity)
+    assert last is not None and (last.says, last.decided) == ("denied", NOON + 60)
+    assert [each.rule for each in last.rules if not each.passed] == ["smallest_cohort"]
+    assert parse(last.plan) == heart()
+
+
+def test_what_waits_or_was_denied_by_the_owner_is_no_ruling(tmp_path: Path) -> None:
+    owner = Owner(tmp_path)
+    with pytest.raises(PlanWaits):
+        owner.ask(heart())
+    Approvals(tmp_path).say(digest(heart()), "denied")
+    with pytest.raises(OwnerDenied):
+        owner.ask(heart())
+    assert Rulings(tmp_path).entries() == []
+
+
+def test_a_coordinator_cannot_fill_the_disk_with_what_rules_decide(tmp_path: Path) -> None:
+    owner = Owner(tmp_path, EVERYTHING)
+    for number in range(MOST_KEPT + 3):
+        owner.now += 1
+        owner.ask(heart(name=f"plan{number}"))
+    assert len(Rulings(tmp_path).entries()) == MOST_KEPT
+    assert Rulings(tmp_path).of(digest(heart(name=f"plan{MOST_KEPT + 2}"))) is not None
 
 
 def test_a_coordinator_cannot_fill_the_disk_with_plans(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from freehold.coordinator import certificates
-from freehold.errors import CheckpointRefused, LedgerDamaged, LedgerError
+from freehold.errors import BenefitKept, CheckpointRefused, LedgerDamaged, LedgerError, OwnerDenied
 from freehold.node import checkpoints
 from freehold.node.audit import Verdict, entries, verify
 from freehold.node.door import CHECKPOINT_LINES, Door
@@ -303,3 +303,19 @@ def test_on_a_full_disk_the_old_checkpoint_stays(tmp_path: Path, anew: Coordinat
     assert checkpoints.load(tmp_path / "ledger") == before
     door.note("approval", "it goes on")
     assert [each.text for each in entries(tmp_path / "ledger")][-1] == "it goes on"
+
+
+def test_a_run_whose_measures_stay_ends_with_a_checkpoint_all_the_same(tmp_path: Path, anew: Coordinator) -> None:
+    """Under noise measures always stay, so the end of such a study would be witnessed by chance only."""
+    witnessed(tmp_path, anew)
+    door = opened(tmp_path)
+    door.note("approval", "one more")
+    assert door.witnessed(anew.shown("alice", due(door)), anew.roots) == []
+    door.refuse(OwnerDenied("no"), run="r-0", round=3)
+    assert door.head() is None, "a refusal to train is no end"
+    door.refuse(BenefitKept("kept"), run="r-0", round=4, measures=True)
+    head = due(door)
+    assert door.witnessed(anew.shown("alice", head), anew.roots) == [] and door.head() is None
+    kept = checkpoints.load(tmp_path / "ledger")
+    assert kept is not None and kept.head is not None and kept.head.n == head.n
+    door.close()

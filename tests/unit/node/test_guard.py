@@ -15,7 +15,6 @@ import msgspec
 import numpy as np
 import pytest
 
-from freehold.coordinator.specification import specified
 from freehold.errors import BudgetExceeded, DataUnfit, NodeError, PeerGone, PlanWaits, TrainerFailed, WeightRefused
 from freehold.node import admission, warm
 from freehold.node import guard as guard_module
@@ -29,6 +28,7 @@ from freehold.policy import sample_policy
 from freehold.study.federated import federated_plan
 from freehold.wire import codec
 from freehold.wire.local import Channel, channel_from, close, pair, sealed
+from tests.warm import specified
 
 
 @pytest.fixture(scope="module")

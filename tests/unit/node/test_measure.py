@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from freehold.coordinator.specification import specified
 from freehold.core import Round
 from freehold.data.heart import heart_records
 from freehold.node.program import Program, load
 from freehold.study.federated import federated_plan
 from freehold.wire.messages import DIFFERING
+from tests.warm import specified
 
 
 def test_the_examples_on_which_two_models_differ_are_counted(tmp_path: Path) -> None:

@@ -67,6 +67,15 @@ def test_the_page_escapes_what_comes_from_outside(page: Page) -> None:
     assert "chol = 0 in &lt;all&gt; rows" in text
 
 
+def test_what_the_owner_chose_is_no_error(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(STATUS, "last_error", "")
+    assert "By your own choice" not in ask(page, "/")[1]
+    monkeypatch.setitem(STATUS, "last_choice", "The owner of the data keeps <what> was measured.")
+    text = ask(page, "/")[1]
+    assert "keeps &lt;what&gt; was" in text and "By your own choice" in text
+    assert 'class="error"' not in text and "Last error" not in text
+
+
 def test_the_page_needs_nothing_from_elsewhere(page: Page) -> None:
     _, text = ask(page, "/")
     assert "src=" not in text

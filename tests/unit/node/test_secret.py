@@ -14,16 +14,17 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
-from freehold.coordinator.specification import specified
 from freehold.core import Round, Tree, flatten
 from freehold.data.heart import heart_records
-from freehold.errors import DataUnfit
+from freehold.errors import DataUnfit, PlanError
 from freehold.node.counted import checked_records, most_records
 from freehold.node.program import Program, load
 from freehold.node.secret import Secret, integers
 from freehold.plan import Plan, Privacy
+from freehold.plan.tables import MOST_RECORD_NOISE
 from freehold.privacy.accounting import MOST_STEPS, steps_of_norm
 from freehold.study.federated import federated_plan
+from tests.warm import specified
 
 RECORD = Privacy(unit="record", max_norm=1.0, noise_multiplier=1.0, expected_batch=16.0)
 
@@ -164,3 +165,15 @@ def test_the_guard_believes_no_more_records_than_there_are(tmp_path: Path) -> No
     parquet = tmp_path / "t.parquet"
     parquet.write_bytes(b"PAR1")
     assert most_records(parquet) is None and checked_records(7, parquet) == 7
+
+
+@pytest.mark.parametrize("noise", [2.0**20 + 1, 2.1e8, 2.0**41, 1e300])
+def test_noise_whose_grid_is_too_coarse_for_gradients_is_refused_with_the_plan(noise: float) -> None:
+    with pytest.raises(PlanError, match="per record it is at most"):
+        msgspec.structs.replace(RECORD, noise_multiplier=noise)
+
+
+def test_the_widest_noise_leaves_room_to_round_the_largest_models() -> None:
+    """An example's integers must have norm `units` or less, rounding included, so the limit must not fall below 0."""
+    units, numbers = steps_of_norm(MOST_RECORD_NOISE), 10**12
+    assert units * (1 - 2.0**-30) - math.sqrt(numbers) / 2 > units / 3

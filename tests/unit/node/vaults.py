@@ -11,6 +11,7 @@ from pathlib import Path
 
 from freehold.node import vault as vault_module
 from freehold.node.door import Door
+from freehold.node.tpm import Tpm
 from freehold.node.vault import Vault
 from freehold.wire.local import close, read, sealed
 from freehold.wire.messages import Settled
@@ -26,10 +27,10 @@ def digest(what: str) -> str:
 class Node:
     """What of a guard has to do with states."""
 
-    def __init__(self, state: Path, *, credentials: Path | None = None, now: float = 1e9) -> None:
+    def __init__(self, state: Path, *, credentials: Path | None = None, tpm: Tpm | None = None, now: float = 1e9) -> None:
         self.now, self.folder = now, state / "vault"
         self.door = Door(state, node="alice", peer="", vault=lambda: self.vault.name())
-        self.vault = Vault(state, self.door.anchor, credentials=credentials, clock=lambda: self.now)
+        self.vault = Vault(state, self.door.anchor, credentials=credentials, tpm=tpm, clock=lambda: self.now)
 
     def put(self, round: int, contribution: str, state: bytes, run: str = RUN) -> None:
         fd = sealed(state, "state")

@@ -15,7 +15,7 @@ from freehold.plan import Training
 from freehold.study import plan_for
 from freehold.study.cell import Cell, CellResult, run_cell
 from freehold.study.compare import _paired_se, _select_row
-from freehold.study.settings import Trial
+from freehold.study.settings import Settings, Trial
 from freehold.tasks import task_definition
 
 SPLITS = {"train": range(0, 30), "validation": range(30, 41), "test": range(41, 60)}
@@ -44,7 +44,7 @@ def ran(data: Prepared, algorithm: str = "fedavg", *, newcomers: Sequence[str] =
     plan = plan_for(definition, algorithm, training=training, hyperparameters={"*": {"lr": 0.3}})
     return run_cell(
         Cell(index=0, trial=Trial(name=algorithm, title=algorithm, plan=plan), seed=0),
-        definition, data, engine="vector", newcomers=newcomers, checkpoint=None, resume=False,
+        definition, data, settings=Settings(), newcomers=newcomers, checkpoint=None,
         stop=lambda: False, closed=lambda done: None,
     )  # fmt: skip
 
@@ -95,7 +95,7 @@ def test_all_data_pooled_in_one_place_is_measured_for_each_client() -> None:
     plan = plan_for(definition, "local", training=Training(rounds=6, batch_size=8, epochs=2), hyperparameters={"*": {"lr": 0.3}})
     found = run_cell(
         Cell(index=0, trial=Trial(name="Pooled", title="Pooled", plan=plan, pooled=True), seed=0),
-        definition, pooled, engine="loop", newcomers=(), checkpoint=None, resume=False,
+        definition, pooled, settings=Settings(engine="loop"), newcomers=(), checkpoint=None,
         stop=lambda: False, closed=lambda done: None,
     )  # fmt: skip
     assert set(found.figures) == {"a", "b", "c"}

@@ -178,7 +178,7 @@ def test_a_state_reads_back_as_it_was_saved(tmp_path: Path) -> None:
         "flag": torch.tensor([True, False]),
         "half": torch.ones(2).bfloat16(),
     }
-    running = Running(rounds_done=1, server=state, personal={"x": state}, history={"points": [], "sent_bytes": 3})
+    running = Running(rounds_done=1, server=state, personal={"x": state}, history={"points": [], "sent_bytes": 3, "choice": None})
     checkpoint = Checkpoint(folder=tmp_path / "kept")
     checkpoint.save_running("cell", running)
     found = checkpoint.load_running("cell")

@@ -1,0 +1,117 @@
+"""What rules decided, for the owner to see afterwards: one file for each plan under <state>/approvals/rulings, by its digest.
+
+The guard alone writes them, and only what is new: of a plan that rules keep allowing there is one file, written once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+
+from freehold import durable
+from freehold.errors import ApprovalError, FreeholdError
+from freehold.plan import Plan, digest, dumps, parse
+from freehold.policy import Verdict
+
+MOST_KEPT = 50
+"""Plans that rules decided, at once: a coordinator cannot fill the disk with more. The one that was decided first gives way."""
+
+
+class Ruled(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One rule, as it was found when it decided."""
+
+    rule: str
+    passed: bool
+    found: str
+    wanted: str
+
+
+class Ruling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the rules said of a plan."""
+
+    plan: str
+    """As canonical TOML."""
+    signature: str | None = None
+    says: Literal["allowed", "denied"]
+    decided: Annotated[float, msgspec.Meta(ge=0)]
+    """Unix time since when they say so."""
+    rules: tuple[Ruled, ...]
+    policy: str
+    """SHA-256 of the policy that was in force; "" for none."""
+
+    def same(self, other: Ruling) -> bool:
+        """Whether nothing is new: what is found may differ, such as the hour, if it passes or fails all the same."""
+        return self._key() == other._key()
+
+    def _key(self) -> tuple[object, ...]:
+        return self.says, self.policy, tuple((each.rule, each.passed) for each in self.rules)
+
+
+class Rulings:
+    """The folder."""
+
+    def __init__(self, state: Path, *, clock: Callable[[], float] = time.time) -> None:
+        """`state`: the node's folder."""
+        self.folder, self._clock = state / "approvals" / "rulings", clock
+        self._known: dict[str, Ruling] = {}
+
+    def keep(self, verdict: Verdict, plan: Plan, identity: str, signature: str | None, policy: str) -> None:
+        """Write down what rules decided, if it is new. What waits, and what the owner denied, is the approvals' to keep."""
+        if verdict.says == "waits" or (verdict.failed and verdict.failed[0].rule == "owner"):
+            return
+        rules = tuple(Ruled(rule=f.rule, passed=f.passed, found=f.found, wanted=f.wanted) for f in verdict.findings)
+        known = self._known.get(identity)
+        made = Ruling(
+            plan="" if known is None else known.plan,
+            signature=signature,
+            says=verdict.says,
+            decided=self._clock(),
+            rules=rules,
+            policy=policy,
+        )
+        if known is not None and known.same(made):
+            return
+        if known is None:
+            known = self.of(identity)
+            made = msgspec.structs.replace(made, plan=dumps(plan))
+        if known is None or not known.same(made):
+            self._write(identity, made)
+            known = made
+        if len(self._known) >= MOST_KEPT:
+            self._known.clear()
+        self._known[identity] = known
+
+    def of(self, identity: str) -> Ruling | None:
+        """What rules said of the plan of this digest last; None if they never did, or what they said is damaged."""
+        path = self.folder / f"{identity.removeprefix('sha256:')}.json"
+        try:
+            found = msgspec.json.decode(path.read_bytes(), type=Ruling)
+            whole = digest(parse(found.plan)) == f"sha256:{path.stem}"
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError, FreeholdError):
+            return None
+        return found if whole else None
+
+    def entries(self) -> list[tuple[str, Ruling]]:
+        """(digest, ruling) of all that are whole, what was decided first comes first."""
+        found = [(f"sha256:{path.stem}", self.of(path.stem)) for path in self.folder.glob("*.json")]
+        whole = [(identity, ruling) for identity, ruling in found if ruling is not None]
+        return sorted(whole, key=lambda each: (each[1].decided, each[0]))
+
+    def _write(self, identity: str, ruling: Ruling) -> None:
+        try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            paths = sorted(self.folder.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
+            for path in paths[: max(len(paths) + 1 - MOST_KEPT, 0)]:
+                with contextlib.suppress(FileNotFoundError):
+                    path.unlink()
+            path = self.folder / f"{identity.removeprefix('sha256:')}.json"
+            durable.write(path, msgspec.json.encode(ruling), point="node.ruling")
+        except OSError as error:
+            raise ApprovalError(
+                f"{self.folder} cannot be written: {error.strerror}.", hint="Make room on the disk; nothing is done until then."
+            ) from error
