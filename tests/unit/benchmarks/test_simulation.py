@@ -217,10 +217,8 @@ def test_two_processes_are_compared_with_one() -> None:
     assert scale.speedup([4.0, 4.0], [2.0, 2.0]) == {"speedup": 2.0, "low": 2.0, "high": 2.0}
     lines = list(goals.others({"freehold": {"first_round_s": 3.1, "peak_mb": 500.0}}, {"processes": {"missing": "one core"}}))
     assert [line.said for line in lines] == ["missed", "reached", "not timed"]
-    assert (
-        list(goals.others({"freehold": {"first_round_s": 1, "peak_mb": 1}}, {"processes": scale.speedup([4.0], [2.0])}))[2].low
-        == 2.0
-    )
+    of_start, growth = {"freehold": {"first_round_s": 1.0, "peak_mb": 2.0}}, {"processes": scale.speedup([4.0], [2.0])}
+    assert [line.low for line in goals.others(of_start, growth)] == [1.0, 2.0, 2.0]
 
 
 def test_a_population_is_as_large_as_one_likes_and_costs_nothing() -> None:
