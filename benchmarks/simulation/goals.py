@@ -66,6 +66,16 @@ def verdicts(works: Mapping[str, Mapping[str, Any]]) -> Iterator[Verdict]:
                 yield Verdict(work, against, told["ratio"], told["low"], told["high"], floor, goal, said)
 
 
+def others(start: Mapping[str, Any], growth: Mapping[str, Any]) -> Iterator[Verdict]:
+    """Of the first round, memory and two processes; of the first two less is better, and the bound is the most it may be."""
+    first, peak = start[OURS]["first_round_s"], start[OURS]["peak_mb"]
+    for name, found, (most, _) in (("first round, s", first, FIRST_ROUND_S), ("peak, MB", peak, PEAK_MB)):
+        yield Verdict("W1b", name, found, found, found, most, None, "reached" if most is None or found <= most else "missed")
+    two = growth["processes"]
+    figures = (two.get("speedup"), two.get("low"), two.get("high"))
+    yield Verdict(two.get("work", ""), "one process", *figures, *TWO_CORES, judged(two.get("low"), *TWO_CORES))
+
+
 def judged(low: float | None, floor: float | None, goal: float | None) -> str:
     """ "reached" is the floor; "goal" the goal too."""
     if low is None:

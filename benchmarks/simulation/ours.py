@@ -34,8 +34,7 @@ class Ours:
             kind = LoopEngine
         elif executor not in (None, "vmap"):
             raise ValueError(f"this version's engine has no executor {executor}")
-        if kind is VectorEngine and takes("device"):
-            told["device"] = made.device
+        self.executor = executor
         self.made, self.engine = made, kind(made.algorithm, made.feed, made.work, **told)
         self.server = made.algorithm.init()
         self.mean: Tree = {}

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from benchmarks.by_hand import by_hand
 from benchmarks.peers.environment import Missing
 from benchmarks.simulation import goals, scale, start
-from benchmarks.simulation.contender import Contender, Disagrees, allowed, apart
-from benchmarks.simulation.ours import Ours, takes
+from benchmarks.simulation.contender import EXACT, KINK, Contender, Disagrees, allowed, apart
+from benchmarks.simulation.ours import Ours
 from benchmarks.simulation.peer import PEERS, Worker, working
 from benchmarks.simulation.plain import Plain
 from benchmarks.simulation.timing import Gemm, race, summary
@@ -53,7 +52,8 @@ def run(
     if scales:
         found["start"] = start.run("flwr" in peers)
         found["growth"] = scale.run()
-    found["goals"] = [verdict._asdict() for verdict in goals.verdicts(found["works"])]
+    lines = [*goals.verdicts(found["works"]), *(goals.others(found["start"], found["growth"]) if scales else ())]
+    found["goals"] = [verdict._asdict() for verdict in lines]
     return found
 
 
@@ -61,8 +61,6 @@ def check(device: str) -> None:
     """End with a line where there is no such device."""
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise SystemExit("This PyTorch sees no CUDA device; leave out --device cuda, or install PyTorch for CUDA.")
-    if device.startswith("cuda") and not takes("device"):
-        raise SystemExit("This version's vector engine runs on the processor only; leave out --device cuda.")
 
 
 def compare(made: Ready, peers: Sequence[str] = (), rounds: int | None = None, executors: Sequence[str] = ()) -> dict[str, Any]:
@@ -78,7 +76,7 @@ def compare(made: Ready, peers: Sequence[str] = (), rounds: int | None = None, e
                 contender = make()
                 for index in range(CHECKED):
                     contender.round(index)
-                agreement[name] = agreed(contender, plain, made.task.init)
+                agreement[name] = agreed(contender, plain, made)
             except (Missing, Disagrees, FreeholdError, ValueError) as why:
                 missing[name] = str(why)
                 continue
@@ -115,10 +113,19 @@ def entrants(made: Ready, peers: Sequence[str], executors: Sequence[str], stack:
     return found
 
 
-def agreed(contender: Contender, plain: Contender, init: Mapping[str, Tensor]) -> float:
+def agreed(contender: Contender, plain: Contender, made: Ready) -> float:
     """How far apart the last round's updates are; raises Disagrees where that is too far."""
     reference = plain.outcome()
-    off, most = apart(contender.outcome(), reference), allowed(reference, init)
-    if not off <= most:
+    off, most = apart(contender.outcome(), reference), allowed(reference, made.task.init)
+    if not off <= most and not (off <= KINK and isinstance(contender, Ours) and in_double(contender, made) <= EXACT):
         raise Disagrees(f"its update is {off:.1e} of the plain loop's away from it, and {most:.1e} is allowed")
     return off
+
+
+def in_double(ours: Ours, made: Ready) -> float:
+    """How far apart ours and the plain loop are after a round in float64, where no example is on the other side of a kink."""
+    double = ready(made.workload, str(made.device), torch.float64)
+    again, plain = Ours(double, ours.executor), Plain(double)
+    again.round(0)
+    plain.round(0)
+    return apart(again.outcome(), plain.outcome())

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import importlib.util
-import inspect
 import math
+import os
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from benchmarks.simulation.contender import timed
 from benchmarks.simulation.ours import Ours
-from benchmarks.simulation.works import WORKLOADS, Ready, ready, sizes
+from benchmarks.simulation.timing import ratio
+from benchmarks.simulation.works import WORKLOADS, Ready, algorithm_of, ready, sizes, task_of
 from freehold.core import train
-from freehold.engines import Feed, VectorEngine
+from freehold.engines import Feed, VectorEngine, Work
+from freehold.engines.processes import Processes
 
 ASKED = (100, 1000, 10_000, 100_000)
 POPULATIONS = (1000, 10_000, 100_000, 1_000_000)
@@ -88,29 +89,44 @@ def slope(points: Sequence[Mapping[str, float]]) -> float:
     return float(statistics.linear_regression(*logs).slope)
 
 
-def processes(rounds: int = 5) -> dict[str, Any]:
-    """Seconds on the wall of a W1b round with one and two processes; a line where this version has one process only."""
-    if importlib.util.find_spec("freehold.engines.processes") is None:
-        return {"missing": "this version's engine works in one process"}
-    engine = getattr(importlib.import_module("freehold.engines.processes"), "ProcessEngine", None)
-    if engine is None or "processes" not in inspect.signature(engine).parameters:
-        return {"missing": "this benchmark does not know this version's engine of several processes"}
-    made = ready(WORKLOADS["W1b-E5"])
-    found: dict[int, list[float]] = {1: [], 2: []}
-    engines = {count: engine(made.algorithm, made.feed, made.work, processes=count) for count in found}
+class Built(NamedTuple):
+    """Makes a worker's engine of a workload there."""
+
+    work: str
+
+    def __call__(self, feed: Feed) -> VectorEngine:
+        """Over the table that all workers see."""
+        workload = WORKLOADS[self.work]
+        work = Work(batch_size=workload.batch, epochs=workload.epochs)
+        return VectorEngine(algorithm_of(workload, task_of(workload)), feed, work)
+
+
+def processes(work: str = "W1b-E5", rounds: int = 9) -> dict[str, Any]:
+    """Seconds on the wall of a round with one and two processes, in turn; a line where there is one core only."""
+    if len(os.sched_getaffinity(0)) < 2:
+        return {"missing": "this machine lends one core only"}
+    made = ready(WORKLOADS[work])
+    seconds: dict[int, list[float]] = {1: [], 2: []}
+    crews = {count: Processes(count) for count in seconds}
     try:
-        runs = {count: train(made.algorithm, each, made.clients, rounds=rounds + 1) for count, each in engines.items()}
+        engines = {count: crew.engine(made.algorithm, made.feed, Built(work)) for count, crew in crews.items()}
+        runs = {count: train(made.algorithm, engine, made.clients, rounds=rounds + 1) for count, engine in engines.items()}
         for turn in range(rounds + 1):
             for count, running in runs.items():
                 began = time.perf_counter()
                 next(running)
                 if turn:
-                    found[count].append(time.perf_counter() - began)
+                    seconds[count].append(time.perf_counter() - began)
     finally:
-        for each in engines.values():
-            each.close()
-    one, two = (statistics.median(found[count]) for count in (1, 2))
-    return {"wall_s": {"1": one, "2": two}, "speedup": one / two}
+        for crew in crews.values():
+            crew.close()
+    return {"work": work, "seconds": {f"{count}": times for count, times in seconds.items()}, **speedup(seconds[1], seconds[2])}
+
+
+def speedup(one: Sequence[float], two: Sequence[float]) -> dict[str, float]:
+    """How many times as fast two are, with its interval."""
+    found = ratio(one, two)
+    return {"speedup": found.ratio, "low": found.low, "high": found.high}
 
 
 def run() -> dict[str, Any]:

@@ -108,7 +108,7 @@ def sizes(clients: int, mean: int, seed: int = SEED, least: int = 2) -> list[int
     return logs.exp().round().clamp(least, 4 * mean).int().tolist()
 
 
-def ready(workload: Workload, device: str = "cpu") -> Ready:
+def ready(workload: Workload, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Ready:
     """Make the data, the model and the algorithm; the same in every process."""
     counts = sizes(workload.clients, workload.samples)
     x, y = _EXAMPLES[workload.network](sum(counts), torch.Generator().manual_seed(SEED))
@@ -119,21 +119,22 @@ def ready(workload: Workload, device: str = "cpu") -> Ready:
         f"{i}": {"train": torch.arange(end - count, end, device=place), "validation": nobody, "test": nobody}
         for i, (count, end) in enumerate(zip(counts, ends, strict=True))
     }
-    task = task_of(workload, device)
+    task = task_of(workload, device, dtype)
+    x, y = (t.to(place, dtype if t.is_floating_point() else t.dtype) for t in (x, y))
     return Ready(
         workload=workload,
         task=task,
         algorithm=algorithm_of(workload, task),
-        feed=Feed(x=x.to(place), y=y.to(place), rows=rows, seed=SEED),
+        feed=Feed(x=x, y=y, rows=rows, seed=SEED),
         work=Work(batch_size=workload.batch, epochs=workload.epochs),
         device=place,
     )
 
 
-def task_of(workload: Workload, device: str = "cpu") -> Task:
+def task_of(workload: Workload, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Task:
     """The learning problem, its model on the device."""
     torch.manual_seed(SEED)
-    module = NETWORKS[workload.network]().to(device)
+    module = NETWORKS[workload.network]().to(device, dtype)
     classes = 62 if workload.network in ("cnn", "leaf") else 10
     task = task_from(module, LOSSES[workload.target][0], classes=classes if workload.target == "labels" else 0)
     if workload.noise is None:
@@ -152,7 +153,7 @@ def algorithm_of(workload: Workload, task: Task) -> Algorithm:
 
 def module_of(workload: Workload, init: State) -> nn.Module:
     """The bare module in the task's initial state."""
-    module = NETWORKS[workload.network]().to(next(iter(init.values())).device)
+    module = NETWORKS[workload.network]().to(next(iter(init.values())))
     module.load_state_dict(init)
     return module
 
