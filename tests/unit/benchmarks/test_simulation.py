@@ -1,4 +1,4 @@
-"""The benchmark of the simulator at sizes that say nothing: all do the same work, and figures are of what they claim."""
+"""The benchmark of the simulator at sizes that say nothing: all do the same work, and its figures are what they claim."""
 
 from __future__ import annotations
 
