@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import vmap
 
 from freehold.core import Batch, Objective, Privacy, State, descend, executing, gradient, private, proximal, task_from, tilted
+from freehold.core.cohort import explain
 from freehold.core.cohort.passes import Pass
 from freehold.core.cohort.private import Clipping
 from freehold.errors import NotPrivate
@@ -179,6 +180,16 @@ def test_a_cohort_goes_where_each_client_goes_alone(name: str, noise: float) -> 
     for i, mine in enumerate(rows):
         alone = descend(objective, start, mine, 0.4)
         assert distance({k: v[i] for k, v in found.items()}, alone) < 1e-12 < distance(alone, start)
+
+
+@pytest.mark.parametrize(
+    ("name", "how"), [("mlp", "replayed"), ("dropout", "replayed"), ("twice", "replayed"), ("lookup", "taped")]
+)
+def test_a_plan_is_replayed_only_where_linears_alone_read_the_weights_that_are_not_built(name: str, how: str) -> None:
+    objective, start = objective_of(name, 0.0)
+    with executing("stacked"):
+        vmap(lambda mine: dict(descend(objective, start, mine, 0.4)))(stacked([batches_of(c) for c in range(CLIENTS)]))
+    assert [finding.how for finding in explain(objective)] == [how]
 
 
 @pytest.mark.parametrize("executor", ["stacked", "lowrank"])

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from freehold.core.cohort.passes import Grads, Pair, Pass, Scattered
+from freehold.core.cohort.replay import run
 from freehold.core.cohort.tape import OtherUse, Tape, linear
 from freehold.core.objective import Objective, Privacy, no_gradient_per_example
 from freehold.core.seeding import fold, normal
@@ -23,6 +24,8 @@ from freehold.core.steps import Batch
 from freehold.core.trees import State
 
 _TAPE = Tape()
+_REPLAYED = 1 << 26
+"""Most numbers in the gradients of all examples for which a pass is replayed: once, to be sure, they are built."""
 
 
 class Clipping:
@@ -85,6 +88,7 @@ class Clipping:
         alone |= {"real": ones, "live": ones[:, 0], "key": keys, "alone": ones[:, 0]}
         seeds = batch["real"].reshape(-1, 1).to(next((v.dtype for v in params.values()), torch.float32))
         objective = replace(self.losses, held=spread(wanted.objective.held))
+        small = clients * size * sum(v[0].numel() for v in params.values()) <= _REPLAYED
         while True:
             # What has pairs is not copied for each example: a stand-in of its shape says which weight is meant.
             standing = {k: _Standing(v, size) for k, v in params.items() if v.dim() > 2 and k not in self.built}
@@ -92,7 +96,8 @@ class Clipping:
             hollow = {k: params[k].new_zeros(()).expand(clients * size, *params[k].shape[1:]) for k in standing}
             both = {k: hollow[k] if k in hollow else full[k] for k in params}
             try:
-                return _TAPE.run(Pass(objective, both, spread(wanted.rest), alone, seeds, standing))
+                each = Pass(objective, both, spread(wanted.rest), alone, seeds, standing)
+                return run(each)[0] if small else _TAPE.run(each)
             except OtherUse as found:
                 self.built.add(found.name)
             except RuntimeError as error:

@@ -58,6 +58,11 @@ class Plan:
         self.reads_x = len(self.raw) < len(readers)
         self.without_x = [op for op in self.forwards if op.out not in views]
 
+    def reads_built(self, names: Iterable[str]) -> bool:
+        """Whether anything but a Linear reads one of these weights: then it cannot do without them."""
+        slots = {self.params[name] for name in names if name in self.params}
+        return any(slots & set(call.inputs()) for call in self.log.calls if call.func is not F.linear)
+
     def run(self, wanted: Pass) -> Grads:
         """Forward and backward."""
         values = Values(len(self.log.shapes), wanted)

@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from freehold.core.cohort.passes import Grads, Pass, Runner
+from freehold.core.cohort.passes import Grads, Pass, Runner, Standing
 from freehold.core.cohort.program import Plan
 from freehold.core.cohort.recording import CannotReplay, record
 from freehold.core.cohort.tape import Plain, Tape
@@ -83,6 +83,8 @@ def _choose(wanted: Pass) -> tuple[Runner, Finding, Grads]:
     shapes = {k: tuple(v.shape[1:]) for k, v in wanted.batch.items()}
     try:
         plan = Plan(_recorded(wanted))
+        if plan.reads_built(name for name, weight in wanted.factored.items() if isinstance(weight, Standing)):
+            raise CannotReplay("a weight that is not built is read by more than Linears")
         found = plan.run(wanted)
         _compare(found, grads, wanted)
     except (CannotReplay, RuntimeError, TypeError, IndexError) as error:
