@@ -145,7 +145,7 @@ def tuning_finding(tuning: Tuning) -> tuple[str, ...]:
 
 
 def tuning_json(tuning: Tuning) -> dict[str, object]:
-    """All of it as plain dicts, lists, strings and finite numbers; docs/reference/report-json.md."""
+    """All of it as plain dicts, lists, strings and finite numbers; docs/reference/tuning-json.md."""
     changed = changes(tuning)
     return {
         "format": FORMAT,

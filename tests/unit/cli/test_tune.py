@@ -54,7 +54,7 @@ def test_the_terminal_and_the_files_say_what_changed(tmp_path: Path) -> None:
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_stopped_or_killed_and_resumed_it_is_bit_equal(tmp_path: Path, how: signal.Signals) -> None:
     source, kept = table(tmp_path / "my.csv", words), tmp_path / "kept"
-    base = ["tune", str(source), *COLUMNS, *SHORT, "--rounds", "60"]
+    base = ["tune", str(source), *COLUMNS, *SHORT, "--rounds", "20"]
     stopped = [*base, "--checkpoint", str(kept), "--json", str(tmp_path / "resumed.json")]
     with subprocess.Popen(
         [*PROGRAM, *stopped], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=environment()
@@ -68,7 +68,7 @@ def test_stopped_or_killed_and_resumed_it_is_bit_equal(tmp_path: Path, how: sign
         run.stderr.read()
     assert run.returncode == (130 if how is signal.SIGINT else -signal.SIGKILL)
     assert not (tmp_path / "resumed.json").exists()
-    assert list(kept.glob("*/*")), "nothing was kept"
+    assert list(kept.glob("*/*.json" if how is signal.SIGKILL else "*/*.safetensors")), "nothing was kept"
     resumed = freehold(*stopped, "--resume")
     assert resumed.returncode == 0, resumed.stderr
     assert not list(kept.glob("*")), "a study that is done leaves no checkpoint"
@@ -81,13 +81,10 @@ def test_stopped_or_killed_and_resumed_it_is_bit_equal(tmp_path: Path, how: sign
     [
         (("heart", "--trials", "0"), 100, "--trials is 0"),
         (("heart", "--algorithm", "dito"), 101, "ditto"),
-        (("hart",), 101, "heart"),
-        (("heart", "--algorithm", "fedavg", "--set", "fedavg.lr=0.1"), 100, "no number to tune"),
         (("heart", "--data", "my.csv"), 100, "belong to a plan"),
         (("PLAN.toml", "--lr", "0.1"), 100, "is the plan's to say"),
         (("PLAN.toml", "--algorithm", "ditto"), 100, "is the plan's to say"),
         (("heart", "--resume", "--checkpoint", "nowhere"), 120, "nothing to resume"),
-        (("heart", "--json", "no/folder/out.json"), 100, "no folder"),
     ],
 )
 def test_wrong_use_is_refused_with_a_number_and_a_remedy(arguments: tuple[str, ...], code: int, said: str) -> None:

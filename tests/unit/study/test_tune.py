@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -202,3 +204,23 @@ def _one_train_row_each(population: Population) -> np.ndarray:
     for rows in population.rows.values():
         said[rows[:1]] = "train"
     return said
+
+
+def test_every_field_has_its_line_in_the_reference_and_the_reference_no_other(heart: Tuning) -> None:
+    page = Path(__file__).parents[3] / "docs" / "reference" / "tuning-json.md"
+    documented = set(re.findall(r"^\| `([^`]+)` \|", page.read_text(encoding="utf-8"), flags=re.MULTILINE))
+    assert documented == set(paths(tuning_json(heart)))
+
+
+FREE = {"hyperparameters", "verdicts", "per_client", "comparison", "interval"}
+
+
+def paths(value: object, at: str = "") -> list[str]:
+    """Every field, lists as []; what is named by the study, or documented elsewhere, is not gone into."""
+    if isinstance(value, dict):
+        found = []
+        for name, inner in value.items():
+            here = f"{at}.{name}" if at else name
+            found += [here, *([] if name in FREE else paths(inner, here))]
+        return found
+    return [path for inner in value for path in paths(inner, f"{at}[]")] if isinstance(value, list) else []
