@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor
@@ -18,23 +19,22 @@ from freehold.core.seated import ModuleLosses, Noisy
 from freehold.core.steps import Batch, Steps
 from freehold.core.trees import State, split
 
-_on = False
+_on: ContextVar[bool] = ContextVar("whether the primitives run imperatively", default=False)
 
 
 @contextmanager
 def imperative() -> Iterator[None]:
     """Within it, the primitives run imperatively where they can."""
-    global _on
-    before, _on = _on, True
+    token = _on.set(True)
     try:
         yield
     finally:
-        _on = before
+        _on.reset(token)
 
 
 def _applies(objective: Objective, state: State, lr: float | Tensor = 0.0) -> bool:
     return (
-        _on
+        _on.get()
         and objective.private is None
         and not torch._C._functorch.get_interpreter_stack()
         and not isinstance(lr, Tensor)

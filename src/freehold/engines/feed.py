@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -207,13 +208,20 @@ def pad_batches(each: Sequence[Batch]) -> Batch:
 
 @lru_cache(maxsize=4096)
 def _order(seed: int, client: str, pass_: int, size: int) -> Tensor:
-    return torch.randperm(size, generator=_DRAWING.manual_seed(digest_seed("order", seed, client, pass_)))
+    return torch.randperm(size, generator=_drawing("order", seed, client, pass_))
 
 
 @lru_cache(maxsize=1024)
 def _keys(seed: int, index: int, client: str, count: int) -> Tensor:
-    return torch.randint(2**62, (count,), generator=_DRAWING.manual_seed(digest_seed("keys", seed, index, client)))
+    return torch.randint(2**62, (count,), generator=_drawing("keys", seed, index, client))
 
 
-_DRAWING = torch.Generator()
-"""Seeded anew for each draw: making one costs as much as drawing."""
+_OWN = threading.local()
+
+
+def _drawing(*parts: str | int) -> torch.Generator:
+    """This thread's generator, seeded anew: making one costs as much as drawing."""
+    if not hasattr(_OWN, "generator"):
+        _OWN.generator = torch.Generator()
+    seeded: torch.Generator = _OWN.generator.manual_seed(digest_seed(*parts))
+    return seeded

@@ -126,7 +126,9 @@ def opened_on_own(walk: Walk, base: Tensor) -> Bank | None:
     # With a Gram matrix steps are cheap, so up to twice as many rows pay.
     if walk.raw_rows is None or walk.raw_rows * (into + out) >= 2 * into * out:
         return None
-    return Bank(base, walk.read_rows(), own=True)
+    rows = walk.read_rows()
+    # The Gram matrix is of all rows: one that is not finite would reach steps that never read it.
+    return Bank(base, rows, own=True) if bool(rows.square().sum().isfinite()) else None
 
 
 def _common(x: Tensor, w: Tensor) -> Tensor:

@@ -209,7 +209,7 @@ def cross_entropy(make: Maker, call: Call) -> Operation:
         at = values[y.slot].unsqueeze(2)
         slope = values[x.slot].softmax(2)
         minus = slope.new_full((1,), smooth - 1.0).expand(at.shape)
-        slope = slope.scatter_add_(2, at.clamp(min=0), minus)
+        slope = slope.scatter_add_(2, at.clamp(0, classes - 1), minus)
         if smooth:
             slope -= smooth / classes
         g = torch.where(at != ignored, g.unsqueeze(2), 0)

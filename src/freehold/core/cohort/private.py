@@ -24,6 +24,8 @@ from freehold.core.steps import Batch
 from freehold.core.trees import State
 
 _TAPE = Tape()
+_VAGUE = 1e-2
+"""Share of the terms' own size below which a sum of them is computed otherwise."""
 _REPLAYED = 1 << 26
 """Most numbers in the gradients of all examples for which a pass is replayed: once, to be sure, they are built."""
 
@@ -165,15 +167,26 @@ class _OfExamples:
             squared = self.built.square().sum(1)
         elif self.g.shape[1] == 1:
             squared = self.g.square().sum((1, 2)) * (1 if self.x is None else self.x.square().sum((1, 2)))
+        elif self.x is not None:
+            squared = self._product_norms(self.x)
         else:
-            alike = torch.bmm(self.x, self.x.mT) if self.x is not None else self._same_row()
-            squared = (alike * torch.bmm(self.g, self.g.mT)).sum((1, 2)).clamp(min=0)
+            squared = self._row_norms()
         return squared.view(-1, self.size)
 
-    def _same_row(self) -> Tensor:
+    def _product_norms(self, x: Tensor) -> Tensor:
+        parts = torch.bmm(x, x.mT) * torch.bmm(self.g, self.g.mT)
+        squared = parts.sum((1, 2))
+        # Where terms cancel, what is left is rounding: too small a norm would let an example in beyond the clip.
+        vague = squared < _VAGUE * parts.abs().sum((1, 2))
+        if bool(vague.any()):
+            squared[vague] = torch.bmm(self.g[vague].mT, x[vague]).square().sum((1, 2))
+        return squared
+
+    def _row_norms(self) -> Tensor:
+        """What is added to one row of a table is added up before it is squared."""
         assert self.at is not None
-        same: Tensor = self.at[:, :, None] == self.at[:, None, :]
-        return same.to(self.g.dtype)
+        same = (self.at[:, :, None] == self.at[:, None, :]).to(self.g.dtype)
+        return (torch.bmm(same, self.g).square().sum(2) / same.sum(2)).sum(1)
 
     def weighted_sum(self, weights: Tensor) -> Pair | Scattered | Tensor:
         """The sum over each client's examples, each times its weight [n, B]."""

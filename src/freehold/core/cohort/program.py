@@ -58,10 +58,12 @@ class Plan:
         self.reads_x = len(self.raw) < len(readers)
         self.without_x = [op for op in self.forwards if op.out not in views]
 
-    def reads_built(self, names: Iterable[str]) -> bool:
-        """Whether anything but a Linear reads one of these weights: then it cannot do without them."""
+    def reads_built(self, names: Iterable[str], but_by: Callable[..., Any] = F.linear) -> bool:
+        """Whether anything else than that function, as its weight, reads one of these: then it cannot do without them."""
         slots = {self.params[name] for name in names if name in self.params}
-        return any(slots & set(call.inputs()) for call in self.log.calls if call.func is not F.linear)
+        return any(
+            slots & set(call.inputs()) if call.func is not but_by else slots & _besides_weight(call) for call in self.log.calls
+        )
 
     def run(self, wanted: Pass) -> Grads:
         """Forward and backward."""
@@ -88,6 +90,12 @@ class Plan:
                     slopes[slot] = slope if before is None else before + slope
         rest = {name: g for name, slot in self.params.items() if (g := slopes[slot]) is not None}
         return Grads(values.pairs, values.scattered, rest, {name: values[slot] for name, slot in self.log.buffers.items()})
+
+
+def _besides_weight(call: Call) -> set[int]:
+    """What a Linear or a look-up reads besides its weight."""
+    given = dict(zip(("input", "weight", "bias"), call.args, strict=False)) | dict(call.kwargs)
+    return {value.slot for name, value in given.items() if name != "weight" and isinstance(value, Ref)}
 
 
 def _ancestors(log: Recording, of: Iterable[int]) -> set[int]:

@@ -15,9 +15,11 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
+from freehold.core.batching import is_mapped
 from freehold.core.objective import Objective
 from freehold.core.steps import Batch
 from freehold.core.trees import State
+from freehold.errors import HiddenTensor
 
 
 class CannotReplay(Exception):
@@ -64,16 +66,32 @@ class Recording:
     buffers: dict[str, int] = field(default_factory=dict)
     """Refreshed buffers that are not what they were."""
 
+    def same(self, other: Recording) -> bool:
+        """Whether another pass did the same."""
+        return (
+            (self.calls, self.shapes, self.dtypes, self.losses, self.buffers)
+            == (other.calls, other.shapes, other.dtypes, other.losses, other.buffers)
+            and self.constants.keys() == other.constants.keys()
+            and all(torch.equal(t, other.constants[slot]) for slot, t in self.constants.items())
+        )
+
 
 def record(objective: Objective, params: State, rest: State, batch: Batch) -> Recording:
-    """Watch one client's pass; CannotReplay if it does what no plan can repeat."""
+    """Watch one client's pass, twice; CannotReplay if it does what no plan can repeat."""
+    first, second = (_recorded(objective, params, rest, batch) for _ in range(2))
+    if not first.same(second):
+        raise CannotReplay("its pass depends on more than its state and its batch: a second one was another")
+    return first
+
+
+def _recorded(objective: Objective, params: State, rest: State, batch: Batch) -> Recording:
     watch = _Recorder()
     trees = {"params": params, "rest": rest, "held": objective.held, "batch": batch}
     own = {kind: {k: v.detach().clone() for k, v in tree.items()} for kind, tree in trees.items()}
     for kind, tree in own.items():
         for name, tensor in tree.items():
             watch.log.inputs[f"{kind}/{name}"] = watch.value(tensor)
-    with torch.no_grad(), watch:
+    with torch.enable_grad(), watch:  # nothing here wants a gradient, but who switches them off shows
         losses, seen = objective.losses({**own["held"], **own["rest"], **own["params"]}, own["batch"])
     if id(losses) not in watch.slots or losses.dim() != 1:
         raise CannotReplay("its losses depend on nothing that is known")
@@ -113,11 +131,20 @@ class _Recorder(TorchFunctionMode):
         def taken(leaf: Any) -> Any:
             if not isinstance(leaf, Tensor):
                 return leaf
+            if is_mapped(leaf):
+                raise HiddenTensor(
+                    "A model or its losses hold a client's tensor, which a rule for the whole cohort cannot see.",
+                    hint="Put it into `Objective.held`, with `fix(objective, {name: tensor})`, and read it from the state.",
+                )
             if id(leaf) not in self.slots:  # made before the pass, or by a function that takes no tensor
                 self.log.constants[self.value(leaf)] = leaf
             seen[0] = True
             return Ref(self.slots[id(leaf)])
 
+        if not torch.is_grad_enabled():  # so is the forward pass of an autograd.Function
+            raise CannotReplay(f"{name} is called where gradients are off, or in a function with a backward pass of its own")
+        if func is Tensor.view and any(isinstance(a, torch.dtype) for a in args):
+            raise CannotReplay("a view as another type")
         taken_args, taken_kwargs = tree_map(taken, (args, kwargs))
         before = {id(t): _version(t) for t in _tensors(args, kwargs)}
         out = func(*args, **kwargs)

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.func import vmap
 from torch.utils._pytree import tree_leaves, tree_map
@@ -181,12 +182,14 @@ class Descent:
         for name in [k for k in self.shared if k not in self.banks and k not in self.tables]:
             parts = [p for p in grads.scattered if p.name == name]
             pairs = [p for p in grads.pairs if p.name == name]
-            if name not in grads.rest and not parts and (bank := opened(self.walk, self.shared[name], pairs)) is not None:
+            # Only a plan says who reads a weight: one that is not built may be read by nothing that wants it built.
+            plan = self.runner if isinstance(self.runner, Plan) and name not in grads.rest else None
+            multiplied = plan is not None and not parts and not plan.reads_built([name])
+            if multiplied and (bank := opened(self.walk, self.shared[name], pairs)) is not None:
                 self.banks[name] = bank
                 continue
-            # A table is known to plans only; the tape reads the one that was built.
-            alone = name not in grads.rest and not pairs and isinstance(self.runner, Plan)
-            if alone and (table := opened_table(self.walk, self.shared[name], parts)) is not None:
+            looked_up = plan is not None and not pairs and not plan.reads_built([name], but_by=F.embedding)
+            if looked_up and (table := opened_table(self.walk, self.shared[name], parts)) is not None:
                 self.tables[name] = table
                 continue
             del self.shared[name]

@@ -89,6 +89,7 @@ class _Watch(TorchFunctionMode):
         super().__init__()
         self.wanted, self.params = wanted, params
         self.names: dict[int, str] = {}
+        self.version = wanted.batch["x"]._version
         self.seen: list[tuple[Tensor, Callable[[Tensor], Pair | Scattered]]] = []
         self.standing = {k: v for k, v in wanted.factored.items() if isinstance(v, Standing)}
 
@@ -124,7 +125,8 @@ class _Watch(TorchFunctionMode):
     def stacked(self, name: str, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
         """x [C, B, ..., in], w [C, out, in], b [C, out]."""
         shape, input = x.shape, self.wanted.batch["x"]
-        raw = x.dim() == 3 and x.shape[:2] == input.shape[:2] and x.data_ptr() == input.data_ptr() and x.numel() == input.numel()
+        same = self.version == input._version and x.data_ptr() == input.data_ptr() and x.stride() == input.stride()
+        raw = same and x.dim() == 3 and x.shape[:2] == input.shape[:2] and x.numel() == input.numel()
         x = x.flatten(1, -2)
         bank = self.wanted.factored.get(name)
         y = bank.linear(x, self.wanted.picks if raw else None) if bank is not None else None
