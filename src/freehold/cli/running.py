@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from freehold.cli.options import EngineName, ResultOptions, RunOptions
+from freehold.cli.options import DeviceName, EngineName, ExecutorName, ResultOptions, RunOptions
 from freehold.cli.output import STDOUT, check_empty, check_writable, write
 from freehold.cli.progress import progress
 from freehold.errors import UsageError
@@ -33,7 +33,6 @@ def run(
 
     `also` is one more file that the caller will write. Destinations that cannot be written are refused before the work.
     """
-    _check(options)
     check_writable(results.json, results.report, also)
     check_empty(options.models, started=options.resume)
     with settings_of(options, newcomers) as settings:
@@ -50,6 +49,16 @@ def _check(options: RunOptions) -> None:
             "--engine ray needs a cluster, and starts none.",
             hint="Name one that is there: --address HOST:6379, or auto on one of its nodes. `ray start --head` makes one.",
         )
+    if options.executor is not ExecutorName.auto and options.engine is EngineName.loop:
+        raise UsageError(
+            "--executor is for the vector engine; --engine loop runs one client at a time.",
+            hint="Leave out one of them; --executor loop is the vector engine's fast way to do the same.",
+        )
+    if options.device is not DeviceName.cpu and (options.engine is EngineName.ray or (options.processes or 1) > 1):
+        raise UsageError(
+            "--processes and Ray divide clients over processors, and know no other device.",
+            hint="Leave out --device, or run in one process.",
+        )
     if (options.jobs or 1) > 1 and (options.engine is EngineName.ray or (options.processes or 1) > 1):
         raise UsageError(
             "--jobs runs whole rows side by side, --processes and Ray divide one row's clients; not both at once.",
@@ -60,6 +69,7 @@ def _check(options: RunOptions) -> None:
 @contextmanager
 def settings_of(options: RunOptions, newcomers: int) -> Iterator[Settings]:
     """The settings, with everybody who listens; trackers are closed at the end."""
+    _check(options)
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is loaded: many small models, one per process
     from freehold.study import Settings
 

@@ -40,3 +40,19 @@ def test_unknown_task_is_refused_with_the_near_miss() -> None:
     assert done.returncode == 2
     assert "Did you mean 'heart'?" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+CONTRADICTIONS = [
+    (["--address", "here:1"], "--engine ray"),
+    (["--engine", "ray"], "starts none"),
+    (["--engine", "loop", "--executor", "stacked"], "--executor is for the vector engine"),
+    (["--processes", "2", "--device", "cuda"], "no other device"),
+    (["--processes", "2", "--jobs", "2"], "not both at once"),
+]
+
+
+@pytest.mark.parametrize("command", [["simulate", "heart"], ["tune", "heart", "--trials", "2"]], ids=lambda c: c[0])
+@pytest.mark.parametrize(("options", "told"), CONTRADICTIONS, ids=lambda value: value[0] if isinstance(value, list) else "")
+def test_options_that_contradict_each_other_are_refused(command: list[str], options: list[str], told: str) -> None:
+    done = freehold(*command, *options)
+    assert done.returncode == 2 and told in done.stderr and "hint: " in done.stderr and "Traceback" not in done.stderr
