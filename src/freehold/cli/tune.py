@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from freehold.cli.console import errors
+from freehold.cli.explained import explained
 from freehold.cli.invocation import command
 from freehold.cli.options import (
     DATA,
@@ -24,7 +25,7 @@ from freehold.cli.options import (
     listed,
     settings_of,
 )
-from freehold.cli.output import STDOUT, check_writable, write
+from freehold.cli.output import STDOUT, check_empty, check_writable, write
 from freehold.cli.running import settings_of as settings_from
 from freehold.cli.simulate import refuse_beside_a_plan
 from freehold.cli.source import load
@@ -105,12 +106,13 @@ def tune(
     elif plans.data is not None or plans.bundle is not None:
         raise UsageError("--data and --bundle belong to a plan.", hint="Name the data itself: freehold tune FILE")
     check_writable(results.json, results.report, plans.write_plan)
+    check_empty(options.models, started=options.resume)
     with settings_from(options, training.newcomers) as settings:
         if source.endswith(".toml"):
             found = _of_plan(source, table, training, search, plans, settings)
         else:
             found = _of_data(source, table, parts, training, search, settings)
-    _tell(found, results, plans.write_plan)
+    _tell(found, results, plans.write_plan, explain=options.explain)
 
 
 def _of_plan(
@@ -162,7 +164,7 @@ def _of_data(
     )
 
 
-def _tell(tuning: Tuning, results: ResultOptions, write_plan: Path | None) -> None:
+def _tell(tuning: Tuning, results: ResultOptions, write_plan: Path | None, *, explain: bool) -> None:
     """Files first, each written whole, then tables on the terminal."""
     from freehold.plan import dumps
     from freehold.report import tuning_dumps
@@ -182,6 +184,8 @@ def _tell(tuning: Tuning, results: ResultOptions, write_plan: Path | None) -> No
     from freehold.cli.show import show_tuning
 
     show_tuning(tuning)
+    if explain:
+        explained(tuning.comparison)
     for path in (results.json, results.report, write_plan if tuning.plan is not None else None):
         if path is not None:
             sys.stdout.write(f"Written: {path}\n")
