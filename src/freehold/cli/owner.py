@@ -379,7 +379,10 @@ def _ruled(entry: Decided) -> list[str]:
     failed = [each for each in ruling.rules if not each.passed]
     said = "; ".join(f"{each.rule}: found {each.found}, wanted {each.wanted}" for each in failed) or "every rule passed"
     under = f"policy {ruling.policy[:12]}" if ruling.policy else "no policy"
-    return [f"ruled     {ruling.says} at {_time(ruling.decided)}, under {under}: {said}"]
+    lines = [f"ruled     {ruling.says} at {_time(ruling.decided)}, under {under}: {said}"]
+    if ruling.allowed is not None:
+        lines.append(f"          allowed until {_time(ruling.allowed)}: look in the ledger for what left")
+    return lines
 
 
 def _ruling(entry: Decided) -> dict[str, Any] | None:
@@ -387,7 +390,8 @@ def _ruling(entry: Decided) -> dict[str, Any] | None:
     if ruling is None:
         return None
     rules = [{"rule": e.rule, "passed": e.passed, "found": e.found, "wanted": e.wanted} for e in ruling.rules]
-    return {"says": ruling.says, "time": ruling.decided, "policy": ruling.policy, "rules": rules}
+    told = {"says": ruling.says, "time": ruling.decided, "policy": ruling.policy, "rules": rules}
+    return told if ruling.allowed is None else {**told, "allowed_until": ruling.allowed}
 
 
 def _time(unix: float) -> str:
