@@ -40,22 +40,21 @@ def pending(
     as_json: AsJson = False,
 ) -> None:
     """List the plans that wait for the owner."""
-    from freehold.node.approvals import Approvals
-    from freehold.plan import parse
+    from freehold.cli.decided import every
 
     folder = _node(name, state)
     if all_:
         _list_all(folder, as_json)
         return
-    waiting = [(digest, entry, parse(entry.plan)) for digest, entry in Approvals(folder).entries() if entry.state == "waits"]
+    waiting = [each for each in every(folder) if each.state == "waits"]  # and no rule allows or denies it by now
     if as_json:
-        told = [{"digest": d, "name": p.name, "task": p.task.name, "since": e.since} for d, e, p in waiting]
+        told = [{"digest": e.digest, "name": e.plan.name, "task": e.plan.task.name, "since": e.since} for e in waiting]
         sys.stdout.write(json.dumps(told, indent=1) + "\n")
         return
     from freehold.cli.show import table
 
     lines = [["plan", "data", "digest", "waits since"]]
-    lines += [[p.name, p.task.name, digest[:19], _time(entry.since)] for digest, entry, p in waiting]
+    lines += [[e.plan.name, e.plan.task.name, e.digest[:19], _time(e.since)] for e in waiting]
     table(lines, empty="No plan waits.")
 
 

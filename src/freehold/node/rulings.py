@@ -20,7 +20,7 @@ from freehold.policy import Verdict
 
 MOST_KEPT = 50
 """Plans that rules decided, at once: a coordinator cannot fill the disk with more. Those that were never allowed give way first:
-plans that are sent to be denied hide none that was allowed; of these the one that was decided first."""
+plans that are sent to be denied hide none that was allowed. Of the others it is the one that was decided first."""
 
 
 class Ruled(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -38,11 +38,12 @@ class Ruling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     plan: str
     """As canonical TOML."""
     signature: str | None = None
-    says: Literal["allowed", "denied"]
+    says: Literal["allowed", "denied", "waits"]
+    """"waits" only after another one: what has waited from the start is the approvals' to keep."""
     decided: Annotated[float, msgspec.Meta(ge=0)]
     """Unix time since when they say so."""
     allowed: Annotated[float, msgspec.Meta(ge=0)] | None = None
-    """Unix time until which they allowed what they deny now; None if they never did. Contributions may have left before it."""
+    """Unix time until which they allowed what they do not now; None if they never did. Contributions may have left before it."""
     rules: tuple[Ruled, ...]
     policy: str
     """SHA-256 of the policy that was in force; "" for none."""
@@ -64,8 +65,10 @@ class Rulings:
         self._known: dict[str, Ruling] = {}
 
     def keep(self, verdict: Verdict, plan: Plan, identity: str, signature: str | None, policy: str) -> None:
-        """Write down what rules decided, if it is new. What waits, and what the owner denied, is the approvals' to keep."""
-        if verdict.says == "waits" or (verdict.failed and verdict.failed[0].rule == "owner"):
+        """Write down what rules decided, if it is new. What only waited, and what the owner denied, is the approvals' to keep."""
+        if verdict.failed and verdict.failed[0].rule == "owner":
+            return
+        if verdict.says == "waits" and identity not in self._known and self.of(identity) is None:
             return
         rules = tuple(Ruled(rule=f.rule, passed=f.passed, found=f.found, wanted=f.wanted) for f in verdict.findings)
         known, now = self._known.get(identity), self._clock()

@@ -12,11 +12,12 @@ import pytest
 from typer.testing import CliRunner
 
 from freehold.cli.node import node
-from freehold.errors import BudgetExceeded, PolicyRefused
+from freehold.errors import BudgetExceeded, PlanWaits, PolicyRefused
 from freehold.node.admission import Admission
 from freehold.node.budget import Limits
 from freehold.node.door import Piece
 from freehold.node.errands import TrainErrand
+from freehold.node.rulings import Rulings
 from freehold.plan import Privacy, digest, dumps, runs_of
 from freehold.policy import sample_policy
 from freehold.privacy.accounting import epsilon_of
@@ -144,6 +145,32 @@ def test_an_owner_is_told_that_a_plan_which_rules_deny_now_was_allowed(state: Pa
         ask(1)
     assert "denied by the rules since" in shown() and "allowed until" in shown()
     assert json.loads(shown("--json"))["decided"]["allowed_until"] > 0
+
+
+def test_what_waits_is_listed_as_waiting_and_what_a_rule_allows_is_not(state: Path) -> None:
+    admission, asked = Admission(state), heart()
+    run = runs_of(asked)[0]
+    errand = TrainErrand(run=run.id, round=0, cohort=4, population=4, left_s=1.0)
+
+    def listed(*words: str) -> list[dict[str, Any]]:
+        done = CliRunner().invoke(node, ["pending", "--state", str(state), "--json", *words], catch_exceptions=False)
+        found: list[dict[str, Any]] = json.loads(done.stdout)
+        return found
+
+    def ask(rules: str) -> None:
+        (state / "policy.toml").write_text(rules)
+        admission.ask(asked, run, errand, refused=lambda: None, renewed=lambda: None)
+
+    with pytest.raises(PlanWaits):
+        ask("")
+    assert len(listed()) == 1
+    ask(sample_policy("heart"))
+    assert listed() == [] and [each["state"] for each in listed("--all")] == ["allowed"], "it trains"
+    with pytest.raises(PlanWaits):
+        ask("# none")
+    assert len(listed()) == 1 and [(each["state"], each["by"]) for each in listed("--all")] == [("waits", "")]
+    [(_, ruling)] = Rulings(state).entries()
+    assert ruling.allowed is not None, "and it did"
 
 
 PER_RECORD = Privacy(unit="record", max_norm=1.0, noise_multiplier=1.0, expected_batch=8.0)
