@@ -48,6 +48,7 @@ def test_what_is_not_known_or_cannot_be_true_does_not_leave(name: str, tmp_path:
     try:
         stopped(stage, stage.measure(), code)
         assert stage.sent() == []
+        assert not list(tmp_path.glob("with/**/claims/*")), "names that code makes up do not fill the disk either"
     finally:
         stage.close()
     monkeypatch.setattr(guard, "may_leave", lambda splits: dict(splits))

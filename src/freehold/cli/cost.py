@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from freehold.errors import FreeholdError
 
@@ -18,7 +21,9 @@ class Cost:
     """Of a plan, to its end."""
 
     epsilon: float | None
-    """Companions and repeats included; None: the plan promises nothing, or nobody here knows how many records there are."""
+    """Companions and repeats included, and what of it left already.
+
+    None: the plan promises nothing, or nobody here knows how many records there are."""
     spent: float = 0.0
     """ε that other plans add to it."""
     records: int | None = None
@@ -40,11 +45,18 @@ def cost_of(folder: Path | None, plan: Plan, rules: DataRules | None, records: i
 
     delta = min(plan.privacy.delta, (rules.delta if rules else None) or Limits().delta)  # as the guard counts it
     kept = None if folder is None else read(folder / "budget", public_key(folder / "ledger") or "")
-    others = [each for each in (kept.sets.get(plan.task.name, []) if kept else []) if each.plan != digest(plan)]
-    rounds = plan.training.rounds * len(runs_of(plan))
-    mine = Entry(plan=digest(plan), unit=plan.privacy.unit, mechanism=mechanism_of(plan, records or 1), spent=rounds)
-    epsilon = composed([mine], delta)
-    spent = composed([*others, mine], delta) - epsilon if others and epsilon < float("inf") else 0.0
+    known = kept.sets.get(plan.task.name, []) if kept else []
+    identity, mechanism = digest(plan), mechanism_of(plan, records or 1)
+    entry = Entry(plan=identity, unit=plan.privacy.unit, mechanism=mechanism)
+    before = next((e for e in known if (e.plan, e.mechanism, e.unit) == (identity, mechanism, entry.unit)), entry)
+    # What left already counts, also where rounds were asked for twice, or with other records: as when the next one is reserved.
+    cycles = max([1, *(math.ceil(begun / plan.training.rounds) for begun in before.done.values())])
+    left = len(runs_of(plan)) * plan.training.rounds * cycles - sum(before.done.values())
+    mine = [e for e in known if e.plan == identity and e is not before]
+    mine.append(msgspec.structs.replace(entry, spent=before.rounds + left))
+    others = [each for each in known if each.plan != identity]
+    epsilon = composed(mine, delta)
+    spent = composed([*others, *mine], delta) - epsilon if others and epsilon < float("inf") else 0.0
     return Cost(epsilon=epsilon, spent=spent, records=records if plan.privacy.unit == "record" else None)
 
 

@@ -59,7 +59,7 @@ def find(folder: Path, text: str) -> Decided:
 
 def _decided(identity: str, entry: Entry | None, ruling: Ruling | None) -> Decided:
     if entry is not None and (entry.state != "waits" or ruling is None or ruling.decided < entry.since):
-        by: Literal["", "owner"] = "" if entry.state == "waits" else "owner"
+        by: Literal["", "owner", "rules"] = "" if entry.state == "waits" else "owner"
         return Decided(
             digest=identity,
             plan=parse(entry.plan),
@@ -76,7 +76,7 @@ def _decided(identity: str, entry: Entry | None, ruling: Ruling | None) -> Decid
         plan=parse(ruling.plan),
         signature=ruling.signature,
         state=ruling.says,
-        by="rules",
+        by="" if ruling.says == "waits" else "rules",
         since=ruling.decided,
         ruling=ruling,
     )

@@ -40,22 +40,21 @@ def pending(
     as_json: AsJson = False,
 ) -> None:
     """List the plans that wait for the owner."""
-    from freehold.node.approvals import Approvals
-    from freehold.plan import parse
+    from freehold.cli.decided import every
 
     folder = _node(name, state)
     if all_:
         _list_all(folder, as_json)
         return
-    waiting = [(digest, entry, parse(entry.plan)) for digest, entry in Approvals(folder).entries() if entry.state == "waits"]
+    waiting = [each for each in every(folder) if each.state == "waits"]  # and no rule allows or denies it by now
     if as_json:
-        told = [{"digest": d, "name": p.name, "task": p.task.name, "since": e.since} for d, e, p in waiting]
+        told = [{"digest": e.digest, "name": e.plan.name, "task": e.plan.task.name, "since": e.since} for e in waiting]
         sys.stdout.write(json.dumps(told, indent=1) + "\n")
         return
     from freehold.cli.show import table
 
     lines = [["plan", "data", "digest", "waits since"]]
-    lines += [[p.name, p.task.name, digest[:19], _time(entry.since)] for digest, entry, p in waiting]
+    lines += [[e.plan.name, e.plan.task.name, e.digest[:19], _time(e.since)] for e in waiting]
     table(lines, empty="No plan waits.")
 
 
@@ -379,7 +378,10 @@ def _ruled(entry: Decided) -> list[str]:
     failed = [each for each in ruling.rules if not each.passed]
     said = "; ".join(f"{each.rule}: found {each.found}, wanted {each.wanted}" for each in failed) or "every rule passed"
     under = f"policy {ruling.policy[:12]}" if ruling.policy else "no policy"
-    return [f"ruled     {ruling.says} at {_time(ruling.decided)}, under {under}: {said}"]
+    lines = [f"ruled     {ruling.says} at {_time(ruling.decided)}, under {under}: {said}"]
+    if ruling.allowed is not None:
+        lines.append(f"          allowed until {_time(ruling.allowed)}: look in the ledger for what left")
+    return lines
 
 
 def _ruling(entry: Decided) -> dict[str, Any] | None:
@@ -387,7 +389,8 @@ def _ruling(entry: Decided) -> dict[str, Any] | None:
     if ruling is None:
         return None
     rules = [{"rule": e.rule, "passed": e.passed, "found": e.found, "wanted": e.wanted} for e in ruling.rules]
-    return {"says": ruling.says, "time": ruling.decided, "policy": ruling.policy, "rules": rules}
+    told = {"says": ruling.says, "time": ruling.decided, "policy": ruling.policy, "rules": rules}
+    return told if ruling.allowed is None else {**told, "allowed_until": ruling.allowed}
 
 
 def _time(unix: float) -> str:

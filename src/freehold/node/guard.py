@@ -177,9 +177,9 @@ class Guard:
         close(got)
         if not isinstance(reply, MeasuredModel):
             raise study.nonsense()
+        found = OutgoingMeasures(splits=may_leave(reply.splits), alone=may_leave(reply.alone), served=known_choice(reply.served))
         study.claims.examples(run.id, "run", reply.splits)
         study.claims.examples(run.id, "alone", reply.alone)
-        found = OutgoingMeasures(splits=may_leave(reply.splits), alone=may_leave(reply.alone), served=known_choice(reply.served))
         told = {"algorithm": run.algorithm.name, "repeat": run.repeat, **msgspec.to_builtins(found)}
         note(Path(self._hello.state), study.plan, "measured", {run.id: told})
         body = measures_body(self._admission.share(rules, study.plan, found), run=errand.run, round=errand.round)

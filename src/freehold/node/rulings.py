@@ -19,7 +19,8 @@ from freehold.plan import Plan, digest, dumps, parse
 from freehold.policy import Verdict
 
 MOST_KEPT = 50
-"""Plans that rules decided, at once: a coordinator cannot fill the disk with more. The one that was decided first gives way."""
+"""Plans that rules decided, at once: a coordinator cannot fill the disk with more. Those that were never allowed give way first:
+plans that are sent to be denied hide none that was allowed. Of the others it is the one that was decided first."""
 
 
 class Ruled(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -37,9 +38,12 @@ class Ruling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     plan: str
     """As canonical TOML."""
     signature: str | None = None
-    says: Literal["allowed", "denied"]
+    says: Literal["allowed", "denied", "waits"]
+    """"waits" only after another one: what has waited from the start is the approvals' to keep."""
     decided: Annotated[float, msgspec.Meta(ge=0)]
     """Unix time since when they say so."""
+    allowed: Annotated[float, msgspec.Meta(ge=0)] | None = None
+    """Unix time until which they allowed what they do not now; None if they never did. Contributions may have left before it."""
     rules: tuple[Ruled, ...]
     policy: str
     """SHA-256 of the policy that was in force; "" for none."""
@@ -61,16 +65,18 @@ class Rulings:
         self._known: dict[str, Ruling] = {}
 
     def keep(self, verdict: Verdict, plan: Plan, identity: str, signature: str | None, policy: str) -> None:
-        """Write down what rules decided, if it is new. What waits, and what the owner denied, is the approvals' to keep."""
-        if verdict.says == "waits" or (verdict.failed and verdict.failed[0].rule == "owner"):
+        """Write down what rules decided, if it is new. What only waited, and what the owner denied, is the approvals' to keep."""
+        if verdict.failed and verdict.failed[0].rule == "owner":
+            return
+        if verdict.says == "waits" and identity not in self._known and self.of(identity) is None:
             return
         rules = tuple(Ruled(rule=f.rule, passed=f.passed, found=f.found, wanted=f.wanted) for f in verdict.findings)
-        known = self._known.get(identity)
+        known, now = self._known.get(identity), self._clock()
         made = Ruling(
             plan="" if known is None else known.plan,
             signature=signature,
             says=verdict.says,
-            decided=self._clock(),
+            decided=now,
             rules=rules,
             policy=policy,
         )
@@ -80,6 +86,8 @@ class Rulings:
             known = self.of(identity)
             made = msgspec.structs.replace(made, plan=dumps(plan))
         if known is None or not known.same(made):
+            before = None if known is None else now if known.says == "allowed" else known.allowed
+            made = msgspec.structs.replace(made, allowed=None if made.says == "allowed" else before)
             self._write(identity, made)
             known = made
         if len(self._known) >= MOST_KEPT:
@@ -102,14 +110,24 @@ class Rulings:
         whole = [(identity, ruling) for identity, ruling in found if ruling is not None]
         return sorted(whole, key=lambda each: (each[1].decided, each[0]))
 
+    def _worth(self, path: Path) -> tuple[bool, float]:
+        """What gives way first comes first: what is damaged, what was never allowed, what was decided long ago."""
+        try:
+            found = msgspec.json.decode(path.read_bytes(), type=Ruling)
+        except (OSError, ValueError, msgspec.MsgspecError):
+            return False, 0.0
+        return found.says == "allowed" or found.allowed is not None, found.decided
+
     def _write(self, identity: str, ruling: Ruling) -> None:
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            paths = sorted(self.folder.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
-            for path in paths[: max(len(paths) + 1 - MOST_KEPT, 0)]:
-                with contextlib.suppress(FileNotFoundError):
-                    path.unlink()
             path = self.folder / f"{identity.removeprefix('sha256:')}.json"
+            paths = [each for each in self.folder.glob("*.json") if each != path]
+            excess = len(paths) + 1 - MOST_KEPT
+            for each in sorted(paths, key=self._worth)[:excess] if excess > 0 else ():
+                self._known.pop(f"sha256:{each.stem}", None)  # asked for again, it is written again
+                with contextlib.suppress(FileNotFoundError):
+                    each.unlink()
             durable.write(path, msgspec.json.encode(ruling), point="node.ruling")
         except OSError as error:
             raise ApprovalError(

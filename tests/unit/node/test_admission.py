@@ -254,6 +254,44 @@ def test_a_coordinator_cannot_fill_the_disk_with_what_rules_decide(tmp_path: Pat
     assert Rulings(tmp_path).of(digest(heart(name=f"plan{MOST_KEPT + 2}"))) is not None
 
 
+def test_plans_that_are_sent_to_be_denied_hide_none_that_was_allowed(tmp_path: Path) -> None:
+    owner, ran = Owner(tmp_path, EVERYTHING + "smallest_cohort = 3\n"), heart(name="ran")
+    owner.ask(ran, cohort=4)
+    for number in range(MOST_KEPT + 3):
+        with pytest.raises(PolicyRefused):
+            owner.ask(heart(name=f"plan{number}"), cohort=1)
+    found = Rulings(tmp_path).of(digest(ran))
+    assert found is not None and found.says == "allowed"
+    assert len(Rulings(tmp_path).entries()) == MOST_KEPT
+
+
+def test_a_plan_that_gave_way_is_kept_again_once_it_is_asked_for(tmp_path: Path) -> None:
+    owner, ran = Owner(tmp_path, EVERYTHING), heart(name="plan0")
+    for number in range(MOST_KEPT):
+        owner.now = NOON + number
+        owner.ask(heart(name=f"plan{number}"))
+    owner.admission = owner.restarted()
+    owner.ask(ran)
+    owner.ask(heart(name="another"))
+    assert Rulings(tmp_path).of(digest(ran)) is None
+    owner.ask(ran)
+    assert Rulings(tmp_path).of(digest(ran)) is not None
+
+
+def test_what_is_denied_in_the_end_is_still_told_to_have_been_allowed(tmp_path: Path) -> None:
+    """The coordinator says how large a cohort is: a last piece of work must not make a plan that ran look as if it never had."""
+    owner, ran = Owner(tmp_path, EVERYTHING + "smallest_cohort = 3\n"), heart(name="ran")
+    owner.ask(ran, cohort=4)
+    for cohort in (1, 1):
+        with pytest.raises(PolicyRefused):
+            owner.ask(ran, cohort=cohort)
+    found = Rulings(tmp_path).of(digest(ran))
+    assert found is not None and (found.says, found.allowed) == ("denied", NOON)
+    owner.ask(ran, cohort=4)
+    found = Rulings(tmp_path).of(digest(ran))
+    assert found is not None and (found.says, found.allowed) == ("allowed", None)
+
+
 def test_a_coordinator_cannot_fill_the_disk_with_plans(tmp_path: Path) -> None:
     owner = Owner(tmp_path)
     for number in range(MOST_WAITING + 3):
