@@ -135,14 +135,13 @@ def test_what_every_command_loads_is_light(module: str) -> None:
     assert not done.stdout.split()
 
 
-def test_help_takes_less_than_four_tenths_of_a_second_of_cpu() -> None:
+def test_help_loads_few_modules() -> None:
     code = (
-        "import resource, subprocess, sys\n"
-        "command = [sys.executable, '-c', 'from freehold.cli import main; main()', '--help']\n"
-        "subprocess.run(command, stdout=subprocess.DEVNULL, check=True)\n"
-        "used = resource.getrusage(resource.RUSAGE_CHILDREN); print(used.ru_utime + used.ru_stime)"
+        "import sys\n"
+        "from freehold.cli import main\n"
+        "sys.argv = ['freehold', '--help']\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "print(len(sys.modules), file=sys.stderr)"
     )
-    runs = [
-        float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout) for _ in range(3)
-    ]
-    assert min(runs) < 0.4
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert int(done.stderr) < 560

@@ -6,7 +6,6 @@ import json
 import os
 import queue
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -26,6 +25,7 @@ from freehold.tasks import task_definition
 from freehold.testing import forkserver
 from freehold.wire.admin import Admin, Results, Studies, StudyInfo, StudyRequest, StudyStarted, TokenMade, TokenRequest
 from freehold.wire.process import spawn
+from tests.ports import free_port
 
 HOSPITALS = {"cleveland": "Cleveland", "hungary": "Hungary", "switzerland": "Switzerland", "va": "VA Long Beach"}
 PATIENCE_S = 120.0
@@ -108,9 +108,7 @@ class Federation:
         self.folder, self.names, self._dataset = folder, list(names), dataset
         self._environment = {} if fork is None else {forkserver.VARIABLE: str(fork)}
         self.settings = dict(settings or {})
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         self.urls: dict[str, str] = {}
         """Where a node finds the coordinator, if not at `url`."""
         self.nodes: dict[str, Process] = {}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import socket
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,18 +12,13 @@ import pytest
 
 from freehold.wire.jointoken import JoinToken
 from tests.federation.programs import Running, freehold, left_behind, short_folder
+from tests.ports import free_port
 
 
 @pytest.fixture
 def home() -> Iterator[Path]:
     with short_folder() as made:
         yield made
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def get(url: str) -> str:

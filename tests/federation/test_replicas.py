@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +22,7 @@ from freehold.wire.admin import Admin, Done, Results, Status, StudyRequest, Stud
 from tests.federation.forwarder import Forwarder
 from tests.federation.harness import HOSPITALS, Federation, Process, heart_plan
 from tests.federation.states import server_state
+from tests.ports import free_port
 from tests.postgres import Postgres, postgres
 from tests.s3 import S3, s3
 
@@ -65,9 +65,7 @@ class Pair:
         self.running.append(self.first)
         self.first.wait_for("coordinator.started")
         shutil.copytree(folder / "coordinator" / "authority", folder / "second" / "authority")
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.second_port = free.getsockname()[1]
+        self.second_port = free_port()
         self.second = self.start("second", self.second_port)
         self.second.wait_for("coordinator.started")
         self.doors += [Forwarder(port) for port in (self.federation.port, self.second_port)]
