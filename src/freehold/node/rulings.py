@@ -23,6 +23,10 @@ MOST_KEPT = 50
 plans that are sent to be denied hide none that was allowed. Of the others it is the one that was decided first."""
 
 
+Unix = Annotated[float, msgspec.Meta(ge=0, lt=2.0**37)]
+"""A time that can be shown: what is later is damaged."""
+
+
 class Ruled(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One rule, as it was found when it decided."""
 
@@ -40,9 +44,9 @@ class Ruling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     signature: str | None = None
     says: Literal["allowed", "denied", "waits"]
     """"waits" only after another one: what has waited from the start is the approvals' to keep."""
-    decided: Annotated[float, msgspec.Meta(ge=0)]
+    decided: Unix
     """Unix time since when they say so."""
-    allowed: Annotated[float, msgspec.Meta(ge=0)] | None = None
+    allowed: Unix | None = None
     """Unix time until which they allowed what they do not now; None if they never did. Contributions may have left before it."""
     rules: tuple[Ruled, ...]
     policy: str
