@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from freehold.errors import UnknownName, UsageError
 from freehold.node.approvals import Approvals
@@ -32,6 +32,15 @@ class Decided:
     reason: str = ""
     ruling: Ruling | None = None
     """What rules said last, also of a plan of which the owner said something."""
+
+    def told(self) -> dict[str, Any] | None:
+        """What rules decided, as JSON has it; None: the owner did."""
+        ruling = self.ruling
+        if ruling is None:
+            return None
+        rules = [{"rule": e.rule, "passed": e.passed, "found": e.found, "wanted": e.wanted} for e in ruling.rules]
+        told = {"says": ruling.says, "time": ruling.decided, "policy": ruling.policy, "rules": rules}
+        return told if ruling.allowed is None else {**told, "allowed_until": ruling.allowed}
 
 
 def every(folder: Path) -> list[Decided]:

@@ -106,7 +106,7 @@ def show(digest: Wanted, name: NodeName = None, state: NodeState = None, as_json
             "by": entry.by,
             "since": entry.since,
             "reason": entry.reason,
-            "decided": _ruling(entry),
+            "decided": entry.told(),
             "summary": dict(words),
             "changed": changed,
             "code_changed": code,
@@ -382,15 +382,6 @@ def _ruled(entry: Decided) -> list[str]:
     if ruling.allowed is not None:
         lines.append(f"          allowed until {_time(ruling.allowed)}: look in the ledger for what left")
     return lines
-
-
-def _ruling(entry: Decided) -> dict[str, Any] | None:
-    ruling = entry.ruling
-    if ruling is None:
-        return None
-    rules = [{"rule": e.rule, "passed": e.passed, "found": e.found, "wanted": e.wanted} for e in ruling.rules]
-    told = {"says": ruling.says, "time": ruling.decided, "policy": ruling.policy, "rules": rules}
-    return told if ruling.allowed is None else {**told, "allowed_until": ruling.allowed}
 
 
 def _time(unix: float) -> str:
