@@ -298,8 +298,9 @@ class Vault:
     def _own_key(self, known: str | None = None) -> bytes:
         """The key; made if there is none and nothing was written with one."""
         if self._key is None:
-            self._key = vaultkey.find(self._state, self._credentials, self._tpm)
-        if self._key is None and (known or vaultindex.key_of(self._database())):
+            known = known or vaultindex.key_of(self._database())
+            self._key = vaultkey.find(self._state, self._credentials, self._tpm, known=known)
+        if self._key is None and known:
             file = self._state / (vaultkey.SEALED if self._tpm else vaultkey.NAME)
             raise VaultKeyError(
                 f"The vault {self._folder} is there, but its key is gone.",

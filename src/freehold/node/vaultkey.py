@@ -12,7 +12,7 @@ import msgspec
 
 from freehold import durable
 from freehold.errors import VaultKeyError
-from freehold.node.encryption import KEY_BYTES
+from freehold.node.encryption import KEY_BYTES, key_id
 from freehold.node.tpm import Sealed, Tpm, parse
 
 NAME = "vault.key"
@@ -30,10 +30,11 @@ def credentials() -> Path | None:
     return Path(found) if found else None
 
 
-def find(state: Path, folder: Path | None, tpm: Tpm | None = None) -> bytes | None:
+def find(state: Path, folder: Path | None, tpm: Tpm | None = None, *, known: str | None = None) -> bytes | None:
     """The key; None if there is none yet. Raises VaultKeyError for a file that is no key, or not secret, or another TPM's.
 
-    `folder`: of the credentials. `tpm`: which seals the key of a node that is told so; a file's key comes to be sealed by it.
+    `folder`: of the credentials. `tpm`: which seals the key of a node that is told so; a file's key comes to be sealed by it,
+    if it is the one that the vault was written with: its `key_id` is `known`, or there is none yet.
     """
     if folder is not None and (path := folder / NAME).exists():
         # systemd lets the service's user read by an access control list, whose mask shows as the group's right to read.
@@ -48,7 +49,9 @@ def find(state: Path, folder: Path | None, tpm: Tpm | None = None) -> bytes | No
             )
         return plain
     if not sealed.exists():
-        return None if plain is None else _moved(state, plain, tpm)
+        if plain is None or (known is not None and key_id(plain) != known):
+            return plain
+        return _moved(state, plain, tpm)
     found = tpm.unseal(_sealed(sealed))
     if len(found) != KEY_BYTES:
         raise VaultKeyError(f"{sealed} holds no vault's key.", hint="Restore it from a backup; no new key is made.")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from freehold.errors import UsageError, VaultKeyError
+from freehold.errors import UsageError, VaultKeyError, VaultLocked
 from freehold.failpoints import VARIABLE
 from freehold.node import vaultkey
 from freehold.node.__main__ import options_of
@@ -117,6 +117,15 @@ def test_the_key_of_a_file_comes_to_be_sealed_and_the_file_goes(tmp_path: Path, 
     (tmp_path / "vault.key").chmod(0o600)
     with pytest.raises(VaultKeyError, match="different keys"):
         vaultkey.find(tmp_path, None, chip.tpm)
+
+
+def test_a_key_that_is_not_the_vaults_is_not_sealed_and_its_file_stays(tmp_path: Path, chip: SoftwareTpm) -> None:
+    trained(tmp_path, None)
+    wrong = os.urandom(32)
+    (tmp_path / "vault.key").write_bytes(wrong)
+    with pytest.raises(VaultLocked):
+        Node(tmp_path, tpm=chip.tpm).committed()
+    assert (tmp_path / "vault.key").read_bytes() == wrong and not (tmp_path / "vault.tpm").exists()
 
 
 def test_who_leaves_has_the_sealed_key_erased_even_without_the_tpm(tmp_path: Path, chip: SoftwareTpm) -> None:
