@@ -57,14 +57,7 @@ class LoopEngine:
 
     def present(self, cohort: Sequence[str]) -> list[str]:
         """The clients that have training data; the others are put down as skipped. TooFewExamples if nobody has."""
-        there = [c for c in cohort if self.feed.size(c)]
-        self.execution.skipped |= dict.fromkeys(c for c in cohort if not self.feed.size(c))
-        if not there:
-            raise TooFewExamples(
-                f"None of the {len(cohort)} clients of this round has training rows.",
-                hint="Leave them out, or raise min_examples.",
-            )
-        return there
+        return present(self.feed, self.execution, cohort)
 
     def settle(self, counted: bool) -> None:
         """Keep or drop the personal states of the round that was collected."""
@@ -104,6 +97,18 @@ class LoopEngine:
         """client -> sums of its own model on its own split."""
         said = self.predict(shared, clients, [split])
         return {c: self.algorithm.task.measure(said[c][split], self.feed.y[self.feed.rows[c][split]].to("cpu")) for c in clients}
+
+
+def present(feed: Feed, execution: Execution, cohort: Sequence[str]) -> list[str]:
+    """The clients of a cohort that have training data; `execution` is told of the others. TooFewExamples if nobody has."""
+    there = [c for c in cohort if feed.size(c)]
+    execution.skipped |= dict.fromkeys(c for c in cohort if not feed.size(c))
+    if not there:
+        raise TooFewExamples(
+            f"None of the {len(cohort)} clients of this round has training rows.",
+            hint="Leave them out, or raise min_examples.",
+        )
+    return there
 
 
 def check_finite(result: ClientResult, client: str, round: Round, algorithm: str) -> None:

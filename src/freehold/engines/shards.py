@@ -19,7 +19,7 @@ from torch import Tensor
 from freehold.core import Algorithm, Round, Sums, Tally, Tree, tree_map
 from freehold.engines.execution import Execution
 from freehold.engines.feed import Feed
-from freehold.engines.loop import LoopEngine
+from freehold.engines.loop import LoopEngine, present
 from freehold.errors import WorkersLost
 
 MOST_LOSSES = 3
@@ -171,9 +171,10 @@ class ShardedEngine:
         self._crew = crew
 
     def collect(self, round: Round, shared: Tree, cohort: Sequence[str]) -> Tally:
-        """Ask the cohort."""
-        self.store.collecting(round, cohort)
-        answers = self._ask(shared, cohort, lambda part: Ask(about="round", clients=part, round=round))
+        """Ask the cohort; clients without training data are left out before it is divided, so that no worker has only such."""
+        there = present(self.feed, self.execution, cohort)
+        self.store.collecting(round, there)
+        answers = self._ask(shared, there, lambda part: Ask(about="round", clients=part, round=round))
         tallies = [Tally(total=a.tree["total"], weight=a.weight, clients=a.clients, metrics=a.tree["metrics"]) for a in answers]
         first = replace(tallies[0], total=_copied(tallies[0].total), metrics=_copied(tallies[0].metrics))
         return reduce(add, tallies[1:], first)

@@ -60,6 +60,30 @@ def of(crew: Processes, **how: object) -> object:
     return crew.engine(build("ditto", task_of("plain")), feed_for("plain"), partial(built, **how))  # type: ignore[arg-type]
 
 
+def without_rows(feed: Feed, *clients: str) -> Feed:
+    """The same feed, in which these have no training data."""
+    none = torch.zeros(0, dtype=torch.int64)
+    return replace(feed, rows={c: {**splits, "train": none} if c in clients else splits for c, splits in feed.rows.items()})
+
+
+@pytest.mark.parametrize("empty", [NAMES[:1], NAMES[1:]], ids=["one", "all-but-one"])
+def test_clients_without_training_data_are_left_out_and_keep_the_state_that_they_had(empty: tuple[str, ...]) -> None:
+    algorithm, feed = build("ditto", task_of("plain")), without_rows(feed_for("plain"), *empty)
+    crew = Processes(2)
+    try:
+        there, here = crew.engine(algorithm, feed, built), built(feed)
+        shared, round_ = algorithm.broadcast(algorithm.init()), Round(0, len(NAMES), len(NAMES))
+        for engine in (here, there):
+            found = engine.collect(round_, shared, NAMES)
+            engine.settle(counted=True)
+            assert found.clients == len(NAMES) - len(empty) and tuple(engine.execution.skipped) == empty
+        assert there.store.committed().keys() == here.store.committed().keys()
+        said = [engine.predict(shared, NAMES, ["test"]) for engine in (here, there)]
+        assert all(distance(said[0][c], said[1][c]) < 1e-9 for c in NAMES)
+    finally:
+        crew.close()
+
+
 @pytest.fixture(scope="module")
 def crew() -> Iterator[Processes]:
     found = Processes(2)
