@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from freehold.core import Batch, Steps, generator, tree_map
+from freehold.core import Batch, Steps, generator
 from freehold.drawing import digest_seed
 from freehold.engines.dealing import drawn, rows_of, shuffled
 from freehold.errors import TooFewExamples, UsageError
@@ -168,42 +168,6 @@ def _span(work: Work, size: int, index: int) -> tuple[int, int]:
         return index * steps, (index + 1) * steps
     first = index * -(-steps // per_pass) * per_pass  # every round starts a new shuffle: no two rounds share a pass
     return first, first + steps
-
-
-def pad(each: Sequence[Steps]) -> Steps:
-    """Several clients' steps as one, with a leading client axis and masks; the table is shared."""
-    wide = {
-        "rows": max(len(s.rows) for s in each),
-        "steps": max(len(s) for s in each),
-        "batch": max(s.picks.shape[1] for s in each),
-    }
-
-    def grown(t: Tensor, *shape: int) -> Tensor:
-        out = t.new_zeros(shape)
-        out[tuple(slice(n) for n in t.shape)] = t
-        return out
-
-    steps, batch = wide["steps"], wide["batch"]
-    return Steps(
-        table=each[0].table,
-        # Padding reads the client's own first row: any other could be another client's.
-        rows=torch.stack([torch.cat([s.rows, s.rows[:1].expand(wide["rows"] - len(s.rows))]) for s in each]),
-        present=torch.stack([grown(s.present, wide["rows"]) for s in each]),
-        picks=torch.stack([grown(s.picks, steps, batch) for s in each]),
-        real=torch.stack([grown(s.real, steps, batch) for s in each]),
-        live=torch.stack([grown(s.live, steps) for s in each]),
-        keys=torch.stack([grown(s.keys, steps) for s in each]),
-    )
-
-
-def pad_batches(each: Sequence[Batch]) -> Batch:
-    """Several clients' batches as one, with a leading client axis; padding is not `real`."""
-    wide = max(len(b["real"]) for b in each)
-
-    def grown(t: Tensor) -> Tensor:
-        return torch.cat([t, t.new_zeros(wide - len(t), *t.shape[1:])]) if t.dim() else t
-
-    return tree_map(lambda *ts: torch.stack([grown(t) for t in ts]), *each)
 
 
 @lru_cache(maxsize=4096)

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from freehold.core import State, Steps, Task, Tree, stack, task_from
 from freehold.core.cohort import dense
-from freehold.engines.feed import Feed, Work, pad
+from freehold.engines.feed import Feed, Work
+from tests.padding import pad
 
 WIDTH, HIDDEN, CLASSES = 20, 16, 3
 EQUAL, UNEQUAL = (8, 8, 8, 8), (13, 8, 6, 3)

@@ -14,8 +14,8 @@ from torch.utils import _pytree as pytree
 
 from freehold.core import Objective, State, Steps, custom_vmap, descend, fix, gradient, proximal, train
 from freehold.engines import LoopEngine, VectorEngine, Work
-from freehold.engines.feed import pad
 from tests.laws.cases import build
+from tests.padding import pad
 from tests.problems import CLIENTS, distance, feed_for, plain
 
 TASK = plain()

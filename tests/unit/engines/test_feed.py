@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from freehold.core import Steps
 from freehold.engines import Feed, Work
-from freehold.engines.feed import pad, pad_batches
 from freehold.engines.loop import ADAPTING
 from freehold.errors import TooFewExamples, UsageError
+from tests.padding import pad, pad_batches
 from tests.problems import CLIENTS, SIZES, feed_for
 
 
