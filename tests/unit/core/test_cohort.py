@@ -31,6 +31,7 @@ from freehold.core import (
     tilted,
 )
 from freehold.core.cohort import LowRank, Touched, dense, explain, weighted_sum
+from freehold.core.cohort.walk import Walk
 from freehold.errors import HiddenTensor
 from tests.problems import distance
 from tests.unit.core.cohorts import EQUAL, NETWORKS, UNEQUAL, common, each_of, padded, spread, stacked, task_of
@@ -375,3 +376,12 @@ def test_a_pass_that_is_not_the_same_twice_is_found_out() -> None:
     cohort("stacked", lambda steps: descend(task.objective, task.init, steps, 0.1), padded(each_of(EQUAL)))
     assert [f.how for f in explain(task.objective)] == ["taped"]
     assert "a second one was another" in explain(task.objective)[0].why
+
+
+def test_a_step_runs_on_the_clients_that_still_have_work_and_no_others() -> None:
+    """The fraction of useful steps, counted where they are taken: all of them, on log-normal sizes."""
+    sizes = (torch.randn(60, generator=torch.Generator().manual_seed(5)) + 3.5).exp().clamp(1, 400).int().tolist()
+    each = each_of(tuple(sorted(sizes, reverse=True)))
+    steps = padded(each)
+    taken = sum(stride.n for stride in Walk(steps, 0.1, torch.float64))
+    assert taken == int(steps.live.sum()) == sum(len(s) for s in each) < steps.live.numel() / 2
