@@ -71,7 +71,7 @@ def select(candidates: Mapping[str, Algorithm]) -> Algorithm:
 
     def predict(shared: Tree, personal: Tree, x: Tensor) -> Tensor:
         outputs = torch.stack([a.outputs(shared[n], personal[n], x) for n, a in candidates.items()])
-        choice = personal.get("choice", torch.nn.functional.one_hot(torch.tensor(0), len(names)))
+        choice = personal.get("choice", torch.nn.functional.one_hot(torch.tensor(0, device=outputs.device), len(names)))
         return torch.where(choice.view(-1, *[1] * (outputs.dim() - 1)) == 1, outputs, 0).sum(0)
 
     return Algorithm(

@@ -110,6 +110,11 @@ class Algorithm:
         """Whether contributions that were made from older shared states may count, and count less."""
         return self.associative and not self.statistics and not self.in_step
 
+    @property
+    def adapts(self) -> bool:
+        """Whether a model to predict with is trained further first."""
+        return self.adapt is not _as_it_is
+
     def outputs(self, shared: Tree, personal: Tree, x: Tensor) -> Tensor:
         """The outputs of the client's own model [B, ...]."""
         if self.predict is not None:

@@ -172,11 +172,11 @@ class VectorEngine(LoopEngine):
     def _predict(self, shared: Tree, clients: Sequence[str], splits: Sequence[str]) -> dict[str, Mapping[str, Tensor]]:
         if self.execution.executor == "loop":
             return {c: self._predict_alone(shared, c, splits) for c in clients}
-        if self.algorithm.adapt is Algorithm.__dataclass_fields__["adapt"].default:
-            adapted = self._personal(clients, shared)
-        else:
+        if self.algorithm.adapts:
             steps = self.feed.cohort(clients, ADAPTING, self.adaptation)
             adapted = self._run(self._adapt, shared, clients, steps, [self.feed.batches(clients, "validation")])
+        else:
+            adapted = self._personal(clients, shared)
         copies = self._copies(shared, len(clients))
         found: dict[str, dict[str, Tensor]] = {c: {} for c in clients}
         for split in splits:
