@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import multiprocessing
 import os
@@ -29,13 +30,23 @@ WORK = Work(batch_size=4, epochs=1)
 NAMES = CLIENTS[:6]
 
 
+def taken(lines: Path) -> bool:
+    """Whether there was a line, which is gone now; workers that look at the same time take one each."""
+    with lines.open("r+", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        found = file.read().splitlines()
+        file.seek(0)
+        file.truncate()
+        file.write("\n".join(found[1:]))
+    return bool(found)
+
+
 def built(feed: Feed, *, name: str = "ditto", killing: Path | None = None, failing: str = "") -> LoopEngine:
     """An engine whose first client of a round kills its process as long as the file `killing` has lines, or fails."""
     algorithm = build(name, task_of("plain"))
 
     def client_update(round: Round, shared: Tree, personal: Tree, steps: Steps) -> ClientResult:
-        if killing is not None and killing.exists() and (lines := killing.read_text().splitlines()):
-            killing.write_text("\n".join(lines[1:]))
+        if killing is not None and killing.exists() and taken(killing):
             os.kill(os.getpid(), signal.SIGKILL)
         if failing == "value":
             raise ValueError("no such thing")
